@@ -1,0 +1,257 @@
+package outbox
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+	"gorm.io/gorm"
+)
+
+// Cancel takes a task that waits (pending or parked) out of the task table and records it in history as cancelled, in
+// tx's transaction. Option: IfVersion.
+//
+// A task that runs gives ErrRunning, one that is gone ErrNotFound, another version than IfVersion's ErrConflict; the
+// transaction stays usable. A transaction that makes a task needless, such as an order's payment, may ignore the first
+// two: its handler has to check anyway, since it may have started before.
+func Cancel(tx *gorm.DB, id string, opts ...Option) error {
+	err := change(tx, opts, []string{"IfVersion"}, func(h handle, s settings) error {
+		return h.cancel(id, s.version)
+	})
+	if err != nil {
+		return fmt.Errorf("outbox: cancel %s: %w", quote(id), err)
+	}
+	return nil
+}
+
+// CancelKey cancels the task that waits with the key, if there is one: nil when nothing waits, also when the task that
+// holds the key is running. Option: IfVersion, which gives ErrConflict for another version.
+func CancelKey(tx *gorm.DB, key string, opts ...Option) error {
+	err := change(tx, opts, []string{"IfVersion"}, func(h handle, s settings) error {
+		id, found, err := h.store.one(h.ctx, h.traced(),
+			"SELECT id FROM {tasks} WHERE key = ? AND state IN ('pending', 'parked')", key)
+		if err != nil || !found {
+			return err
+		}
+		err = h.cancel(id, s.version)
+		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrRunning) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("outbox: cancel key %s: %w", quote(key), err)
+	}
+	return nil
+}
+
+// Reschedule gives a task that waits (pending or parked) another start time, in tx's transaction. A time that is not in
+// the future means now, so Reschedule(tx, id, time.Now()) runs it at once. Option: IfVersion. Errors as for Cancel.
+func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...Option) error {
+	err := change(tx, opts, []string{"IfVersion"}, func(h handle, s settings) error {
+		return h.reschedule(id, at, s.version)
+	})
+	if err != nil {
+		return fmt.Errorf("outbox: reschedule %s: %w", quote(id), err)
+	}
+	return nil
+}
+
+// Rerun creates a new task from one that has finished, in tx's transaction: with the same function, arguments, key,
+// queue, priority, attempts and time limit, due at once, unless options say otherwise. The history row stays as it is,
+// but names the new task. Options: WithArgs and those of Create.
+//
+// Errors: those of Create; ErrNotFound for an id that history does not have (any more); ErrConflict for a task that has
+// not finished, or has been re-run already. The transaction stays usable.
+func Rerun(tx *gorm.DB, id string, opts ...Option) (*TaskModel, error) {
+	var task *TaskModel
+	err := change(tx, nil, nil, func(h handle, _ settings) error {
+		return h.atomically(func(h handle) (err error) {
+			task, err = h.rerun(id, opts)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("outbox: rerun %s: %w", quote(id), err)
+	}
+	return task, nil
+}
+
+// Lookup finds a task wherever it is by now: one of the two results is not nil, or the error is ErrNotFound. It reads
+// through tx, and thus from the primary.
+func Lookup(tx *gorm.DB, id string) (*TaskModel, *HistoryModel, error) {
+	var task *TaskModel
+	var past *HistoryModel
+	err := change(tx, nil, nil, func(h handle, _ settings) (err error) {
+		// In this order: a task that finishes in between is found in history.
+		if task, err = h.store.task(h.ctx, h.traced(), id); err != nil || task != nil {
+			return err
+		}
+		if past, err = h.store.history(h.ctx, h.traced(), id); err == nil && past == nil {
+			err = ErrNotFound
+		}
+		return err
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("outbox: look up %s: %w", quote(id), err)
+	}
+	return task, past, nil
+}
+
+func change(tx *gorm.DB, opts []Option, allowed []string, f func(handle, settings) error) error {
+	h, err := open(tx)
+	if err != nil {
+		return err
+	}
+	s, err := resolve(h.p, opts, allowed...)
+	if err != nil {
+		return err
+	}
+	return f(h, s)
+}
+
+func (h handle) cancel(id string, version *int64) error {
+	outcome := []dialect.Outcome{{ID: id, Version: version, Status: string(StatusCancelled), Reason: string(ReasonCancelled)}}
+	var moved []string
+	move := func(h handle) (err error) {
+		moved, err = h.store.d.Move(h.ctx, h.traced(), dialect.FromWaiting, outcome)
+		return err
+	}
+	var err error
+	if h.store.d.AtomicMove() {
+		err = move(h)
+	} else {
+		err = h.atomically(move)
+	}
+	if err != nil {
+		return h.store.explain(err)
+	}
+	if len(moved) == 0 {
+		return h.whyNot(id)
+	}
+	return nil
+}
+
+func (h handle) reschedule(id string, at time.Time, version *int64) error {
+	if err := checkTime(at); err != nil {
+		return fmt.Errorf("%w: start time: %w", ErrBadOption, err)
+	}
+	query := "UPDATE {tasks} SET run_at = {now}, state = 'pending', version = version + 1 WHERE id = ? AND state IN ('pending', 'parked')"
+	params := []any{id}
+	delay := at.Sub(h.p.now())
+	if delay > 0 {
+		query = "UPDATE {tasks} SET run_at = " + h.store.d.Instant() +
+			", state = 'pending', version = version + 1 WHERE id = ? AND state IN ('pending', 'parked')"
+		params = []any{h.store.d.Time(at.Add(time.Microsecond - 1).Truncate(time.Microsecond)), id}
+	}
+	if version != nil {
+		query += " AND version = ?"
+		params = append(params, *version)
+	}
+	r, err := h.traced().ExecContext(h.ctx, h.store.d.Rebind(query), params...)
+	if err != nil {
+		return h.store.explain(err)
+	}
+	n, err := r.RowsAffected()
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return h.whyNot(id)
+	}
+	if delay > 0 {
+		h.p.wake.created(h.conn, nil, delay)
+		return nil
+	}
+	return h.wake([]*TaskModel{{ID: id}})
+}
+
+// whyNot explains why a task that should wait could not be changed.
+func (h handle) whyNot(id string) error {
+	task, err := h.store.task(h.ctx, h.traced(), id)
+	switch {
+	case err != nil:
+		return err
+	case task != nil && task.State == StateRunning:
+		return fmt.Errorf("%w since %s", ErrRunning, formatTime(task.StartedAt))
+	case task != nil:
+		return fmt.Errorf("%w: it is %s, version %d", ErrConflict, task.State, task.Version)
+	}
+	past, err := h.store.history(h.ctx, h.traced(), id)
+	switch {
+	case err != nil:
+		return err
+	case past != nil:
+		return fmt.Errorf("%w: it ended as %s at %s", ErrNotFound, past.Status, formatTime(&past.FinishedAt))
+	}
+	return ErrNotFound
+}
+
+// rerun marks the history row, then inserts the new task; the caller makes both one.
+func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
+	past, err := h.store.history(h.ctx, h.traced(), id)
+	if err != nil {
+		return nil, err
+	}
+	if past == nil {
+		task, err := h.store.task(h.ctx, h.traced(), id)
+		if err == nil && task != nil {
+			err = fmt.Errorf("%w: it has not finished but is %s", ErrConflict, task.State)
+		} else if err == nil {
+			err = ErrNotFound
+		}
+		return nil, err
+	}
+	if past.RerunID != nil {
+		return nil, fmt.Errorf("%w: it has been re-run already, as %s", ErrConflict, *past.RerunID)
+	}
+	inherited := []Option{MaxAttempts(past.MaxAttempts), Timeout(time.Duration(past.TimeoutMS) * time.Millisecond),
+		Queue(past.Queue), Priority(past.Priority)}
+	if past.Key != nil {
+		inherited = append(inherited, Key(*past.Key))
+	}
+	s, err := resolve(h.p, append(inherited, opts...), append([]string{"WithArgs"}, createOptions...)...)
+	if err != nil {
+		return nil, err
+	}
+	fn := h.p.registry.lookup(past.Func)
+	if fn == nil && !h.p.opts.ProducerOnly {
+		return nil, h.p.registry.unknown(past.Func)
+	}
+	var args any = past.Args
+	if s.hasArgs {
+		args = s.args
+	}
+	raw, err := encodeArgs(args, h.p.opts.MaxArgs)
+	if err == nil && fn != nil {
+		_, err = fn.bind(raw)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrBadArgs, err)
+	}
+	task, err := h.prepared(past.Func, raw, s)
+	if err != nil {
+		return nil, err
+	}
+	task.model.RerunOf, task.row.RerunOf = &past.ID, &past.ID
+	r, err := h.traced().ExecContext(h.ctx, h.store.d.Rebind("UPDATE {history} SET rerun_id = ? WHERE id = ? AND rerun_id IS NULL"),
+		task.model.ID, id)
+	if err != nil {
+		return nil, err
+	}
+	if n, err := r.RowsAffected(); err != nil || n == 0 {
+		return nil, errors.Join(err, fmt.Errorf("%w: it has been re-run already", ErrConflict))
+	}
+	if err := h.insert([]*pendingTask{task}); err != nil {
+		return nil, err
+	}
+	return task.model, h.created([]*pendingTask{task})
+}
+
+func formatTime(t *time.Time) string {
+	if t == nil {
+		return "an unknown time"
+	}
+	return t.UTC().Format("2006-01-02 15:04:05Z")
+}

@@ -1,0 +1,123 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// traced executes on a caller's connection and tells the caller's GORM logger, so that Debug() shows the statement. It
+// goes past GORM's callbacks: those of other plugins would send it to a replica or rewrite it.
+type traced struct{ h handle }
+
+func (h handle) traced() dialect.Conn { return traced{h} }
+
+func (t traced) ExecContext(ctx context.Context, query string, params ...any) (sql.Result, error) {
+	begin := time.Now()
+	r, err := t.h.conn.ExecContext(ctx, query, params...)
+	rows := int64(-1)
+	if err == nil {
+		rows, _ = r.RowsAffected()
+	}
+	t.log(ctx, begin, query, params, rows, err)
+	return r, err
+}
+
+func (t traced) QueryContext(ctx context.Context, query string, params ...any) (*sql.Rows, error) {
+	begin := time.Now()
+	r, err := t.h.conn.QueryContext(ctx, query, params...)
+	t.log(ctx, begin, query, params, -1, err)
+	return r, err
+}
+
+func (t traced) log(ctx context.Context, begin time.Time, query string, params []any, rows int64, err error) {
+	logger := t.h.tx.Logger
+	if logger == nil {
+		return
+	}
+	logger.Trace(ctx, begin, func() (string, int64) {
+		if filter, ok := logger.(gorm.ParamsFilter); ok {
+			query, params = filter.ParamsFilter(ctx, query, params...)
+		}
+		return t.h.tx.Dialector.Explain(query, params...), rows
+	}, err)
+}
+
+// atomically runs f so that all of it happens or nothing: in a savepoint of the caller's transaction, which stays usable
+// when f fails, or else in a transaction of its own.
+func (h handle) atomically(f func(handle) error) error {
+	pool := h.conn
+	if prepared, ok := pool.(*gorm.PreparedStmtTX); ok {
+		pool = prepared.Tx // savepoints cannot be prepared everywhere
+	}
+	if _, inTx := pool.(gorm.TxCommitter); inTx {
+		h.conn = pool
+		return h.savepoint(f)
+	}
+	if _, pinned := pool.(*sql.Conn); pinned {
+		// Somebody may have said BEGIN on it by hand, and a second BEGIN would end theirs at its commit.
+		if err := h.savepoint(f); !errors.Is(err, errNoTx) {
+			return err
+		}
+	}
+	var tx gorm.ConnPool
+	var err error
+	switch b := pool.(type) {
+	case gorm.TxBeginner:
+		tx, err = b.BeginTx(h.ctx, nil)
+	case gorm.ConnPoolBeginner:
+		tx, err = b.BeginTx(h.ctx, nil)
+	default:
+		return fmt.Errorf("a connection of type %T cannot begin a transaction", pool)
+	}
+	if err != nil {
+		return err
+	}
+	committer := tx.(gorm.TxCommitter)
+	defer committer.Rollback()
+	h.conn = tx
+	if err := f(h); err != nil {
+		return err
+	}
+	return committer.Commit()
+}
+
+var errNoTx = errors.New("the connection is not in a transaction")
+
+const savepointName = "outbox"
+
+func (h handle) savepoint(f func(handle) error) (err error) {
+	if _, err := h.conn.ExecContext(h.ctx, "SAVEPOINT "+savepointName); err != nil {
+		if _, pinned := h.conn.(*sql.Conn); pinned {
+			return errors.Join(errNoTx, err)
+		}
+		return err
+	}
+	finished := false
+	defer func() {
+		if finished && err == nil {
+			return
+		}
+		ctx := context.WithoutCancel(h.ctx)
+		if _, undo := h.conn.ExecContext(ctx, "ROLLBACK TO SAVEPOINT "+savepointName); undo != nil {
+			err = errors.Join(err, fmt.Errorf("roll back to savepoint: %w", undo))
+			return
+		}
+		if _, undo := h.conn.ExecContext(ctx, "RELEASE SAVEPOINT "+savepointName); undo != nil {
+			err = errors.Join(err, fmt.Errorf("release savepoint: %w", undo))
+		}
+	}()
+	if err := f(h); err != nil {
+		finished = true
+		return err
+	}
+	finished = true
+	_, err = h.conn.ExecContext(h.ctx, "RELEASE SAVEPOINT "+savepointName)
+	return err
+}

@@ -1,0 +1,327 @@
+package outbox
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// NewTask is an element of a batch.
+type NewTask struct {
+	Func    string
+	Args    any
+	Options []Option
+}
+
+// Create inserts a task through tx, in whatever transaction tx holds: the task exists if and only if that transaction
+// commits, and nothing runs before. It returns the row as it was inserted; its ID is known to no dispatcher until then.
+//
+// Give it the transaction's handle, not the outer *gorm.DB: through that one the task is committed at once, whatever
+// becomes of the transaction. What else the handle carries (Model, Where, Select, a finished query) makes no difference.
+//
+// args is a struct, a map or JSON that encodes to an object; nil means no arguments. Where the function is registered in
+// this process, its parameters are checked too. Options: StartAt, StartAfter, StartTime, MaxAttempts, Timeout, Key,
+// Queue, Priority; without a start time the task is due at once.
+//
+// Errors: ErrNotInstalled, ErrDryRun, ErrUnknownFunc, ErrBadArgs, ErrBadOption, ErrDuplicateKey; after each of them
+// nothing was inserted, and the transaction is still usable. An error of the database is wrapped as it is.
+func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, error) {
+	h, err := open(tx)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
+	}
+	task, err := h.prepare(path, args, opts)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
+	}
+	if err := h.insert([]*pendingTask{task}); err != nil {
+		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
+	}
+	if err := h.created([]*pendingTask{task}); err != nil {
+		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
+	}
+	return task.model, nil
+}
+
+// Chunks of a batch; also of a group of outcomes.
+const (
+	maxRows  = 1000
+	maxBytes = 8 << 20
+)
+
+// CreateBatch inserts many tasks with few statements: all of them or none. It returns the rows in the order given. See
+// Create for all else; errors name the task's index.
+func CreateBatch(tx *gorm.DB, tasks ...NewTask) ([]*TaskModel, error) {
+	h, err := open(tx)
+	if err != nil {
+		return nil, fmt.Errorf("outbox: create batch: %w", err)
+	}
+	prepared := make([]*pendingTask, len(tasks))
+	keys := map[string]int{}
+	for i, t := range tasks {
+		if prepared[i], err = h.prepare(t.Func, t.Args, t.Options); err != nil {
+			return nil, fmt.Errorf("outbox: create batch: task %d, %s: %w", i, t.Func, err)
+		}
+		if key := prepared[i].model.Key; key != nil {
+			if j, ok := keys[*key]; ok {
+				return nil, fmt.Errorf("outbox: create batch: task %d, %s: %w: task %d of the batch has the key %s too",
+					i, t.Func, ErrDuplicateKey, j, quote(*key))
+			}
+			keys[*key] = i
+		}
+	}
+	// Two batches that take the same keys in different orders would deadlock.
+	ordered := slices.Clone(prepared)
+	slices.SortStableFunc(ordered, func(a, b *pendingTask) int { return cmp.Compare(deref(a.model.Key), deref(b.model.Key)) })
+	chunks := chunk(ordered)
+	insert := func(h handle) error {
+		for _, c := range chunks {
+			if err := h.insert(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if len(chunks) > 1 || len(keys) > 0 {
+		err = h.atomically(insert)
+	} else {
+		err = insert(h)
+	}
+	if err == nil && len(prepared) > 0 {
+		err = h.created(prepared)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("outbox: create batch: %w", err)
+	}
+	models := make([]*TaskModel, len(prepared))
+	for i, t := range prepared {
+		models[i] = t.model
+	}
+	return models, nil
+}
+
+func chunk(tasks []*pendingTask) [][]*pendingTask {
+	var chunks [][]*pendingTask
+	start, size := 0, 0
+	for i, t := range tasks {
+		n := len(t.row.Args) + 512
+		if i > start && (i-start >= maxRows || size+n > maxBytes) {
+			chunks = append(chunks, tasks[start:i])
+			start, size = i, 0
+		}
+		size += n
+	}
+	if start < len(tasks) {
+		chunks = append(chunks, tasks[start:])
+	}
+	return chunks
+}
+
+// pendingTask is a task on its way into the table.
+type pendingTask struct {
+	model *TaskModel
+	row   dialect.NewRow
+	delay time.Duration // until it is due, by this process's clock
+}
+
+// handle is a caller's *gorm.DB with the plugin that it carries.
+type handle struct {
+	p     *Plugin
+	store *store
+	tx    *gorm.DB
+	conn  gorm.ConnPool
+	ctx   context.Context
+}
+
+// open takes from a caller's handle only what cannot have been made dirty: the connection and the context.
+func open(tx *gorm.DB) (handle, error) {
+	if tx == nil || tx.Config == nil || tx.Statement == nil {
+		return handle{}, fmt.Errorf("%w: it is nil", ErrNotInstalled)
+	}
+	p, ok := tx.Plugins[pluginName].(*Plugin)
+	if !ok {
+		return handle{}, ErrNotInstalled
+	}
+	s, err := p.bound()
+	if err != nil {
+		return handle{}, err
+	}
+	if tx.Error != nil {
+		return handle{}, fmt.Errorf("the *gorm.DB carries an error already: %w", tx.Error)
+	}
+	if tx.DryRun {
+		return handle{}, ErrDryRun
+	}
+	return handle{p: p, store: s, tx: tx, conn: tx.Statement.ConnPool, ctx: tx.Statement.Context}, nil
+}
+
+// prepare checks everything that can be checked without the database.
+func (h handle) prepare(path string, args any, opts []Option) (*pendingTask, error) {
+	if err := checkPath(path); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnknownFunc, err)
+	}
+	fn := h.p.registry.lookup(path)
+	if fn == nil && !h.p.opts.ProducerOnly {
+		return nil, h.p.registry.unknown(path)
+	}
+	raw, err := encodeArgs(args, h.p.opts.MaxArgs)
+	if err == nil && fn != nil {
+		_, err = fn.bind(raw)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrBadArgs, err)
+	}
+	s, err := resolve(h.p, opts, createOptions...)
+	if err != nil {
+		return nil, err
+	}
+	return h.prepared(path, raw, s)
+}
+
+func (h handle) prepared(path string, raw JSON, s settings) (*pendingTask, error) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return nil, fmt.Errorf("make an id: %w", err)
+	}
+	t := &TaskModel{
+		ID: id.String(), Func: path, Args: raw, Key: s.key, Queue: s.queue, Priority: s.priority, State: StatePending,
+		MaxAttempts: s.maxAttempts, TimeoutMS: int64((s.timeout + time.Millisecond - 1) / time.Millisecond), Version: 1,
+	}
+	for _, hook := range h.p.opts.Hooks {
+		if err := hook.OnCreate(h.ctx, t); err != nil {
+			return nil, fmt.Errorf("refused by a hook: %w", err)
+		}
+	}
+	meta, err := t.Meta.Value()
+	if err != nil {
+		return nil, err
+	}
+	row := dialect.NewRow{
+		ID: t.ID, Func: t.Func, Args: string(t.Args), Key: t.Key, Queue: t.Queue, Priority: t.Priority,
+		MaxAttempts: t.MaxAttempts, TimeoutMS: t.TimeoutMS,
+	}
+	if text, ok := meta.(string); ok {
+		text = cleanText(text, h.p.opts.MaxArgs)
+		row.Meta = &text
+	}
+	delay := s.after
+	if s.at.IsZero() {
+		row.DelayUS = dialect.Micros(s.after)
+	} else {
+		delay = s.at.Sub(h.p.now())
+		// A start time is rounded up, because a task is never early.
+		at := h.store.d.Time(s.at.Add(time.Microsecond - 1).Truncate(time.Microsecond))
+		row.At, row.Past = &at, delay <= 0
+	}
+	return &pendingTask{t, row, delay}, nil
+}
+
+// now is the process's clock, or the tests'.
+func (p *Plugin) now() time.Time {
+	if p.opts.Clock != nil {
+		return p.opts.Clock()
+	}
+	return time.Now()
+}
+
+// insert inserts one chunk. A key that is held leaves the chunk's other rows inserted: the caller rolls back.
+func (h handle) insert(tasks []*pendingTask) error {
+	missing := make(map[string]*pendingTask, len(tasks))
+	for _, t := range tasks {
+		missing[t.row.ID] = t
+	}
+	// Between a conflict and the look at who holds the key, the holder may go: then insert again.
+	for range 5 {
+		rows := make([]dialect.NewRow, 0, len(missing))
+		for _, t := range tasks {
+			if missing[t.row.ID] != nil {
+				rows = append(rows, t.row)
+			}
+		}
+		err := h.store.d.Insert(h.ctx, h.traced(), rows, func(r *sql.Rows) error {
+			var id string
+			var runAt, createdAt time.Time
+			if err := r.Scan(&id, instant{&runAt}, instant{&createdAt}); err != nil {
+				return err
+			}
+			if t := missing[id]; t != nil {
+				t.model.RunAt, t.model.CreatedAt = runAt, createdAt
+				delete(missing, id)
+			}
+			return nil
+		})
+		if err != nil {
+			return h.store.explain(err)
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		if err := h.holder(tasks, missing); err != nil {
+			return err
+		}
+	}
+	return errors.New("the task that holds the key came and went five times while this one was inserted")
+}
+
+// holder finds out who holds a key that kept a row out; nil when nobody does any more.
+func (h handle) holder(tasks []*pendingTask, missing map[string]*pendingTask) error {
+	for _, t := range tasks {
+		if missing[t.row.ID] == nil {
+			continue
+		}
+		if t.row.Key == nil {
+			return fmt.Errorf("the database did not insert the row of task %s", t.row.ID)
+		}
+		id, found, err := h.store.one(h.ctx, h.traced(), "SELECT id FROM {tasks} WHERE key = ?", *t.row.Key)
+		if err != nil {
+			return err
+		}
+		if found {
+			return &DuplicateKeyError{Key: *t.row.Key, ID: id}
+		}
+	}
+	return nil
+}
+
+// created hints at new tasks.
+func (h handle) created(tasks []*pendingTask) error {
+	var due []*TaskModel
+	for _, t := range tasks {
+		if t.delay > 0 {
+			h.p.wake.created(h.conn, nil, t.delay)
+			continue
+		}
+		due = append(due, t.model)
+	}
+	return h.wake(due)
+}
+
+// wake hints at tasks that are due as soon as the caller's transaction commits.
+func (h handle) wake(due []*TaskModel) error {
+	if len(due) == 0 {
+		return nil
+	}
+	for _, w := range h.p.opts.Wakers {
+		if err := w.Created(h.ctx, h.conn, h.store.pool); err != nil {
+			return fmt.Errorf("wake other processes: %w", err)
+		}
+	}
+	h.p.wake.created(h.conn, due, 0)
+	return nil
+}
+
+func deref(s *string) string {
+	if s == nil {
+		return ""
+	}
+	return *s
+}

@@ -1,0 +1,253 @@
+package outbox
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+// Args are named arguments: a JSON object. A handler that takes Args gets whatever keys there are, and its numbers as
+// json.Number, so that integers keep every digit.
+type Args = map[string]any
+
+// maxDepth of arguments and results: MariaDB refuses 40.
+const maxDepth = 32
+
+// encodeArgs turns arguments into a JSON object that every supported database stores and gives back unchanged.
+func encodeArgs(args any, limit int) (JSON, error) {
+	if args == nil {
+		return JSON("{}"), nil
+	}
+	raw, err := encodeJSON(args)
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) > limit {
+		return nil, fmt.Errorf("they have %d bytes, over the limit of %d: pass ids, not objects, or raise Options.MaxArgs",
+			len(raw), limit)
+	}
+	if raw[0] != '{' {
+		if string(raw) == "null" {
+			return JSON("{}"), nil
+		}
+		return nil, fmt.Errorf("they are not a JSON object but %s", kindOf(raw))
+	}
+	return raw, checkJSON(raw, nil)
+}
+
+// encodeJSON encodes a value without the escaping of HTML, which would only make a column harder to read.
+func encodeJSON(v any) (JSON, error) {
+	var b bytes.Buffer
+	var err error
+	switch v := v.(type) {
+	case json.RawMessage:
+		err = json.Compact(&b, v)
+	case JSON:
+		err = json.Compact(&b, v)
+	case []byte:
+		err = json.Compact(&b, v)
+	default:
+		enc := json.NewEncoder(&b)
+		enc.SetEscapeHTML(false)
+		err = enc.Encode(v)
+	}
+	if err != nil {
+		return nil, err
+	}
+	raw := bytes.TrimSuffix(b.Bytes(), []byte("\n"))
+	if len(raw) == 0 {
+		return nil, fmt.Errorf("there is no JSON")
+	}
+	return JSON(raw), nil
+}
+
+// checkJSON walks a document and refuses what some database or decoder would change or reject: invalid JSON or UTF-8,
+// \u0000, half a surrogate pair, a key twice, nesting over maxDepth. Where f is not nil, the objects' keys must be those
+// that the fields of its type take. The walk is over the text, because a decoder would hide all of these.
+func checkJSON(raw []byte, f *fields) error {
+	if !json.Valid(raw) {
+		var v any
+		return fmt.Errorf("not valid JSON: %w", json.Unmarshal(raw, &v))
+	}
+	if !utf8.Valid(raw) {
+		return fmt.Errorf("not valid UTF-8")
+	}
+	w := walker{raw: raw}
+	return w.value(shape{fields: f}, "")
+}
+
+// walker reads JSON that is known to be valid.
+type walker struct {
+	raw   []byte
+	pos   int
+	depth int
+}
+
+func (w *walker) skipSpace() {
+	for w.pos < len(w.raw) && strings.IndexByte(" \t\r\n", w.raw[w.pos]) >= 0 {
+		w.pos++
+	}
+}
+
+// next skips white space and consumes the byte c if it is there.
+func (w *walker) next(c byte) bool {
+	w.skipSpace()
+	if w.pos < len(w.raw) && w.raw[w.pos] == c {
+		w.pos++
+		return true
+	}
+	return false
+}
+
+func (w *walker) value(s shape, path string) error {
+	w.skipSpace()
+	switch w.raw[w.pos] {
+	case '{', '[':
+		if w.depth++; w.depth > maxDepth {
+			return fmt.Errorf("key %s: nested deeper than %d levels", quote(path), maxDepth)
+		}
+		defer func() { w.depth-- }()
+		if w.raw[w.pos] == '[' {
+			return w.array(s.elem(), path)
+		}
+		return w.object(s, path)
+	case '"':
+		_, err := w.text(path)
+		return err
+	}
+	for w.pos < len(w.raw) && strings.IndexByte(" \t\r\n,]}", w.raw[w.pos]) < 0 {
+		w.pos++
+	}
+	return nil
+}
+
+func (w *walker) array(elem shape, path string) error {
+	w.pos++
+	for i := 0; !w.next(']'); i++ {
+		w.next(',')
+		if err := w.value(elem, path+"["+strconv.Itoa(i)+"]"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *walker) object(s shape, path string) error {
+	w.pos++
+	top := w.depth == 1
+	var seen map[string]bool
+	for !w.next('}') {
+		w.next(',')
+		w.skipSpace()
+		key, err := w.text(path)
+		if err != nil {
+			return err
+		}
+		w.next(':')
+		at := key
+		if path != "" {
+			at = path + "." + key
+		}
+		if seen[key] {
+			return fmt.Errorf("key %s is there twice", quote(at))
+		}
+		if seen == nil {
+			seen = make(map[string]bool, 8)
+		}
+		seen[key] = true
+		inner, err := s.field(key)
+		if err != nil {
+			return fmt.Errorf("key %s %w", quote(at), err)
+		}
+		w.skipSpace()
+		if w.raw[w.pos] == 'n' && inner.noNull {
+			return fmt.Errorf("key %s is null, which %s cannot take", quote(at), inner.typ)
+		}
+		if err := w.value(inner, at); err != nil {
+			return err
+		}
+	}
+	if top && s.fields != nil {
+		for _, name := range s.fields.required {
+			if !seen[name] {
+				return fmt.Errorf("key %s is missing; a field that may be left out is a pointer or has omitempty", quote(name))
+			}
+		}
+	}
+	return nil
+}
+
+// text reads a string and refuses characters that some database does not store.
+func (w *walker) text(path string) (string, error) {
+	start := w.pos
+	escaped := false
+	for w.pos++; w.raw[w.pos] != '"'; w.pos++ {
+		if w.raw[w.pos] != '\\' {
+			continue
+		}
+		escaped = true
+		w.pos++
+		if w.raw[w.pos] != 'u' {
+			continue
+		}
+		r := w.hex(w.pos + 1)
+		w.pos += 4
+		switch {
+		case r == 0:
+			return "", fmt.Errorf("key %s: \\u0000, which databases do not store", quote(path))
+		case r >= 0xdc00 && r <= 0xdfff:
+			return "", fmt.Errorf("key %s: \\u%04x, half of a surrogate pair", quote(path), r)
+		case r >= 0xd800 && r <= 0xdbff:
+			if w.raw[w.pos+1] != '\\' || w.raw[w.pos+2] != 'u' {
+				return "", fmt.Errorf("key %s: \\u%04x, half of a surrogate pair", quote(path), r)
+			}
+			if low := w.hex(w.pos + 3); low < 0xdc00 || low > 0xdfff {
+				return "", fmt.Errorf("key %s: \\u%04x, half of a surrogate pair", quote(path), r)
+			}
+			w.pos += 6
+		}
+	}
+	w.pos++
+	raw := w.raw[start:w.pos]
+	if !escaped {
+		return string(raw[1 : len(raw)-1]), nil
+	}
+	var s string
+	err := json.Unmarshal(raw, &s)
+	return s, err
+}
+
+func (w *walker) hex(at int) int64 {
+	n, _ := strconv.ParseInt(string(w.raw[at:at+4]), 16, 32)
+	return n
+}
+
+func kindOf(raw []byte) string {
+	switch raw[0] {
+	case '[':
+		return "an array"
+	case '"':
+		return "a string"
+	case 't', 'f':
+		return "a boolean"
+	}
+	return "a number"
+}
+
+// cleanText makes a text that every database stores: valid UTF-8 without NUL, of at most limit bytes.
+func cleanText(s string, limit int) string {
+	s = strings.ToValidUTF8(s, "\uFFFD")
+	s = strings.ReplaceAll(s, "\x00", "\uFFFD")
+	if len(s) <= limit {
+		return s
+	}
+	const mark = " … (cut)"
+	s = s[:max(0, limit-len(mark))]
+	for len(s) > 0 && !utf8.ValidString(s[max(0, len(s)-utf8.UTFMax):]) && !utf8.RuneStart(s[len(s)-1]) {
+		s = s[:len(s)-1]
+	}
+	return strings.ToValidUTF8(s, "") + mark
+}

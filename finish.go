@@ -1,0 +1,177 @@
+package outbox
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// pendingEnd is an outcome that is not durable yet.
+type pendingEnd struct {
+	run     *run
+	ending  ending
+	verdict verdict
+}
+
+func (p *pendingEnd) size() int {
+	n := 256
+	if o := p.verdict.outcome; o != nil {
+		n += len(deref(o.Result)) + len(deref(o.Error)) + len(deref(o.Errors))
+	} else {
+		n += len(deref(p.verdict.requeue.Errors))
+	}
+	return n
+}
+
+// finisher writes outcomes in groups, without a timer: while one group is being written the next one gathers.
+type finisher struct {
+	mu     sync.Mutex
+	queue  []*pendingEnd
+	signal chan struct{}
+}
+
+func newFinisher() *finisher { return &finisher{signal: make(chan struct{}, 1)} }
+
+func (f *finisher) add(p *pendingEnd) {
+	f.mu.Lock()
+	f.queue = append(f.queue, p)
+	f.mu.Unlock()
+	select {
+	case f.signal <- struct{}{}:
+	default:
+	}
+}
+
+// take removes a group from the queue's head.
+func (f *finisher) take() []*pendingEnd {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n, size := 0, 0
+	for n < len(f.queue) && n < maxRows {
+		if size += f.queue[n].size(); n > 0 && size > maxBytes {
+			break
+		}
+		n++
+	}
+	group := f.queue[:n:n]
+	if f.queue = f.queue[n:]; len(f.queue) == 0 {
+		f.queue = nil
+	}
+	return group
+}
+
+// writeOutcomes runs until stop is closed and the queue is empty, or writing is given up.
+func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
+	for {
+		group := d.finisher.take()
+		if len(group) > 0 {
+			d.writeGroup(group)
+			continue
+		}
+		select {
+		case <-d.finisher.signal:
+		case <-stop:
+			if group = d.finisher.take(); len(group) == 0 {
+				return
+			}
+			d.writeGroup(group)
+		}
+	}
+}
+
+// writeGroup makes a group of outcomes durable, however long that takes; their slots stay taken until then. Only a
+// shutdown that has waited long enough gives up: then the tasks are found as interrupted.
+func (d *dispatcher) writeGroup(group []*pendingEnd) {
+	inDoubt := false // an earlier try may have been committed although its reply was lost
+	for try := 0; ; try++ {
+		var outcomes []dialect.Outcome
+		var requeued []dialect.Requeued
+		for _, p := range group {
+			if p.verdict.outcome != nil {
+				outcomes = append(outcomes, *p.verdict.outcome)
+			} else {
+				requeued = append(requeued, *p.verdict.requeue)
+			}
+		}
+		ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
+		done, err := d.store.write(ctx, outcomes, requeued)
+		if err == nil && inDoubt {
+			err = d.addLanded(ctx, group, outcomes, done)
+		}
+		cancel()
+		if err == nil {
+			d.trouble.over("write outcomes")
+			for _, p := range group {
+				p.run.durable(p.ending, p.verdict, !done[p.run.task.ID])
+			}
+			// Once for the group, so that the next claim is not for a part of it.
+			poke(d.slotFree)
+			return
+		}
+		switch dialect.Classify(err) {
+		case dialect.Data:
+			if len(group) > 1 {
+				d.writeGroup(group[:len(group)/2])
+				d.writeGroup(group[len(group)/2:])
+				return
+			}
+			if replaceTexts(group[0], err) {
+				d.log.Warn("outbox: outcome refused by the database, its texts are replaced", group[0].run.attrs("err", err)...)
+				continue
+			}
+		case dialect.Lost:
+			inDoubt = true
+		}
+		d.trouble.met("write outcomes", err)
+		if wait(d.writeCtx, min(50*time.Millisecond<<min(try, 10), 5*time.Second)) != nil {
+			for _, p := range group {
+				d.log.Error("outbox: outcome not recorded", p.run.attrs("err", err)...)
+				p.run.release()
+			}
+			poke(d.slotFree)
+			return
+		}
+	}
+}
+
+// addLanded marks those done whose rows an earlier try has moved. A row that it put back to pending cannot be told from a
+// lost claim; nothing was lost then, so it counts as done.
+func (d *dispatcher) addLanded(ctx context.Context, group []*pendingEnd, outcomes []dialect.Outcome, done map[string]bool) error {
+	var missing []dialect.Outcome
+	for _, o := range outcomes {
+		if !done[o.ID] {
+			missing = append(missing, o)
+		}
+	}
+	there, err := d.store.landed(ctx, missing)
+	if err != nil {
+		return err
+	}
+	for id := range there {
+		done[id] = true
+	}
+	for _, p := range group {
+		if p.verdict.requeue != nil {
+			done[p.run.task.ID] = true
+		}
+	}
+	return nil
+}
+
+// replaceTexts takes out of an outcome what the database may have refused; false when nothing is left to take out.
+func replaceTexts(p *pendingEnd, cause error) bool {
+	note := cleanText("the outcome's texts were refused by the database: "+errorText(cause), 1000)
+	if r := p.verdict.requeue; r != nil {
+		changed := r.Errors != nil
+		r.Errors = nil
+		return changed
+	}
+	o := p.verdict.outcome
+	if o.Result == nil && o.Errors == nil && deref(o.Error) == note {
+		return false
+	}
+	o.Result, o.Errors, o.Error = nil, nil, &note
+	return true
+}

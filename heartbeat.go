@@ -1,0 +1,207 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// A process proves with its heartbeats that it is alive, and watches those of the others. Age alone proves nothing: after
+// an outage of the database every heartbeat is old. So a process is dead when its row is gone, or when an observer has
+// seen its count of heartbeats stand still for a whole limit of the observer's own monotonic clock, during which the
+// observer's own heartbeats succeeded.
+
+// register inserts this process's row, under a new incarnation.
+func (d *dispatcher) register(ctx context.Context) error {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("make an id: %w", err)
+	}
+	host, _ := os.Hostname()
+	functions, err := encodeJSON(append([]string{}, d.funcs...))
+	if err != nil {
+		return err
+	}
+	m := ProcessModel{ID: id.String(), Host: cleanText(host, 255), PID: int64(os.Getpid()), Functions: functions, Slots: d.slots}
+	if len(d.p.opts.Queues) > 0 {
+		if m.Queues, err = encodeJSON(d.p.opts.Queues); err != nil {
+			return err
+		}
+	}
+	begun := time.Now()
+	if err := d.store.register(ctx, m); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	d.id, d.lastBeat = m.ID, begun
+	d.mu.Unlock()
+	d.lapse.Reset(d.leaseTime() - time.Since(begun))
+	return nil
+}
+
+// leaseTime is how long after its last good beat a process may still act: well before others may call it dead.
+func (d *dispatcher) leaseTime() time.Duration { return d.p.opts.HeartbeatLimit * 2 / 3 }
+
+func (d *dispatcher) processID() string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.id
+}
+
+// mayClaim reports whether the last good beat is recent enough.
+func (d *dispatcher) mayClaim() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return time.Since(d.lastBeat) < d.leaseTime()
+}
+
+// lapsed is called when the last good beat is too old: others may soon take the tasks over, so handlers are told to stop.
+func (d *dispatcher) lapsed() {
+	d.mu.Lock()
+	stale := time.Since(d.lastBeat) >= d.leaseTime()
+	d.mu.Unlock()
+	if stale {
+		d.log.Error("outbox: no heartbeat succeeded, handlers are cancelled", "for", d.leaseTime())
+		d.cancelRuns(ErrClaimLost)
+	}
+}
+
+// heartbeats runs until ctx is done: beat, then look at the others.
+func (d *dispatcher) heartbeats(ctx context.Context) {
+	tick := time.NewTicker(d.p.opts.Heartbeat)
+	defer tick.Stop()
+	seen := observations{}
+	for {
+		if d.beat(ctx) {
+			d.observe(ctx, seen)
+		} else {
+			clear(seen)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// beat reports whether it succeeded.
+func (d *dispatcher) beat(ctx context.Context) bool {
+	begun := time.Now()
+	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
+	alive, err := d.store.beat(limited, d.processID())
+	cancel()
+	if ctx.Err() != nil {
+		return false
+	}
+	if err == nil && !alive {
+		d.log.Warn("outbox: this process was declared dead, its claims are lost; it goes on as a new one", "process", d.processID())
+		d.cancelRuns(ErrClaimLost)
+		err = d.register(ctx)
+	}
+	if err != nil {
+		d.trouble.met("heartbeat", err)
+		if d.store.d.Serial() && (dialect.Classify(err) == dialect.Busy || d.inTx.Load() > 0) {
+			// Whoever holds the only write lock keeps the others from taking over, too. A beat that is late because of a
+			// lock is not a death.
+			d.lapse.Reset(d.leaseTime())
+		}
+		return false
+	}
+	d.trouble.over("heartbeat")
+	d.mu.Lock()
+	d.lastBeat = begun
+	d.mu.Unlock()
+	d.lapse.Reset(d.leaseTime() - time.Since(begun))
+	return true
+}
+
+// observations of other processes: their count of beats, and since when it has stood still.
+type observations map[string]observation
+
+type observation struct {
+	beats int64
+	since time.Time
+}
+
+// observe looks at the other processes, takes over the tasks of dead ones, and brings back parked tasks.
+func (d *dispatcher) observe(ctx context.Context, seen observations) {
+	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
+	defer cancel()
+	w, err := d.store.watch(limited)
+	now := time.Now()
+	if err == nil {
+		for id, beats := range w.beats {
+			o, known := seen[id]
+			if id == d.processID() || !known || o.beats != beats {
+				seen[id] = observation{beats, now}
+				continue
+			}
+			if now.Sub(o.since) < d.p.opts.HeartbeatLimit {
+				continue
+			}
+			var buried bool
+			if buried, err = d.store.bury(limited, id, beats); err != nil {
+				break
+			}
+			if buried {
+				d.log.Warn("outbox: a process is dead, its tasks are taken over", "process", id, "silent", now.Sub(o.since))
+				w.orphans = true
+			}
+		}
+		for id := range seen {
+			if _, there := w.beats[id]; !there {
+				delete(seen, id)
+			}
+		}
+	}
+	if err == nil && w.orphans {
+		err = d.takeOver(limited)
+	}
+	if err == nil && w.parked {
+		err = d.unpark(limited)
+	}
+	if err != nil && ctx.Err() == nil {
+		clear(seen)
+		d.trouble.met("watch other processes", err)
+		return
+	}
+	d.trouble.over("watch other processes")
+	d.reconcileSoon()
+}
+
+var errInterrupted = errors.New("interrupted: its process died or lost its connection to the database; what the run did is unknown")
+
+// takeOver ends or requeues the tasks whose process is gone.
+func (d *dispatcher) takeOver(ctx context.Context) error {
+	for {
+		taken, all, err := d.store.takeOver(ctx, 500, func(t *TaskModel) verdict {
+			return decide(t, ending{reason: ReasonInterrupted, err: errInterrupted, text: errInterrupted.Error()}, d.backoff)
+		})
+		if err != nil {
+			return err
+		}
+		for _, c := range taken {
+			d.log.Warn("outbox: interrupted task taken over", "task_id", c.task.ID, "func", c.task.Func, "attempt", c.task.Attempt)
+		}
+		if all || len(taken) == 0 {
+			return nil
+		}
+	}
+}
+
+// unpark brings back parked tasks that this process can run.
+func (d *dispatcher) unpark(ctx context.Context) error {
+	n, err := d.store.d.Unpark(ctx, d.store.pool, d.funcs, d.p.opts.Queues)
+	if n > 0 {
+		d.log.Info("outbox: parked tasks return", "count", n)
+		d.wake()
+	}
+	return err
+}

@@ -1,0 +1,285 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"reflect"
+	"sync"
+	"time"
+
+	"gorm.io/gorm"
+)
+
+// Hooks are told what happens to tasks, for logs, metrics and traces. They must be quick and safe for concurrent use; a
+// panic in one is logged and changes nothing. Embed NopHooks to implement only some.
+type Hooks interface {
+	// OnCreate is called before the row is inserted, in the creator's transaction, which may still roll back. It may
+	// set task.Meta, which goes with the task to its handler and into history. An error refuses the creation.
+	OnCreate(ctx context.Context, task *TaskModel) error
+
+	// OnStart is called before the handler, in the run's goroutine. The context that it returns goes to the handler.
+	OnStart(ctx context.Context, task *TaskModel) context.Context
+
+	// OnFinish is called once per run, when its outcome is durable or was refused, in no particular goroutine. The
+	// context is the one that OnStart returned, which has ended.
+	OnFinish(ctx context.Context, task *TaskModel, f Finish)
+}
+
+// Finish is how one run ended.
+type Finish struct {
+	Status   Status        // success or error; empty when the task goes back to pending
+	Reason   Reason        // says more; empty on success
+	Err      error         // what the handler returned, or ErrClaimLost when the outcome was refused
+	Duration time.Duration // of the handler
+	Next     time.Duration // until the next attempt, when the task goes back to pending
+}
+
+// NopHooks does nothing; embed it to implement some of Hooks.
+type NopHooks struct{}
+
+func (NopHooks) OnCreate(context.Context, *TaskModel) error { return nil }
+
+func (NopHooks) OnStart(ctx context.Context, _ *TaskModel) context.Context { return ctx }
+
+func (NopHooks) OnFinish(context.Context, *TaskModel, Finish) {}
+
+// Waker carries wake-ups from the process that creates a task to those that dispatch. A wake-up is a hint: the scan finds
+// what a lost one leaves.
+type Waker interface {
+	// Created is called after tasks that are due now have been inserted, with the creator's connection, in its
+	// transaction if it has one. An error fails the creation.
+	Created(ctx context.Context, conn gorm.ConnPool, pool *sql.DB) error
+
+	// Listen calls wake whenever tasks may be due, until ctx is done. When it returns before, it is called again after
+	// a pause.
+	Listen(ctx context.Context, pool *sql.DB, wake func()) error
+}
+
+type taskKey struct{}
+
+// TaskFrom gives a handler its task, as it was claimed. It is not to be changed.
+func TaskFrom(ctx context.Context) (*TaskModel, bool) {
+	t, ok := ctx.Value(taskKey{}).(*TaskModel)
+	return t, ok
+}
+
+// wakeups carries hints from Create to the dispatchers of the same process. GORM has no hook that runs after a commit;
+// but a *sql.Tx can be asked, without any I/O, whether it is over. So a hint is watched until then, and only then is the
+// database asked.
+type wakeups struct {
+	mu      sync.Mutex
+	active  int // dispatchers that watch; without one, hints are dropped
+	byTx    map[gorm.ConnPool]*hint
+	byTask  map[string]*hint
+	dueAt   time.Time // the earliest start time that was created here; zero means none
+	changed chan struct{}
+}
+
+type hint struct {
+	conn  gorm.ConnPool
+	over  func() bool // whether the transaction is over; nil when that cannot be known
+	since time.Time   // creation, then the transaction's end
+	ended bool
+	polls int
+	next  time.Time
+	tasks map[string]bool // those not seen in a claim yet
+}
+
+const maxHintTasks = 256 // a batch larger than that is found by one probe anyway
+
+// created hints at tasks that were inserted through conn and are due after a delay.
+func (w *wakeups) created(conn gorm.ConnPool, tasks []*TaskModel, delay time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.active == 0 {
+		return
+	}
+	now := time.Now()
+	if delay > 0 {
+		if due := now.Add(delay); w.dueAt.IsZero() || due.Before(w.dueAt) {
+			w.dueAt = due
+			w.signal()
+		}
+		return
+	}
+	_, inTx := conn.(gorm.TxCommitter)
+	if inTx && !reflect.TypeOf(conn).Comparable() {
+		return // a foreign pool that cannot be told from others: the scan finds the task
+	}
+	var h *hint
+	if inTx {
+		h = w.byTx[conn]
+	}
+	if h == nil {
+		h = &hint{conn: conn, over: txOver(conn), since: now, tasks: map[string]bool{}}
+		h.next = now.Add(firstPoll)
+		if !inTx {
+			// The insert has committed by itself.
+			h.conn, h.ended, h.next = nil, true, now
+		} else {
+			w.byTx[conn] = h
+		}
+	}
+	if len(h.tasks) < maxHintTasks {
+		for _, t := range tasks[:min(len(tasks), maxHintTasks)] {
+			h.tasks[t.ID] = true
+			w.byTask[t.ID] = h
+		}
+	}
+	w.signal()
+}
+
+func (w *wakeups) signal() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
+}
+
+// seen drops hints whose tasks have all been claimed.
+func (w *wakeups) seen(runs []*run) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.byTask) == 0 {
+		return
+	}
+	for _, r := range runs {
+		h := w.byTask[r.task.ID]
+		if h == nil {
+			continue
+		}
+		delete(w.byTask, r.task.ID)
+		if delete(h.tasks, r.task.ID); len(h.tasks) == 0 && h.ended {
+			w.drop(h)
+		}
+	}
+}
+
+func (w *wakeups) drop(h *hint) {
+	if w.byTx[h.conn] == h {
+		delete(w.byTx, h.conn)
+	}
+	for id := range h.tasks {
+		delete(w.byTask, id)
+	}
+	h.tasks = nil
+}
+
+// Polls cost no I/O, so the first ones are close together. After the end of a transaction its commit may still be on the
+// way to the server: then it is the database that is asked, a few times.
+const firstPoll = 100 * time.Microsecond
+
+var afterCommit = []time.Duration{0, 300 * time.Microsecond, time.Millisecond, 4 * time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond}
+
+// poll looks at the hints that are due and says whether the database should be asked now, and when to poll again; zero
+// means not until something changes.
+func (w *wakeups) poll(now time.Time) (ask bool, next time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	hints := map[*hint]bool{}
+	for _, h := range w.byTx {
+		hints[h] = true
+	}
+	for _, h := range w.byTask {
+		hints[h] = true
+	}
+	for h := range hints {
+		if !h.next.After(now) {
+			ask = w.advance(h, now) || ask
+		}
+		if h.tasks != nil && (next.IsZero() || h.next.Before(next)) {
+			next = h.next
+		}
+	}
+	if !w.dueAt.IsZero() {
+		if !w.dueAt.After(now) {
+			w.dueAt, ask = time.Time{}, true
+		} else if next.IsZero() || w.dueAt.Before(next) {
+			next = w.dueAt
+		}
+	}
+	return ask, next
+}
+
+// advance polls one hint and reports whether the database should be asked.
+func (w *wakeups) advance(h *hint, now time.Time) bool {
+	if !h.ended && h.over != nil {
+		if !h.over() {
+			h.next = now.Add(max(firstPoll, min(now.Sub(h.since)/8, 100*time.Millisecond)))
+			return false
+		}
+		h.ended, h.since = true, now
+		delete(w.byTx, h.conn)
+	}
+	if !h.ended {
+		// Nobody can tell when this transaction ends: ask at growing intervals, as long as a scan would not be sooner.
+		age := now.Sub(h.since)
+		h.next = now.Add(max(500*time.Microsecond, age/2))
+		if age > time.Second {
+			w.drop(h)
+		}
+		return true
+	}
+	if h.polls++; h.polls >= len(afterCommit) {
+		w.drop(h)
+		return true
+	}
+	h.next = h.since.Add(afterCommit[h.polls])
+	return true
+}
+
+// watch calls wake when tasks that this process created may have become due, until ctx is done.
+func (w *wakeups) watch(ctx context.Context, wake func()) {
+	w.mu.Lock()
+	if w.active++; w.changed == nil {
+		w.changed = make(chan struct{}, 1)
+		w.byTx, w.byTask = map[gorm.ConnPool]*hint{}, map[string]*hint{}
+	}
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.active--; w.active == 0 {
+			clear(w.byTx)
+			clear(w.byTask)
+			w.dueAt = time.Time{}
+		}
+	}()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.changed:
+		case <-timer.C:
+		}
+		ask, next := w.poll(time.Now())
+		if ask {
+			wake()
+		}
+		if next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(time.Until(next))
+		}
+	}
+}
+
+// txOver gives a way to ask, without I/O, whether a transaction has been committed or rolled back; nil when the pool is
+// of a kind that does not tell.
+func txOver(conn gorm.ConnPool) func() bool {
+	if prepared, ok := conn.(*gorm.PreparedStmtTX); ok {
+		conn = prepared.Tx
+	}
+	tx, ok := conn.(gorm.Tx)
+	if !ok {
+		return nil
+	}
+	// StmtContext looks whether the transaction is over before it looks at the statement, and reports either from Close.
+	// The statement is of no database, so nothing can be executed.
+	return func() bool {
+		return errors.Is(tx.StmtContext(context.Background(), new(sql.Stmt)).Close(), sql.ErrTxDone)
+	}
+}

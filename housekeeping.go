@@ -1,0 +1,126 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// What a dispatcher does beside dispatching.
+
+const (
+	pruneEvery = time.Minute
+	pruneBatch = 1000
+)
+
+// prune deletes what history has kept long enough, in small batches, until ctx is done.
+func (d *dispatcher) prune(ctx context.Context) {
+	o := d.p.opts
+	// Processes that start together do not prune together.
+	for wait(ctx, pruneEvery/2+rand.N(pruneEvery)) == nil {
+		for _, kind := range []struct {
+			errors bool
+			age    time.Duration
+		}{{false, o.RetainSuccess}, {true, o.RetainErrors}} {
+			if kind.age < 0 {
+				continue
+			}
+			if err := d.pruneOlder(ctx, kind.errors, kind.age); err != nil && ctx.Err() == nil {
+				d.trouble.met("prune history", err)
+			} else {
+				d.trouble.over("prune history")
+			}
+		}
+	}
+}
+
+func (d *dispatcher) pruneOlder(ctx context.Context, errors bool, age time.Duration) error {
+	for {
+		limited, cancel := context.WithTimeout(ctx, d.statementLimit())
+		n, err := d.store.d.Prune(limited, d.store.pool, errors, age, pruneBatch)
+		cancel()
+		if err != nil || n < pruneBatch {
+			return err
+		}
+		if err := wait(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// listen keeps a Waker listening until ctx is done.
+func (d *dispatcher) listen(ctx context.Context, w Waker) {
+	name := fmt.Sprintf("listen with %T", w)
+	for {
+		err := w.Listen(ctx, d.store.pool, func() {
+			d.trouble.over(name)
+			d.wake()
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			d.trouble.met(name, err)
+		}
+		if wait(ctx, 500*time.Millisecond+rand.N(time.Second)) != nil {
+			return
+		}
+	}
+}
+
+// checkPool warns of a pool that cannot serve what the dispatcher may ask of it.
+func (d *dispatcher) checkPool() {
+	limit := d.store.pool.Stats().MaxOpenConnections
+	if limit == 0 || d.store.d.Serial() {
+		return
+	}
+	need := 3 + len(d.p.opts.Wakers) // claim, outcomes and heartbeat
+	if len(d.txFuncs) > 0 {
+		need += d.slots
+	}
+	if limit < need {
+		d.log.Warn("outbox: the connection pool may be too small: heartbeats could wait for handlers; raise MaxOpenConns or lower Concurrency",
+			"max_open_conns", limit, "needed", need)
+	}
+}
+
+func (d *dispatcher) guardHook(name string, call func()) {
+	defer func() {
+		if v := recover(); v != nil {
+			d.log.Error("outbox: hook panicked", "hook", name, "panic", panicText(v))
+		}
+	}()
+	call()
+}
+
+// trouble logs once when something begins to fail, and once when it works again.
+type trouble struct {
+	log   *slog.Logger
+	mu    sync.Mutex
+	since map[string]time.Time
+}
+
+func (t *trouble) met(what string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, known := t.since[what]; known {
+		return
+	}
+	if t.since == nil {
+		t.since = map[string]time.Time{}
+	}
+	t.since[what] = time.Now()
+	t.log.Warn("outbox: the database fails, trying again", "step", what, "err", err)
+}
+
+func (t *trouble) over(what string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if begun, known := t.since[what]; known {
+		delete(t.since, what)
+		t.log.Info("outbox: works again", "step", what, "after", time.Since(begun).Round(time.Millisecond))
+	}
+}

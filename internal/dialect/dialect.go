@@ -1,0 +1,333 @@
+// Package dialect holds everything that differs between databases: the schema, the statements that change state, the
+// database's clock and the meaning of its errors. Each database is one file and one SQL template; nothing outside this
+// package names one.
+//
+// Every statement has a constant text, whatever the number of rows: a group of rows travels as one JSON array in one
+// parameter, so that drivers prepare it once. Inside that array, JSON documents travel as strings, because SQLite's
+// json_each would turn the integers of a nested document into floats.
+package dialect
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Conn is what statements run on: a pool, a connection or a transaction.
+type Conn interface {
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// Names are the tables of one plugin, as GORM's naming strategy gives them: unquoted, perhaps qualified by a schema.
+type Names struct {
+	Tasks, History, Processes, Version string
+
+	// Index names an index of a table.
+	Index func(table, what string) string
+}
+
+// Lane is one queue at one priority: what the claim's index holds in the order of run_at.
+type Lane struct {
+	Queue    string `json:"queue"`
+	Priority int    `json:"priority"`
+}
+
+// LaneState is what a probe found in a lane.
+type LaneState struct {
+	Lane
+	Due  bool          // something is due
+	Next time.Duration // until the lane's next task that is not due yet; negative when there is none
+}
+
+// NewRow is a task to insert.
+type NewRow struct {
+	ID          string  `json:"id"`
+	Func        string  `json:"func"`
+	Args        string  `json:"args"`
+	Key         *string `json:"key"`
+	Queue       string  `json:"queue"`
+	Priority    int     `json:"priority"`
+	At          *string `json:"at"`    // start time as Time formats it; nil means DelayUS from now
+	Past        bool    `json:"past"`  // At is not in the future of the caller's clock: never later than now
+	DelayUS     int64   `json:"delay"` // microseconds
+	MaxAttempts int     `json:"max_attempts"`
+	TimeoutMS   int64   `json:"timeout_ms"`
+	RerunOf     *string `json:"rerun_of"`
+	Meta        *string `json:"meta"`
+}
+
+// Outcome ends a task: its row moves to history.
+type Outcome struct {
+	ID      string  `json:"id"`
+	Version *int64  `json:"version"` // the fence; nil means any
+	Status  string  `json:"status"`
+	Reason  string  `json:"reason"`
+	Result  *string `json:"result"`
+	Error   *string `json:"error"`
+	Errors  *string `json:"errors"`
+	Crashes int     `json:"crashes"` // added to the row's
+}
+
+// Requeued puts a running task back to pending.
+type Requeued struct {
+	ID        string  `json:"id"`
+	Version   int64   `json:"version"` // the fence
+	DelayUS   int64   `json:"delay"`   // microseconds from now
+	Uncounted int     `json:"uncounted"`
+	Crashes   int     `json:"crashes"`
+	Errors    *string `json:"errors"`
+}
+
+// ClaimParams says who claims what.
+type ClaimParams struct {
+	Process    string
+	Lanes      []Lane   // in the order of preference
+	Funcs      []string // only tasks of these functions
+	Repeatable []string // those of Funcs whose interrupted runs may be run again
+	Limit      int      // at most so many rows
+	Until      string   // only rows due at this time, as Time formats it; empty means now
+}
+
+// From says in which states a row may be for Move to take it.
+type From int
+
+const (
+	FromRunning From = iota // a finish
+	FromWaiting             // a cancellation: pending or parked
+)
+
+// Dialect is one database, with its statements rendered for one plugin's tables.
+type Dialect interface {
+	Name() string
+
+	// Serial reports that one transaction at a time can write, so transactional handlers run one by one.
+	Serial() bool
+
+	// AtomicMove reports that Move is one statement, which needs no transaction to be all or nothing.
+	AtomicMove() bool
+
+	// Time formats an instant as a parameter that Instant turns into a value.
+	Time(t time.Time) string
+
+	// Now is an SQL expression of the database's clock; it can stand in an index condition.
+	Now() string
+	// Instant is an SQL expression of the instant that the next parameter holds, formatted by Time.
+	Instant() string
+	// Rebind turns the question marks of a portable statement into this database's placeholders, and {tasks},
+	// {history}, {processes} and {now} into names.
+	Rebind(query string) string
+
+	Insert(ctx context.Context, c Conn, rows []NewRow, each func(*sql.Rows) error) error
+	Probe(ctx context.Context, c Conn) ([]LaneState, error)
+	Clock(ctx context.Context, c Conn) (string, error)
+	Claim(ctx context.Context, c Conn, p ClaimParams, each func(*sql.Rows) error) error
+	Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error)
+	Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error)
+	Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]string, error)
+	Unpark(ctx context.Context, c Conn, funcs, queues []string) (int64, error)
+	Orphans(ctx context.Context, c Conn, limit int, each func(*sql.Rows) error) error
+	Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error)
+
+	// Lock makes a transaction the only one that migrates; the lock ends with the transaction. It may fail as Busy.
+	Lock(ctx context.Context, c Conn) error
+	// Begin readies a fresh transaction for a handler that may read before it writes.
+	Begin(ctx context.Context, c Conn) error
+	// ForUpdate ends a SELECT so that it locks the rows; empty where a write locks everything anyway.
+	ForUpdate() string
+	// HasTable reports whether the version table is there.
+	HasTable(ctx context.Context, c Conn) (bool, error)
+	// Schema is the SQL that creates version Version of the tables.
+	Schema() []string
+}
+
+// Version is the schema's version. Migrate takes older tables to it; Run refuses any other.
+const Version = 1
+
+// Columns of a task's row, in the order in which statements return them.
+var Columns = []string{
+	"id", "func", "args", "key", "queue", "priority", "run_at", "state", "attempt", "uncounted", "crashes",
+	"max_attempts", "timeout_ms", "repeatable", "version", "process_id", "rerun_of", "errors", "meta", "created_at",
+	"started_at",
+}
+
+// Names of the supported databases, as gorm.Dialector.Name gives them.
+func Supported() []string { return []string{"postgres", "sqlite"} }
+
+// New returns the dialect for a gorm.Dialector's name. A clock, for tests, replaces the database's.
+func New(name string, names Names, clock func() time.Time) (Dialect, error) {
+	switch name {
+	case "postgres":
+		return newPostgres(names, clock), nil
+	case "sqlite":
+		return newSQLite(names, clock), nil
+	}
+	return nil, fmt.Errorf("database %q is not supported; supported are %s", name, strings.Join(Supported(), ", "))
+}
+
+// JSONType is the column type of a JSON document, for the models' GormDBDataType.
+func JSONType(name string) string {
+	if name == "postgres" {
+		return "json"
+	}
+	return "text"
+}
+
+// base is what the dialects share: rendering names into statements.
+type base struct {
+	names   Names
+	clock   func() time.Time
+	literal func(time.Time) string // an instant as an SQL literal
+	now     string                 // the database's clock
+	pairs   []string
+}
+
+func newBase(names Names, clock func() time.Time, quote byte, now string, literal func(time.Time) string) base {
+	b := base{names: names, clock: clock, literal: literal, now: now}
+	quoted := func(name string) string {
+		parts := strings.Split(name, ".")
+		for i, p := range parts {
+			parts[i] = string(quote) + strings.ReplaceAll(p, string(quote), string(quote)+string(quote)) + string(quote)
+		}
+		return strings.Join(parts, ".")
+	}
+	for what, table := range map[string]string{
+		"tasks": names.Tasks, "history": names.History, "processes": names.Processes, "version": names.Version,
+	} {
+		schema, bare := "", table
+		if i := strings.LastIndexByte(table, '.'); i >= 0 {
+			schema, bare = quoted(table[:i])+".", table[i+1:]
+		}
+		b.pairs = append(b.pairs, "{"+what+"}", quoted(table), "{"+what+".schema}", schema, "{"+what+".bare}", quoted(bare))
+		for _, index := range []string{"claim", "key", "process", "parked", "status"} {
+			b.pairs = append(b.pairs, "{"+what+"."+index+"}", quoted(names.Index(table, index)))
+		}
+	}
+	b.pairs = append(b.pairs,
+		"{columns}", strings.Join(Columns, ", "),
+		"{t.columns}", "t."+strings.Join(Columns, ", t."),
+		"{v}", fmt.Sprint(Version))
+	return b
+}
+
+// Now is the database's clock, or the test clock's time as a literal: so production statements have no parameter for it.
+func (b *base) Now() string {
+	if b.clock == nil {
+		return b.now
+	}
+	return b.literal(b.clock())
+}
+
+// render puts names into a statement, but not the time.
+func (b *base) render(query string) string {
+	if b.clock == nil {
+		query = strings.ReplaceAll(query, "{now}", b.now)
+	}
+	return strings.NewReplacer(b.pairs...).Replace(query)
+}
+
+// at puts the time into a rendered statement, which only a test clock leaves to do.
+func (b *base) at(query string) string {
+	if b.clock == nil {
+		return query
+	}
+	return strings.ReplaceAll(query, "{now}", b.Now())
+}
+
+// script renders a schema template and splits it into statements.
+func (b *base) script(template string) []string {
+	var out []string
+	for s := range strings.SplitSeq(b.render(template), ";\n") {
+		if s = strings.TrimSpace(s); s != "" {
+			out = append(out, strings.TrimSuffix(s, ";"))
+		}
+	}
+	return out
+}
+
+func encode(v any) string {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("outbox: rows of plain values do not encode: " + err.Error())
+	}
+	return string(b)
+}
+
+func each(rows *sql.Rows, err error, f func(*sql.Rows) error) error {
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := f(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+func texts(rows *sql.Rows, err error) ([]string, error) {
+	var out []string
+	err = each(rows, err, func(r *sql.Rows) error {
+		var s string
+		if err := r.Scan(&s); err != nil {
+			return err
+		}
+		out = append(out, s)
+		return nil
+	})
+	return out, err
+}
+
+func laneStates(rows *sql.Rows, err error) ([]LaneState, error) {
+	var out []LaneState
+	err = each(rows, err, func(r *sql.Rows) error {
+		var l LaneState
+		var next sql.NullInt64
+		if err := r.Scan(&l.Queue, &l.Priority, &l.Due, &next); err != nil {
+			return err
+		}
+		l.Next = -1
+		if next.Valid {
+			l.Next = max(0, time.Duration(next.Int64)*time.Microsecond)
+		}
+		out = append(out, l)
+		return nil
+	})
+	return out, err
+}
+
+// Micros rounds a duration up to microseconds: a task is never early.
+func Micros(d time.Duration) int64 {
+	return int64((d + time.Microsecond - 1) / time.Microsecond)
+}
+
+// nonNil keeps an empty list from being encoded as null.
+func nonNil(list []string) []string { return slices.Concat([]string{}, list) }
+
+// list is a JSON array, or NULL for no list at all.
+func list(values []string) any {
+	if len(values) == 0 {
+		return nil
+	}
+	return encode(values)
+}
+
+func affected(r sql.Result, err error) (int64, error) {
+	if err != nil {
+		return 0, err
+	}
+	return r.RowsAffected()
+}
+
+// statuses are those that share a retention time.
+func statuses(errors bool) string {
+	if errors {
+		return "error"
+	}
+	return "success,cancelled"
+}

@@ -1,0 +1,230 @@
+package dialect
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"strconv"
+	"strings"
+	"time"
+)
+
+//go:embed postgres.sql
+var postgresSchema string
+
+// postgres: version 10 and later. Lists of functions travel as JSON, so that no array type of a driver is needed.
+type postgres struct {
+	base
+	insert, probe, claim, moveRunning, moveWaiting, requeue, park, unpark, orphans, prune string
+}
+
+const postgresTime = "2006-01-02 15:04:05.999999-07:00"
+
+func newPostgres(names Names, clock func() time.Time) *postgres {
+	// clock_timestamp(), because now() is the transaction's start; inside a scalar sub-select, because a volatile
+	// function cannot be an index condition, while the sub-select's result, computed once, can.
+	p := &postgres{base: newBase(names, clock, '"', "(SELECT clock_timestamp())", func(t time.Time) string {
+		return "timestamptz '" + t.UTC().Format(postgresTime) + "'"
+	})}
+	p.insert = p.render(`
+INSERT INTO {tasks} (id, func, args, key, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts,
+	timeout_ms, repeatable, version, rerun_of, meta, created_at)
+SELECT r.id, r.func, r.args::json, r.key, r.queue, r.priority,
+	CASE WHEN r.at IS NULL THEN n.now + r.delay * interval '1 microsecond'
+	     WHEN r.past THEN least(r.at, n.now) ELSE r.at END,
+	'pending', 0, 0, 0, r.max_attempts, r.timeout_ms, false, 1, r.rerun_of, r.meta::json, n.now
+FROM (SELECT {now} AS now OFFSET 0) n, json_to_recordset($1::text::json) AS r(id text, func text, args text, key text,
+	queue text, priority smallint, at timestamptz, past boolean, delay bigint, max_attempts integer,
+	timeout_ms bigint, rerun_of text, meta text)
+ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
+RETURNING id, run_at, created_at`)
+
+	// The lanes are found by skipping through the claim's index, so their number costs, not that of the tasks.
+	p.probe = p.render(`
+WITH RECURSIVE lane(queue, priority) AS (
+	(SELECT queue, priority FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority LIMIT 1)
+	UNION ALL
+	SELECT n.queue, n.priority FROM lane l CROSS JOIN LATERAL (
+		SELECT t.queue, t.priority FROM {tasks} t
+		WHERE t.state = 'pending' AND (t.queue, t.priority) > (l.queue, l.priority)
+		ORDER BY t.queue, t.priority LIMIT 1) n
+)
+SELECT l.queue, l.priority,
+	EXISTS (SELECT 1 FROM {tasks} t
+		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at <= n.now),
+	(SELECT (extract(epoch FROM t.run_at - n.now) * 1000000)::bigint FROM {tasks} t
+		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at > n.now
+		ORDER BY t.run_at LIMIT 1)
+FROM lane l, (SELECT {now} AS now OFFSET 0) n`)
+
+	// ARRAY(SELECT … FOR UPDATE SKIP LOCKED) runs once. As IN (SELECT …) or a joined CTE the planner may run it
+	// again for every row when its statistics are stale.
+	p.claim = p.render(`
+UPDATE {tasks} AS t SET state = 'running', attempt = t.attempt + 1, version = t.version + 1, process_id = $1,
+	started_at = {now},
+	repeatable = t.func = ANY (ARRAY(SELECT json_array_elements_text($2::text::json)))
+WHERE t.id = ANY (ARRAY(
+	SELECT c.id FROM json_to_recordset($3::text::json) AS l(queue text, priority smallint) CROSS JOIN LATERAL (
+		SELECT c.id FROM {tasks} c
+		WHERE c.state = 'pending' AND c.queue = l.queue AND c.priority = l.priority
+			AND c.run_at <= coalesce(nullif($4::text, '')::timestamptz, {now})
+			AND c.func = ANY (ARRAY(SELECT json_array_elements_text($5::text::json)))
+		ORDER BY c.run_at LIMIT $6::bigint FOR UPDATE SKIP LOCKED) c
+	LIMIT $6::bigint))
+	AND t.state = 'pending' AND EXISTS (SELECT 1 FROM {processes} WHERE id = $1)
+RETURNING {t.columns}`)
+
+	move := `
+WITH o AS MATERIALIZED (
+	SELECT * FROM json_to_recordset($1::text::json) AS o(id text, version bigint, status text, reason text,
+		result text, error text, errors text, crashes integer)
+), d AS (
+	DELETE FROM {tasks} t USING o
+	WHERE t.id = ANY (ARRAY(SELECT id FROM o)) AND t.id = o.id AND {fence}
+	RETURNING t.id, t.func, t.args, t.key, t.queue, t.priority, t.run_at, t.attempt, t.uncounted,
+		t.crashes + o.crashes AS crashes, t.max_attempts, t.timeout_ms, t.version, t.process_id, t.rerun_of,
+		coalesce(o.errors::json, t.errors) AS errors, t.meta, t.created_at, t.started_at,
+		o.status, o.reason, o.result::json, o.error
+)
+INSERT INTO {history} (id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
+	timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
+	finished_at)
+SELECT d.*, {now} FROM d
+RETURNING id`
+	p.moveRunning = p.render(strings.Replace(move, "{fence}", "t.state = 'running' AND t.version = o.version", 1))
+	p.moveWaiting = p.render(strings.Replace(move, "{fence}",
+		"t.state IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1))
+
+	p.requeue = p.render(`
+WITH o AS MATERIALIZED (
+	SELECT * FROM json_to_recordset($1::text::json) AS o(id text, version bigint, delay bigint, uncounted integer,
+		crashes integer, errors text)
+)
+UPDATE {tasks} t SET state = 'pending', version = t.version + 1, process_id = NULL, started_at = NULL,
+	run_at = {now} + o.delay * interval '1 microsecond',
+	uncounted = t.uncounted + o.uncounted, crashes = t.crashes + o.crashes,
+	errors = coalesce(o.errors::json, t.errors)
+FROM o
+WHERE t.id = ANY (ARRAY(SELECT id FROM o)) AND t.id = o.id AND t.state = 'running' AND t.version = o.version
+RETURNING t.id`)
+
+	// Only the head of each lane is looked at: that is where tasks stand that nobody takes, and it bounds the cost.
+	p.park = p.render(`
+UPDATE {tasks} t SET state = 'parked', version = t.version + 1
+WHERE t.id = ANY (ARRAY(
+	SELECT c.id FROM json_to_recordset($1::text::json) AS l(queue text, priority smallint) CROSS JOIN LATERAL (
+		SELECT h.id, h.func, h.queue FROM {tasks} h
+		WHERE h.state = 'pending' AND h.queue = l.queue AND h.priority = l.priority AND h.run_at <= {now}
+		ORDER BY h.run_at LIMIT $2::bigint FOR UPDATE SKIP LOCKED) c
+	WHERE NOT EXISTS (SELECT 1 FROM {processes} p
+		WHERE c.func IN (SELECT json_array_elements_text(p.functions))
+			AND (p.queues IS NULL OR c.queue IN (SELECT json_array_elements_text(p.queues))))))
+	AND t.state = 'pending'
+RETURNING t.func`)
+	p.unpark = p.render(`
+UPDATE {tasks} SET state = 'pending', version = version + 1
+WHERE state = 'parked' AND func = ANY (ARRAY(SELECT json_array_elements_text($1::text::json)))
+	AND ($2::text IS NULL OR queue = ANY (ARRAY(SELECT json_array_elements_text($2::text::json))))`)
+
+	p.orphans = p.render(`
+SELECT {t.columns} FROM {tasks} t
+WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id)
+LIMIT $1::bigint FOR UPDATE OF t SKIP LOCKED`)
+	p.prune = p.render(`
+DELETE FROM {history} WHERE id = ANY (ARRAY(
+	SELECT id FROM {history}
+	WHERE status = ANY (string_to_array($1::text, ',')) AND finished_at < {now} - $2::bigint * interval '1 microsecond'
+	ORDER BY finished_at LIMIT $3::bigint FOR UPDATE SKIP LOCKED))`)
+	return p
+}
+
+func (p *postgres) Name() string { return "postgres" }
+func (p *postgres) Serial() bool { return false }
+
+func (p *postgres) AtomicMove() bool { return true }
+
+func (p *postgres) ForUpdate() string { return " FOR UPDATE" }
+
+func (p *postgres) Time(t time.Time) string { return t.UTC().Format(postgresTime) }
+func (p *postgres) Instant() string         { return "CAST(CAST(? AS text) AS timestamptz)" }
+
+func (p *postgres) Rebind(query string) string {
+	var b strings.Builder
+	n := 0
+	for _, c := range p.at(p.render(query)) {
+		if c != '?' {
+			b.WriteRune(c)
+			continue
+		}
+		n++
+		b.WriteString("$" + strconv.Itoa(n))
+	}
+	return b.String()
+}
+
+func (p *postgres) Insert(ctx context.Context, c Conn, rows []NewRow, f func(*sql.Rows) error) error {
+	r, err := c.QueryContext(ctx, p.at(p.insert), encode(rows))
+	return each(r, err, f)
+}
+
+func (p *postgres) Probe(ctx context.Context, c Conn) ([]LaneState, error) {
+	return laneStates(c.QueryContext(ctx, p.at(p.probe)))
+}
+
+func (p *postgres) Clock(ctx context.Context, c Conn) (string, error) {
+	list, err := texts(c.QueryContext(ctx, "SELECT ("+p.Now()+")::text"))
+	if err != nil {
+		return "", err
+	}
+	return list[0], nil
+}
+
+func (p *postgres) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.Rows) error) error {
+	r, err := c.QueryContext(ctx, p.at(p.claim), q.Process, encode(nonNil(q.Repeatable)), encode(q.Lanes), q.Until,
+		encode(nonNil(q.Funcs)), q.Limit)
+	return each(r, err, f)
+}
+
+func (p *postgres) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error) {
+	query := p.moveRunning
+	if from == FromWaiting {
+		query = p.moveWaiting
+	}
+	return texts(c.QueryContext(ctx, p.at(query), encode(rows)))
+}
+
+func (p *postgres) Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error) {
+	return texts(c.QueryContext(ctx, p.at(p.requeue), encode(rows)))
+}
+
+func (p *postgres) Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]string, error) {
+	return texts(c.QueryContext(ctx, p.at(p.park), encode(lanes), limit))
+}
+
+func (p *postgres) Unpark(ctx context.Context, c Conn, funcs, queues []string) (int64, error) {
+	return affected(c.ExecContext(ctx, p.at(p.unpark), encode(nonNil(funcs)), list(queues)))
+}
+
+func (p *postgres) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.Rows) error) error {
+	r, err := c.QueryContext(ctx, p.at(p.orphans), limit)
+	return each(r, err, f)
+}
+
+func (p *postgres) Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error) {
+	return affected(c.ExecContext(ctx, p.at(p.prune), statuses(errors), Micros(age), limit))
+}
+
+func (p *postgres) Lock(ctx context.Context, c Conn) error {
+	// The key is arbitrary; it stands for "outbox schema".
+	_, err := c.ExecContext(ctx, "SELECT pg_advisory_xact_lock(7034128519042)")
+	return err
+}
+
+func (p *postgres) Begin(context.Context, Conn) error { return nil }
+
+func (p *postgres) HasTable(ctx context.Context, c Conn) (bool, error) {
+	found, err := texts(c.QueryContext(ctx, "SELECT 'yes' WHERE to_regclass($1) IS NOT NULL", p.render("{version}")))
+	return len(found) > 0, err
+}
+
+func (p *postgres) Schema() []string { return p.script(postgresSchema) }

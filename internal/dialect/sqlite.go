@@ -1,0 +1,272 @@
+package dialect
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"fmt"
+	"strings"
+	"time"
+)
+
+//go:embed sqlite.sql
+var sqliteSchema string
+
+// sqlite: version 3.38 and later, through any driver. Times are text of a fixed width in UTC, so that they compare as
+// strings; the clock has milliseconds.
+type sqlite struct {
+	base
+	insert, probe, claim, copyRunning, copyWaiting, dropRunning, dropWaiting, requeue, park, unpark, orphans, prune string
+}
+
+const sqliteTime = "2006-01-02 15:04:05.000000-07:00"
+
+func newSQLite(names Names, clock func() time.Time) *sqlite {
+	s := &sqlite{base: newBase(names, clock, '"', sqliteNow("'now'"), func(t time.Time) string {
+		return "'" + t.UTC().Format(sqliteTime) + "'"
+	})}
+	s.insert = s.render(`
+INSERT INTO {tasks} (id, func, args, key, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts,
+	timeout_ms, repeatable, version, rerun_of, meta, created_at)
+SELECT r.value ->> 'id', r.value ->> 'func', r.value ->> 'args', r.value ->> 'key', r.value ->> 'queue',
+	r.value ->> 'priority',
+	CASE WHEN r.value ->> 'at' IS NULL THEN {now+delay}
+	     WHEN r.value ->> 'past' THEN min(r.value ->> 'at', {now}) ELSE r.value ->> 'at' END,
+	'pending', 0, 0, 0, r.value ->> 'max_attempts', r.value ->> 'timeout_ms', 0, 1, r.value ->> 'rerun_of',
+	r.value ->> 'meta', {now}
+FROM json_each(?1) r WHERE true
+ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
+RETURNING id, run_at, created_at`)
+	s.probe = s.render(`
+WITH RECURSIVE lane(queue, priority) AS (
+	SELECT * FROM (SELECT queue, priority FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority LIMIT 1)
+	UNION ALL
+	SELECT n.queue, n.priority FROM lane l JOIN {tasks} n ON n.rowid = (
+		SELECT t.rowid FROM {tasks} t WHERE t.state = 'pending' AND (t.queue, t.priority) > (l.queue, l.priority)
+		ORDER BY t.queue, t.priority LIMIT 1)
+)
+SELECT l.queue, l.priority,
+	EXISTS (SELECT 1 FROM {tasks} t
+		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at <= {now}),
+	(SELECT CAST((julianday(t.run_at) - julianday({now})) * 86400000000 AS INTEGER) + 500 FROM {tasks} t
+		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at > {now}
+		ORDER BY t.run_at LIMIT 1)
+FROM lane l`)
+	s.claim = s.render(`
+UPDATE {tasks} SET state = 'running', attempt = attempt + 1, version = version + 1, process_id = ?1,
+	started_at = {now}, repeatable = func IN (SELECT value FROM json_each(?2))
+WHERE rowid IN (
+	SELECT rowid FROM {tasks}
+	WHERE state = 'pending' AND queue = ?3 AND priority = ?4 AND run_at <= coalesce(nullif(?5, ''), {now})
+		AND func IN (SELECT value FROM json_each(?6))
+	ORDER BY run_at LIMIT ?7)
+	AND EXISTS (SELECT 1 FROM {processes} WHERE id = ?1)
+RETURNING {columns}`)
+
+	running := "t.state = 'running' AND t.version = o.value ->> 'version'"
+	waiting := "t.state IN ('pending', 'parked') AND (o.value ->> 'version' IS NULL OR t.version = o.value ->> 'version')"
+	// CROSS JOIN keeps SQLite from making the table the outer loop.
+	copied := `
+INSERT INTO {history} (id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
+	timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
+	finished_at)
+SELECT t.id, t.func, t.args, t.key, t.queue, t.priority, t.run_at, t.attempt, t.uncounted,
+	t.crashes + (o.value ->> 'crashes'), t.max_attempts, t.timeout_ms, t.version, t.process_id, t.rerun_of,
+	coalesce(o.value ->> 'errors', t.errors), t.meta, t.created_at, t.started_at,
+	o.value ->> 'status', o.value ->> 'reason', o.value ->> 'result', o.value ->> 'error', {now}
+FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND `
+	dropped := `
+DELETE FROM {tasks} WHERE rowid IN (
+	SELECT t.rowid FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND {fence})
+RETURNING id`
+	s.copyRunning, s.copyWaiting = s.render(copied+running), s.render(copied+waiting)
+	s.dropRunning = s.render(strings.Replace(dropped, "{fence}", running, 1))
+	s.dropWaiting = s.render(strings.Replace(dropped, "{fence}", waiting, 1))
+	s.requeue = s.render(`
+UPDATE {tasks} AS t SET state = 'pending', version = t.version + 1, process_id = NULL, started_at = NULL,
+	run_at = {now+delay}, uncounted = t.uncounted + (r.value ->> 'uncounted'),
+	crashes = t.crashes + (r.value ->> 'crashes'), errors = coalesce(r.value ->> 'errors', t.errors)
+FROM json_each(?1) r
+WHERE t.id = r.value ->> 'id' AND t.state = 'running' AND t.version = r.value ->> 'version'
+RETURNING id`)
+	s.park = s.render(`
+UPDATE {tasks} SET state = 'parked', version = version + 1
+WHERE rowid IN (
+	SELECT h.rowid FROM (
+		SELECT rowid, func, queue FROM {tasks}
+		WHERE state = 'pending' AND queue = ?1 AND priority = ?2 AND run_at <= {now}
+		ORDER BY run_at LIMIT ?3) h
+	WHERE NOT EXISTS (SELECT 1 FROM {processes} p
+		WHERE h.func IN (SELECT value FROM json_each(p.functions))
+			AND (p.queues IS NULL OR h.queue IN (SELECT value FROM json_each(p.queues)))))
+RETURNING func`)
+	s.unpark = s.render(`
+UPDATE {tasks} SET state = 'pending', version = version + 1
+WHERE state = 'parked' AND func IN (SELECT value FROM json_each(?1))
+	AND (?2 IS NULL OR queue IN (SELECT value FROM json_each(?2)))`)
+	s.orphans = s.render(`
+SELECT {t.columns} FROM {tasks} t
+WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id)
+LIMIT ?1`)
+	s.prune = s.render(`
+DELETE FROM {history} WHERE rowid IN (
+	SELECT rowid FROM {history}
+	WHERE status IN (SELECT value FROM json_each(?1)) AND finished_at < {now-age}
+	ORDER BY finished_at LIMIT ?3)`)
+	return s
+}
+
+// sqliteNow is a time of the database's clock in our format, moved by modifiers.
+func sqliteNow(base string, modifiers ...string) string {
+	return "(strftime('%Y-%m-%d %H:%M:%f', " + strings.Join(append([]string{base}, modifiers...), ", ") + ") || '000+00:00')"
+}
+
+// Seconds are rounded up to milliseconds, for a task is never early.
+const sqliteDelay = "printf('+%.3f seconds', ((r.value ->> 'delay') + 999) / 1000 / 1000.0)"
+
+// render also puts in the two times that a parameter moves: {now+delay} and {now-age}.
+func (s *sqlite) render(query string) string {
+	if s.clock == nil {
+		query = s.moved(query, "'now'")
+	}
+	return s.base.render(query)
+}
+
+func (s *sqlite) at(query string) string {
+	if s.clock == nil {
+		return query
+	}
+	return s.base.at(s.moved(query, s.Now()))
+}
+
+func (s *sqlite) moved(query, clock string) string {
+	return strings.NewReplacer(
+		"{now+delay}", sqliteNow(clock, sqliteDelay),
+		"{now-age}", sqliteNow(clock, "printf('-%.3f seconds', ?2 / 1000000.0)"),
+	).Replace(query)
+}
+
+func (s *sqlite) Name() string { return "sqlite" }
+func (s *sqlite) Serial() bool { return true }
+
+func (s *sqlite) AtomicMove() bool { return false }
+
+func (s *sqlite) ForUpdate() string { return "" }
+
+func (s *sqlite) Time(t time.Time) string { return t.UTC().Format(sqliteTime) }
+func (s *sqlite) Instant() string         { return "?" }
+
+func (s *sqlite) Rebind(query string) string { return s.at(s.render(query)) }
+
+func (s *sqlite) Insert(ctx context.Context, c Conn, rows []NewRow, f func(*sql.Rows) error) error {
+	r, err := c.QueryContext(ctx, s.at(s.insert), encode(rows))
+	return each(r, err, f)
+}
+
+func (s *sqlite) Probe(ctx context.Context, c Conn) ([]LaneState, error) {
+	return laneStates(c.QueryContext(ctx, s.at(s.probe)))
+}
+
+func (s *sqlite) Clock(ctx context.Context, c Conn) (string, error) {
+	list, err := texts(c.QueryContext(ctx, "SELECT "+s.Now()))
+	if err != nil {
+		return "", err
+	}
+	return list[0], nil
+}
+
+// Claim takes lane by lane: SQLite has no lateral joins, and there is no round trip to save.
+func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.Rows) error) error {
+	n := 0
+	for _, l := range q.Lanes {
+		if n >= q.Limit {
+			break
+		}
+		r, err := c.QueryContext(ctx, s.at(s.claim), q.Process, encode(nonNil(q.Repeatable)), l.Queue, l.Priority,
+			q.Until, encode(nonNil(q.Funcs)), q.Limit-n)
+		err = each(r, err, func(r *sql.Rows) error {
+			n++
+			return f(r)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Move needs a transaction: SQLite has no CTEs that write. Its first statement writes, so a deferred one will do.
+func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error) {
+	copied, dropped := s.copyRunning, s.dropRunning
+	if from == FromWaiting {
+		copied, dropped = s.copyWaiting, s.dropWaiting
+	}
+	param := encode(rows)
+	n, err := affected(c.ExecContext(ctx, s.at(copied), param))
+	if err != nil {
+		return nil, err
+	}
+	ids, err := texts(c.QueryContext(ctx, s.at(dropped), param))
+	if err == nil && int64(len(ids)) != n {
+		err = fmt.Errorf("%d rows copied to history, but %d removed", n, len(ids))
+	}
+	return ids, err
+}
+
+func (s *sqlite) Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error) {
+	return texts(c.QueryContext(ctx, s.at(s.requeue), encode(rows)))
+}
+
+func (s *sqlite) Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]string, error) {
+	var parked []string
+	for _, l := range lanes {
+		funcs, err := texts(c.QueryContext(ctx, s.at(s.park), l.Queue, l.Priority, limit))
+		if err != nil {
+			return parked, err
+		}
+		parked = append(parked, funcs...)
+	}
+	return parked, nil
+}
+
+func (s *sqlite) Unpark(ctx context.Context, c Conn, funcs, queues []string) (int64, error) {
+	return affected(c.ExecContext(ctx, s.at(s.unpark), encode(nonNil(funcs)), list(queues)))
+}
+
+func (s *sqlite) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.Rows) error) error {
+	r, err := c.QueryContext(ctx, s.at(s.orphans), limit)
+	return each(r, err, f)
+}
+
+func (s *sqlite) Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error) {
+	return affected(c.ExecContext(ctx, s.at(s.prune), encode(strings.Split(statuses(errors), ",")), Micros(age), limit))
+}
+
+// Lock takes the file's write lock, which the transaction then holds. The version table is the first of the schema; where
+// it is there already, a statement that changes nothing takes the lock.
+func (s *sqlite) Lock(ctx context.Context, c Conn) error {
+	if _, err := c.ExecContext(ctx, s.Schema()[0]); err != nil {
+		return err
+	}
+	_, err := c.ExecContext(ctx, s.render("DELETE FROM {version} WHERE false"))
+	return err
+}
+
+// Begin takes the write lock: in a deferred transaction, a read followed by a write fails at once if another connection
+// wrote in between, whatever the busy timeout.
+func (s *sqlite) Begin(ctx context.Context, c Conn) error {
+	_, err := c.ExecContext(ctx, s.render("DELETE FROM {tasks} WHERE false"))
+	return err
+}
+
+func (s *sqlite) HasTable(ctx context.Context, c Conn) (bool, error) {
+	schema, bare, ok := strings.Cut(s.names.Version, ".")
+	if !ok {
+		schema, bare = "main", schema
+	}
+	found, err := texts(c.QueryContext(ctx, "SELECT name FROM "+`"`+strings.ReplaceAll(schema, `"`, `""`)+`"`+
+		".sqlite_master WHERE type = 'table' AND name = ?1", bare))
+	return len(found) > 0, err
+}
+
+func (s *sqlite) Schema() []string { return s.script(sqliteSchema) }

@@ -1,0 +1,276 @@
+package outbox
+
+import (
+	"database/sql/driver"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"gorm.io/gorm"
+	"gorm.io/gorm/schema"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// State is where a task stands that has not finished.
+type State string
+
+const (
+	StatePending State = "pending" // waits for its start time, or is due
+	StateRunning State = "running" // claimed by a process
+	StateParked  State = "parked"  // due, but no live process has its function
+)
+
+// Status is how a task ended.
+type Status string
+
+const (
+	StatusSuccess   Status = "success"
+	StatusError     Status = "error"
+	StatusCancelled Status = "cancelled"
+)
+
+// Reason says more about how a task or one of its attempts ended.
+type Reason string
+
+const (
+	ReasonNone        Reason = ""            // success
+	ReasonFailed      Reason = "failed"      // the handler returned an error
+	ReasonPermanent   Reason = "permanent"   // the handler returned a Permanent error
+	ReasonPanic       Reason = "panic"       // the handler panicked
+	ReasonGoexit      Reason = "goexit"      // the handler called runtime.Goexit
+	ReasonTimeout     Reason = "timeout"     // the time limit was over
+	ReasonInterrupted Reason = "interrupted" // the process died or gave up; what the run did is not known
+	ReasonBadArgs     Reason = "bad_args"    // the stored arguments do not fit the function
+	ReasonTransaction Reason = "transaction" // the handler's transaction was ended or undone behind its back
+	ReasonBadResult   Reason = "bad_result"  // success, but the result could not be stored
+	ReasonCancelled   Reason = "cancelled"   // by Cancel or CancelKey
+)
+
+// TaskModel is a task that has not finished: a row of outbox_tasks.
+//
+// Applications read it, with GORM or SQL; they change it through Cancel, Reschedule and their neighbours only, which keep
+// Version. Times are instants, in UTC at microseconds (milliseconds on SQLite, for times that the database computes).
+type TaskModel struct {
+	ID          string    `gorm:"primaryKey;size:36"` // UUIDv7
+	Func        string    `gorm:"size:255;not null"`  // dotted path of the function
+	Args        JSON      `gorm:"not null"`           // a JSON object
+	Key         *string   `gorm:"size:255"`           // at most one unfinished task has it
+	Queue       string    `gorm:"size:64;not null"`
+	Priority    int       `gorm:"size:16;not null"` // 1 to 4, lower first
+	RunAt       time.Time `gorm:"not null"`         // not before this
+	State       State     `gorm:"size:16;not null"`
+	Attempt     int       `gorm:"size:32;not null"` // claims so far; never lowered
+	Uncounted   int       `gorm:"size:32;not null"` // those of them that don't count: give-backs, snoozes, repeatable interruptions
+	Crashes     int       `gorm:"size:32;not null"` // repeatable runs that were interrupted
+	MaxAttempts int       `gorm:"size:32;not null"` // Attempt − Uncounted never exceeds it
+	TimeoutMS   int64     `gorm:"not null"`         // limit of one run in milliseconds; 0 means none
+	Repeatable  bool      `gorm:"not null"`         // an interrupted run may be run again; set by the claim
+	Version     int64     `gorm:"not null"`         // raised by every change: the fence
+	ProcessID   *string   `gorm:"size:36"`          // who runs it
+	RerunOf     *string   `gorm:"size:36"`          // the finished task that this one repeats
+	Errors      Attempts  // failed attempts so far, oldest first
+	Meta        Meta      // small texts that hooks carry from the creator to the run, such as a trace's id
+	CreatedAt   time.Time `gorm:"not null;autoCreateTime:false"`
+	StartedAt   *time.Time
+}
+
+// HistoryModel is a task that has ended: a row of outbox_history. It never changes, but for RerunID.
+type HistoryModel struct {
+	ID          string    `gorm:"primaryKey;size:36"`
+	Func        string    `gorm:"size:255;not null"`
+	Args        JSON      `gorm:"not null"`
+	Key         *string   `gorm:"size:255"`
+	Queue       string    `gorm:"size:64;not null"`
+	Priority    int       `gorm:"size:16;not null"`
+	RunAt       time.Time `gorm:"not null"`
+	Attempt     int       `gorm:"size:32;not null"`
+	Uncounted   int       `gorm:"size:32;not null"`
+	Crashes     int       `gorm:"size:32;not null"`
+	MaxAttempts int       `gorm:"size:32;not null"`
+	TimeoutMS   int64     `gorm:"not null"`
+	Version     int64     `gorm:"not null"` // of the claim that finished it
+	ProcessID   *string   `gorm:"size:36"`
+	RerunOf     *string   `gorm:"size:36"`
+	Errors      Attempts
+	Meta        Meta
+	CreatedAt   time.Time  `gorm:"not null;autoCreateTime:false"`
+	StartedAt   *time.Time // of the last attempt; nil if it never ran
+	Status      Status     `gorm:"size:16;not null"`
+	Reason      Reason     `gorm:"size:32;not null"`
+	Result      JSON       // what the handler returned besides its error
+	Error       *string    // text of the last error, with the stack of a panic
+	FinishedAt  time.Time  `gorm:"not null"`
+	RerunID     *string    `gorm:"size:36"` // the task that repeats this one
+}
+
+// ProcessModel is a live dispatcher: a row of outbox_processes. Its id is new with every start.
+type ProcessModel struct {
+	ID        string    `gorm:"primaryKey;size:36"`
+	Host      string    `gorm:"size:255;not null"`
+	PID       int64     `gorm:"column:pid;not null"`
+	Functions JSON      `gorm:"not null"` // array of the paths that it can run
+	Queues    JSON      // array of the queues that it serves; NULL means all
+	Slots     int       `gorm:"size:32;not null"`
+	StartedAt time.Time `gorm:"not null"`
+	BeatAt    time.Time `gorm:"not null"` // of the last heartbeat, by the database's clock
+	Beats     int64     `gorm:"not null"` // heartbeats so far; a process whose count stands still is dead
+}
+
+// TableName follows the naming strategy: outbox_tasks, with the application's prefix and schema.
+func (TaskModel) TableName(namer schema.Namer) string { return namer.TableName("OutboxTask") }
+
+// TableName follows the naming strategy: outbox_history, which has no plural.
+func (HistoryModel) TableName(namer schema.Namer) string {
+	return namer.JoinTableName("outbox_history")
+}
+
+// TableName follows the naming strategy: outbox_processes.
+func (ProcessModel) TableName(namer schema.Namer) string { return namer.TableName("OutboxProcess") }
+
+func names(namer schema.Namer) dialect.Names {
+	return dialect.Names{
+		Tasks:     TaskModel{}.TableName(namer),
+		History:   HistoryModel{}.TableName(namer),
+		Processes: ProcessModel{}.TableName(namer),
+		Version:   namer.JoinTableName("outbox_schema"),
+		Index:     namer.IndexName,
+	}
+}
+
+// Attempt is one attempt that did not succeed.
+type Attempt struct {
+	Attempt int       `json:"attempt"` // counted from 1
+	At      time.Time `json:"at"`      // when it started
+	Reason  Reason    `json:"reason"`
+	Error   string    `json:"error,omitempty"`
+}
+
+// Attempts is a column of attempts: a JSON array, NULL when empty.
+type Attempts []Attempt
+
+// Meta is a column of small texts: a JSON object, NULL when empty.
+type Meta map[string]string
+
+// JSON is a column that holds one JSON document, with every digit as it was given; nil is NULL.
+type JSON json.RawMessage
+
+// String is the document as text; empty when there is none.
+func (j JSON) String() string { return string(j) }
+
+func (j JSON) MarshalJSON() ([]byte, error) { return json.RawMessage(j).MarshalJSON() }
+
+func (j *JSON) UnmarshalJSON(b []byte) error {
+	*j = append((*j)[:0], b...)
+	return nil
+}
+
+func (j JSON) Value() (driver.Value, error) {
+	if j == nil {
+		return nil, nil
+	}
+	return string(j), nil
+}
+
+func (j *JSON) Scan(src any) error {
+	b, err := columnBytes(src)
+	*j = b
+	return err
+}
+
+func (a Attempts) Value() (driver.Value, error) {
+	if len(a) == 0 {
+		return nil, nil
+	}
+	b, err := json.Marshal([]Attempt(a))
+	return string(b), err
+}
+
+func (a *Attempts) Scan(src any) error { return scanJSON(src, (*[]Attempt)(a)) }
+
+func (m Meta) Value() (driver.Value, error) {
+	if len(m) == 0 {
+		return nil, nil
+	}
+	b, err := json.Marshal(map[string]string(m))
+	return string(b), err
+}
+
+func (m *Meta) Scan(src any) error { return scanJSON(src, (*map[string]string)(m)) }
+
+// GormDBDataType makes the columns json on PostgreSQL and text elsewhere: text that is stored and read as it was given,
+// while the binary and numeric types of some databases lose digits.
+func (JSON) GormDBDataType(db *gorm.DB, _ *schema.Field) string     { return jsonType(db) }
+func (Attempts) GormDBDataType(db *gorm.DB, _ *schema.Field) string { return jsonType(db) }
+func (Meta) GormDBDataType(db *gorm.DB, _ *schema.Field) string     { return jsonType(db) }
+
+func jsonType(db *gorm.DB) string { return dialect.JSONType(db.Dialector.Name()) }
+
+func columnBytes(src any) ([]byte, error) {
+	switch v := src.(type) {
+	case nil:
+		return nil, nil
+	case string:
+		return []byte(v), nil
+	case []byte:
+		return append([]byte(nil), v...), nil
+	}
+	return nil, fmt.Errorf("outbox: scan: a JSON column holds %T", src)
+}
+
+// scanJSON reads a column that only this library writes. What somebody else made of it must not stop the dispatcher, so
+// a document of another shape reads as empty; a finish that does not touch the column leaves it as it is.
+func scanJSON[T any](src any, dst *T) error {
+	var zero T
+	*dst = zero
+	b, err := columnBytes(src)
+	if err != nil || len(b) == 0 {
+		return err
+	}
+	if json.Unmarshal(b, dst) != nil {
+		*dst = zero
+	}
+	return nil
+}
+
+// instant reads a time column. Drivers give a time.Time, or text where SQLite has no declared type (RETURNING).
+type instant struct{ t *time.Time }
+
+func (i instant) Scan(src any) error {
+	switch v := src.(type) {
+	case time.Time:
+		*i.t = v.UTC()
+		return nil
+	case string:
+		return i.parse(v)
+	case []byte:
+		return i.parse(string(v))
+	}
+	return fmt.Errorf("outbox: scan: a time column holds %T", src)
+}
+
+func (i instant) parse(s string) error {
+	for _, layout := range []string{"2006-01-02 15:04:05.999999999Z07:00", "2006-01-02 15:04:05.999999999-07", time.DateTime, time.RFC3339Nano} {
+		if t, err := time.Parse(layout, s); err == nil {
+			*i.t = t.UTC()
+			return nil
+		}
+	}
+	return fmt.Errorf("outbox: scan: %q is not a time", s)
+}
+
+// nullInstant reads a time column that may be NULL.
+type nullInstant struct{ t **time.Time }
+
+func (n nullInstant) Scan(src any) error {
+	*n.t = nil
+	if src == nil {
+		return nil
+	}
+	var t time.Time
+	if err := (instant{&t}).Scan(src); err != nil {
+		return err
+	}
+	*n.t = &t
+	return nil
+}

@@ -1,0 +1,213 @@
+package outbox
+
+import (
+	"fmt"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Option is one choice for Create, Define, Cancel, Reschedule or Rerun. An option that does not apply to the function it
+// is given to is ErrBadOption. Where two options of a kind are given, the later one holds.
+type Option struct {
+	name  string
+	apply func(*settings, *Plugin) error
+}
+
+// settings are what options set, resolved for one call.
+type settings struct {
+	at          time.Time     // start time; zero means after
+	after       time.Duration // from now
+	maxAttempts int
+	timeout     time.Duration
+	key         *string
+	queue       string
+	priority    int
+	version     *int64
+	args        any
+	hasArgs     bool
+	used        map[string]bool
+}
+
+const (
+	defaultQueue    = "default"
+	defaultPriority = 2
+
+	maxPath  = 255 // bytes, as the column has characters
+	maxKey   = 255
+	maxQueue = 64
+
+	maxMaxAttempts = 10_000
+	maxYear        = 9999 // the largest that every database stores
+)
+
+// resolve applies options; allowed names those that the caller understands.
+func resolve(p *Plugin, opts []Option, allowed ...string) (settings, error) {
+	s := settings{maxAttempts: 1, queue: defaultQueue, priority: defaultPriority, used: map[string]bool{}}
+	for _, o := range opts {
+		if o.apply == nil {
+			return s, fmt.Errorf("%w: an Option{} that no function of this package made", ErrBadOption)
+		}
+		ok := false
+		for _, name := range allowed {
+			ok = ok || name == o.name
+		}
+		if !ok {
+			return s, fmt.Errorf("%w: %s does not apply here; what does: %s", ErrBadOption, o.name, strings.Join(allowed, ", "))
+		}
+		if err := o.apply(&s, p); err != nil {
+			return s, fmt.Errorf("%w: %s: %w", ErrBadOption, o.name, err)
+		}
+		s.used[o.name] = true
+	}
+	return s, nil
+}
+
+var createOptions = []string{"StartAt", "StartAfter", "StartTime", "MaxAttempts", "Timeout", "Key", "Queue", "Priority"}
+
+// StartAt makes the task due at t. A time that is not in the future by this process's clock means now, by the
+// database's. The zero Time is an error.
+func StartAt(t time.Time) Option {
+	return Option{"StartAt", func(s *settings, _ *Plugin) error {
+		if err := checkTime(t); err != nil {
+			return err
+		}
+		s.at, s.after = t, 0
+		return nil
+	}}
+}
+
+// StartAfter makes the task due d after its creation, by the database's clock. Zero means at once; a negative d is an
+// error.
+func StartAfter(d time.Duration) Option {
+	return Option{"StartAfter", func(s *settings, _ *Plugin) error {
+		if d < 0 {
+			return fmt.Errorf("%v is negative", d)
+		}
+		s.at, s.after = time.Time{}, d
+		return nil
+	}}
+}
+
+// StartTime makes the task due at a wall-clock time of the form "2006-01-02 15:04:05" in Options.Location. A time that
+// the location skips, or has twice, when clocks are changed is an error: use StartAt to say which instant is meant.
+func StartTime(text string) Option {
+	return Option{"StartTime", func(s *settings, p *Plugin) error {
+		t, err := parseStartTime(text, p.opts.Location)
+		if err != nil {
+			return err
+		}
+		s.at, s.after = t, 0
+		return checkTime(t)
+	}}
+}
+
+// MaxAttempts allows n runs in all, the first included, from 1 (the default: no automatic retry) to 10,000. A run that
+// returns an error, panics, or whose process dies is followed by another after Options.Backoff while runs are left.
+func MaxAttempts(n int) Option {
+	return Option{"MaxAttempts", func(s *settings, _ *Plugin) error {
+		if n < 1 || n > maxMaxAttempts {
+			return fmt.Errorf("%d is not between 1 and %d", n, maxMaxAttempts)
+		}
+		s.maxAttempts = n
+		return nil
+	}}
+}
+
+// Timeout limits one run; it is rounded up to milliseconds. The handler's context ends then; a run that has not
+// returned when Options.CancelGrace is over too ends as error, reason timeout, outcome unknown, and is not retried. Its
+// slot stays taken until the handler returns, whose outcome is refused. Zero, the default, means no limit.
+func Timeout(d time.Duration) Option {
+	return Option{"Timeout", func(s *settings, _ *Plugin) error {
+		if d < 0 {
+			return fmt.Errorf("%v is negative", d)
+		}
+		s.timeout = d
+		return nil
+	}}
+}
+
+// Key allows at most one unfinished task per key, across functions; running counts as unfinished. So a handler cannot
+// create a task with its own key, and work that arrives while it runs is refused with ErrDuplicateKey: put a version
+// into the key if that matters. 1 to 255 bytes.
+//
+// Create may have to wait for another transaction that holds the key and has not ended.
+func Key(key string) Option {
+	return Option{"Key", func(s *settings, _ *Plugin) error {
+		if err := checkText(key, maxKey); err != nil {
+			return err
+		}
+		s.key = &key
+		return nil
+	}}
+}
+
+// Queue puts the task into a queue, "default" by default; Options.Queues says which ones a process serves. 1 to 64
+// bytes.
+func Queue(name string) Option {
+	return Option{"Queue", func(s *settings, _ *Plugin) error {
+		if err := checkText(name, maxQueue); err != nil {
+			return err
+		}
+		s.queue = name
+		return nil
+	}}
+}
+
+// Priority orders the due tasks of a queue: 1 to 4, lower first, 2 by default; among equals the earlier start time goes
+// first. It is strict: while tasks of priority 1 are due, none of priority 2 starts.
+func Priority(n int) Option {
+	return Option{"Priority", func(s *settings, _ *Plugin) error {
+		if n < 1 || n > 4 {
+			return fmt.Errorf("%d is not between 1 and 4", n)
+		}
+		s.priority = n
+		return nil
+	}}
+}
+
+// IfVersion makes Cancel and Reschedule act only on a row whose Version is still v; otherwise they give ErrConflict.
+func IfVersion(v int64) Option {
+	return Option{"IfVersion", func(s *settings, _ *Plugin) error {
+		s.version = &v
+		return nil
+	}}
+}
+
+// WithArgs gives Rerun other arguments than those of the finished task.
+func WithArgs(args any) Option {
+	return Option{"WithArgs", func(s *settings, _ *Plugin) error {
+		s.args, s.hasArgs = args, true
+		return nil
+	}}
+}
+
+func checkText(s string, limit int) error {
+	switch {
+	case s == "":
+		return fmt.Errorf("is empty")
+	case len(s) > limit:
+		return fmt.Errorf("has %d bytes; at most %d are stored", len(s), limit)
+	case !utf8.ValidString(s) || strings.ContainsRune(s, 0):
+		return fmt.Errorf("%q is not valid text", s)
+	}
+	return nil
+}
+
+func checkTime(t time.Time) error {
+	if t.IsZero() {
+		return fmt.Errorf("the zero time")
+	}
+	if y := t.UTC().Year(); y < 1 || y > maxYear {
+		return fmt.Errorf("year %d is not between 1 and %d", y, maxYear)
+	}
+	return nil
+}
+
+// quote shows foreign text in an error, shortened.
+func quote(s string) string {
+	if len(s) > 80 {
+		return fmt.Sprintf("%.80q…", s)
+	}
+	return fmt.Sprintf("%q", s)
+}

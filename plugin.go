@@ -1,0 +1,239 @@
+package outbox
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/robfig/cron/v3"
+	"gorm.io/gorm"
+	"gorm.io/gorm/schema"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// pluginName is the key under which GORM keeps the plugin: one per *gorm.DB.
+const pluginName = "outbox"
+
+// Options of a plugin. Every zero value is a useful default.
+type Options struct {
+	// Logger gets Debug per task, Info for start and stop, Warn for what will be tried again, Error for what ended as
+	// error; never arguments or results. Nil means slog.Default().
+	Logger *slog.Logger
+
+	// Concurrency is the number of slots: tasks that this process runs at a time. Zero means 10.
+	//
+	// Each running transactional handler holds a connection; on SQLite they run one at a time.
+	Concurrency int
+
+	// Scan says when to look for due tasks: a cron spec of five fields, or six with seconds, or "@every 500ms". Empty
+	// means "@every 1s". A task is started within one scan of its start time at the latest; the earliest start time
+	// that a scan saw is met to the millisecond.
+	Scan string
+
+	// Queues are those that this process serves. Empty means all.
+	Queues []string
+
+	// Heartbeat is how often this process proves that it is alive. Zero means 10 s.
+	Heartbeat time.Duration
+	// HeartbeatLimit is how long a heartbeat must have stood still for the process to be dead, whereupon others take
+	// its tasks over. Zero means three Heartbeats; it must be at least that.
+	HeartbeatLimit time.Duration
+
+	// ShutdownGrace is how long running handlers may go on undisturbed when Run's context is done; then their contexts
+	// end. Zero means 10 s, negative none.
+	ShutdownGrace time.Duration
+	// CancelGrace is how long a handler whose context has ended, by the shutdown or by its Timeout, may take to return.
+	// Zero means 5 s, negative none.
+	CancelGrace time.Duration
+
+	// RetainSuccess is how long history keeps tasks that succeeded or were cancelled. Zero means 7 days, negative for
+	// ever.
+	RetainSuccess time.Duration
+	// RetainErrors is how long history keeps tasks that ended as error. Zero means 90 days, negative for ever.
+	RetainErrors time.Duration
+
+	// Location of StartTime's wall-clock times. Nil means time.Local.
+	Location *time.Location
+
+	// MaxArgs, MaxResult and MaxError limit the arguments (refused beyond), the result (dropped beyond, with a note)
+	// and the error text (cut beyond), in bytes. Zero means 64 KiB each.
+	MaxArgs, MaxResult, MaxError int
+
+	// Backoff is the pause before the next attempt of a task whose attempt, counted from 1, has failed. Nil means
+	// DefaultBackoff. It must be safe for concurrent use.
+	Backoff func(attempt int) time.Duration
+
+	// ProducerOnly lets Create accept paths that are not registered in this process.
+	ProducerOnly bool
+
+	// Hooks are told of each task's creation, start and finish, in this order.
+	Hooks []Hooks
+
+	// Wakers carry wake-ups between processes, such as pgnotify.New(). Without any, a task that another process created
+	// starts at the next scan; one that this process created starts at once all the same.
+	Wakers []Waker
+
+	// Clock replaces the database's clock. It is for tests only: see testutil.Clock.
+	Clock func() time.Time
+}
+
+// Plugin is an outbox on one database: a gorm.Plugin. Its methods are safe for concurrent use, but for the registration
+// of handlers, which belongs before Run.
+type Plugin struct {
+	opts     Options
+	schedule cron.Schedule
+	err      error // bad options, reported by Initialize
+	registry registry
+	log      *slog.Logger
+	wake     wakeups
+	running  atomic.Bool
+
+	mu    sync.Mutex
+	store *store // nil until Initialize
+}
+
+// New returns a plugin for db.Use, which reports bad options, all at once.
+func New(opts Options) *Plugin {
+	p := &Plugin{opts: opts}
+	o := &p.opts
+	o.Logger = cmp.Or(o.Logger, slog.Default())
+	o.Concurrency = cmp.Or(o.Concurrency, 10)
+	o.Scan = cmp.Or(o.Scan, "@every 1s")
+	o.Heartbeat = cmp.Or(o.Heartbeat, 10*time.Second)
+	o.HeartbeatLimit = cmp.Or(o.HeartbeatLimit, 3*o.Heartbeat)
+	o.ShutdownGrace = max(0, cmp.Or(o.ShutdownGrace, 10*time.Second))
+	o.CancelGrace = max(0, cmp.Or(o.CancelGrace, 5*time.Second))
+	o.RetainSuccess = cmp.Or(o.RetainSuccess, 7*24*time.Hour)
+	o.RetainErrors = cmp.Or(o.RetainErrors, 90*24*time.Hour)
+	o.Location = cmp.Or(o.Location, time.Local)
+	o.MaxArgs = cmp.Or(o.MaxArgs, 64<<10)
+	o.MaxResult = cmp.Or(o.MaxResult, 64<<10)
+	o.MaxError = cmp.Or(o.MaxError, 64<<10)
+	if o.Backoff == nil {
+		o.Backoff = DefaultBackoff
+	}
+	p.log = o.Logger
+
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	var err error
+	if p.schedule, err = parseSchedule(o.Scan); err != nil {
+		bad("Scan %s: %w", quote(o.Scan), err)
+	}
+	if o.Concurrency < 0 || o.Concurrency > 100_000 {
+		bad("Concurrency %d is not between 1 and 100000", o.Concurrency)
+	}
+	if o.Heartbeat < 10*time.Millisecond {
+		bad("Heartbeat %v is below 10ms", o.Heartbeat)
+	}
+	if o.HeartbeatLimit < 3*o.Heartbeat {
+		bad("HeartbeatLimit %v is below three Heartbeats of %v", o.HeartbeatLimit, o.Heartbeat)
+	}
+	for name, n := range map[string]int{"MaxArgs": o.MaxArgs, "MaxResult": o.MaxResult, "MaxError": o.MaxError} {
+		if n < 256 || n > 64<<20 {
+			bad("%s %d is not between 256 bytes and 64 MiB", name, n)
+		}
+	}
+	for _, q := range o.Queues {
+		if err := checkText(q, maxQueue); err != nil {
+			bad("Queues: %w", err)
+		}
+	}
+	for i, h := range o.Hooks {
+		if h == nil {
+			bad("Hooks[%d] is nil", i)
+		}
+	}
+	for i, w := range o.Wakers {
+		if w == nil {
+			bad("Wakers[%d] is nil", i)
+		}
+	}
+	if len(errs) > 0 {
+		p.err = fmt.Errorf("outbox: bad options: %w", errors.Join(errs...))
+	}
+	return p
+}
+
+// Name is part of gorm.Plugin.
+func (p *Plugin) Name() string { return pluginName }
+
+// Initialize is part of gorm.Plugin: call db.Use(p). It binds the plugin to the database, runs no statement and starts
+// nothing. GORM calls it again for every replica of dbresolver and for a *gorm.Config that opens a second database; the
+// plugin stays bound to the first.
+func (p *Plugin) Initialize(db *gorm.DB) error {
+	if p.err != nil {
+		return p.err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.store != nil {
+		return nil
+	}
+	d, err := dialect.New(db.Dialector.Name(), names(db.NamingStrategy), p.opts.Clock)
+	if err != nil {
+		return fmt.Errorf("outbox: use: %w", err)
+	}
+	pool, err := db.DB()
+	if err != nil {
+		return fmt.Errorf("outbox: use: the *gorm.DB must be opened on a *sql.DB: %w", err)
+	}
+	p.store = &store{
+		gorm: db.Session(&gorm.Session{NewDB: true, Context: context.Background()}),
+		pool: pool,
+		d:    d,
+	}
+	return nil
+}
+
+// bound is the store, or an error before db.Use.
+func (p *Plugin) bound() (*store, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.store == nil {
+		return nil, ErrNotInstalled
+	}
+	return p.store, nil
+}
+
+// Migrate creates the tables, or brings them to this version; when they are up to date it does nothing. Any number of
+// processes may call it at once. Schema prints what it executes.
+func (p *Plugin) Migrate(ctx context.Context) error {
+	s, err := p.bound()
+	if err == nil {
+		err = s.migrate(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("outbox: migrate: %w", err)
+	}
+	return nil
+}
+
+// Schema is the SQL that Migrate executes on a database ("postgres", "sqlite"), for tools that keep versioned
+// migrations. Its names are those of the *gorm.DB's naming strategy, or GORM's default before db.Use.
+func (p *Plugin) Schema(database string) (string, error) {
+	var namer schema.Namer = schema.NamingStrategy{}
+	if s, err := p.bound(); err == nil {
+		namer = s.gorm.NamingStrategy
+	}
+	d, err := dialect.New(database, names(namer), nil)
+	if err != nil {
+		return "", fmt.Errorf("outbox: schema: %w", err)
+	}
+	return strings.Join(d.Schema(), ";\n\n") + ";\n", nil
+}
+
+// store is the database that a plugin is bound to.
+type store struct {
+	gorm *gorm.DB // for handlers; never for the dispatcher's own statements, which callbacks could redirect
+	pool *sql.DB  // the primary
+	d    dialect.Dialect
+}

@@ -1,0 +1,345 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"unicode"
+	"unicode/utf8"
+
+	"gorm.io/gorm"
+)
+
+// handler is a registered function.
+type handler struct {
+	path       string
+	fn         reflect.Value
+	args       reflect.Type // a struct, a pointer to one, or Args; nil when it takes none
+	tx         bool         // it takes a *gorm.DB: transactional
+	result     bool         // it returns more than an error
+	idempotent bool
+}
+
+// repeatable: an interrupted run may be run again without counting.
+func (h *handler) repeatable() bool { return h.tx || h.idempotent }
+
+// registry maps paths to handlers.
+type registry struct {
+	mu       sync.RWMutex
+	handlers map[string]*handler
+	aliases  map[string]string
+	sealed   int // Runs in progress: what they can run is already in their process rows
+}
+
+// HandlerOption is a choice for Handle.
+type HandlerOption struct{ apply func(*handler) }
+
+// Idempotent says that running the handler again after an interrupted run does no harm: such a run then does not count
+// as one of MaxAttempts, up to three times. Transactional handlers are treated so anyway.
+func Idempotent() HandlerOption { return HandlerOption{func(h *handler) { h.idempotent = true }} }
+
+var (
+	contextType = reflect.TypeFor[context.Context]()
+	gormType    = reflect.TypeFor[*gorm.DB]()
+	errorType   = reflect.TypeFor[error]()
+	argsType    = reflect.TypeFor[Args]()
+)
+
+const signatures = `a handler is one of
+	func(context.Context) error
+	func(context.Context, A) error
+	func(context.Context, *gorm.DB) error
+	func(context.Context, *gorm.DB, A) error
+or returns (R, error), where A is a struct with JSON tags, a pointer to one, or outbox.Args`
+
+// Handle registers fn under a dotted path, such as "services.OrderSvc.checkAndCancel". fn is
+//
+//	func(ctx context.Context[, tx *gorm.DB][, args A]) ([R,] error)
+//
+// where A is a struct with JSON tags, a pointer to one, or Args. With tx it is transactional: it runs inside the
+// transaction that finishes the task, so its writes, the task's removal and the history row commit together or not at
+// all. R, if not nil, is stored as the result, in JSON.
+//
+// The keys of a task's arguments and the fields of A must match: a key that no field takes, and a missing key whose
+// field is neither a pointer nor omitempty or omitzero, is an error. If A has a method Validate() error, it is called.
+//
+// Handle panics on a wiring mistake: a path that is taken or has no valid form, a function of another signature, a
+// call while Run is running.
+func (p *Plugin) Handle(path string, fn any, opts ...HandlerOption) {
+	h, err := newHandler(path, reflect.ValueOf(fn))
+	if err != nil {
+		panic(fmt.Sprintf("outbox: handle %s: %v", path, err))
+	}
+	for _, o := range opts {
+		o.apply(h)
+	}
+	p.registry.add(h)
+}
+
+// Register registers the named methods of a service: Register("services.OrderSvc", svc, "CheckAndCancel") registers
+// svc.CheckAndCancel as "services.OrderSvc.checkAndCancel"; only the first letter is lowered. At least one must be
+// named, because a row of the task table must not be able to call what nobody meant to expose; none panics with a list
+// of those that fit. It panics on wiring mistakes as Handle does.
+func (p *Plugin) Register(path string, svc any, methods ...string) {
+	v := reflect.ValueOf(svc)
+	if !v.IsValid() {
+		panic(fmt.Sprintf("outbox: register %s: the service is nil", path))
+	}
+	if len(methods) == 0 {
+		panic(fmt.Sprintf("outbox: register %s: name the methods to register; those of %T that fit: %s", path, svc, fitting(v)))
+	}
+	for _, name := range methods {
+		m := v.MethodByName(name)
+		if !m.IsValid() {
+			panic(fmt.Sprintf("outbox: register %s: %T has no method %s; those that fit: %s", path, svc, name, fitting(v)))
+		}
+		h, err := newHandler(path+"."+lowerFirst(name), m)
+		if err != nil {
+			panic(fmt.Sprintf("outbox: register %s: method %s of %T: %v", path, name, svc, err))
+		}
+		p.registry.add(h)
+	}
+}
+
+// Alias lets tasks that were created under an old path run by the handler of the current one, so that a function can be
+// renamed while its tasks wait. It panics when old is taken; Run reports a current path that nobody registered.
+func (p *Plugin) Alias(old, current string) {
+	r := &p.registry
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.free(old); err != nil {
+		panic(fmt.Sprintf("outbox: alias %s: %v", old, err))
+	}
+	if r.aliases == nil {
+		r.aliases = map[string]string{}
+	}
+	r.aliases[old] = current
+}
+
+func newHandler(path string, fn reflect.Value) (*handler, error) {
+	if fn.Kind() != reflect.Func || fn.IsNil() {
+		return nil, fmt.Errorf("not a function; %s", signatures)
+	}
+	t := fn.Type()
+	fail := func() (*handler, error) { return nil, fmt.Errorf("%s does not fit; %s", t, signatures) }
+	h := &handler{path: path, fn: fn}
+	if t.IsVariadic() || t.NumIn() == 0 || t.In(0) != contextType {
+		return fail()
+	}
+	in := 1
+	if in < t.NumIn() && t.In(in) == gormType {
+		h.tx = true
+		in++
+	}
+	if in < t.NumIn() {
+		a := t.In(in)
+		if a != argsType && a.Kind() != reflect.Struct && (a.Kind() != reflect.Pointer || a.Elem().Kind() != reflect.Struct) {
+			return fail()
+		}
+		h.args = a
+		in++
+	}
+	if in != t.NumIn() || t.NumOut() < 1 || t.NumOut() > 2 || t.Out(t.NumOut()-1) != errorType {
+		return fail()
+	}
+	h.result = t.NumOut() == 2
+	return h, nil
+}
+
+// call runs the function. A panic goes through.
+func (h *handler) call(ctx context.Context, tx *gorm.DB, args reflect.Value) (any, error) {
+	in := make([]reflect.Value, 0, 3)
+	in = append(in, reflect.ValueOf(ctx))
+	if h.tx {
+		in = append(in, reflect.ValueOf(tx))
+	}
+	if h.args != nil {
+		in = append(in, args)
+	}
+	out := h.fn.Call(in)
+	err, _ := out[len(out)-1].Interface().(error)
+	if !h.result {
+		return nil, err
+	}
+	return out[0].Interface(), err
+}
+
+func (r *registry) add(h *handler) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := r.free(h.path); err != nil {
+		panic(fmt.Sprintf("outbox: handle %s: %v", h.path, err))
+	}
+	if r.handlers == nil {
+		r.handlers = map[string]*handler{}
+	}
+	r.handlers[h.path] = h
+}
+
+func (r *registry) free(path string) error {
+	if r.sealed > 0 {
+		return fmt.Errorf("register before Run")
+	}
+	if err := checkPath(path); err != nil {
+		return err
+	}
+	if r.handlers[path] != nil {
+		return fmt.Errorf("the path is registered already")
+	}
+	if to, ok := r.aliases[path]; ok {
+		return fmt.Errorf("the path is an alias of %s already", to)
+	}
+	return nil
+}
+
+// seal forbids registration until unseal, and reports aliases that lead nowhere.
+func (r *registry) seal() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, old := range slices.Sorted(maps.Keys(r.aliases)) {
+		if r.handlers[r.aliases[old]] == nil {
+			return fmt.Errorf("alias %s: %w: %s%s", old, ErrUnknownFunc, r.aliases[old], r.suggest(r.aliases[old]))
+		}
+	}
+	r.sealed++
+	return nil
+}
+
+func (r *registry) unseal() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sealed--
+}
+
+// lookup finds the handler of a path, through an alias if need be; nil when there is none.
+func (r *registry) lookup(path string) *handler {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if h := r.handlers[path]; h != nil {
+		return h
+	}
+	return r.handlers[r.aliases[path]]
+}
+
+// paths lists what can be run, aliases included, sorted; those for which keep says so.
+func (r *registry) paths(keep func(*handler) bool) []string {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	var list []string
+	for path, h := range r.handlers {
+		if keep(h) {
+			list = append(list, path)
+		}
+	}
+	for old, current := range r.aliases {
+		if h := r.handlers[current]; h != nil && keep(h) {
+			list = append(list, old)
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+// unknown is the error for a path without a handler, with what may have been meant.
+func (r *registry) unknown(path string) error {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return fmt.Errorf("%w: register it with Handle or Register before, or set Options.ProducerOnly where another process runs it%s",
+		ErrUnknownFunc, r.suggest(path))
+}
+
+// suggest lists the registered paths nearest to one, as the end of a sentence.
+func (r *registry) suggest(path string) string {
+	type near struct {
+		path     string
+		distance int
+	}
+	var list []near
+	for known := range r.handlers {
+		d := distance(strings.ToLower(path), strings.ToLower(known))
+		if last(path) == last(known) {
+			d = min(d, 2)
+		}
+		if d <= 2+len(path)/4 {
+			list = append(list, near{known, d})
+		}
+	}
+	if len(list) == 0 {
+		return fmt.Sprintf("; %d paths are registered, none of them like it", len(r.handlers))
+	}
+	slices.SortFunc(list, func(a, b near) int {
+		if a.distance != b.distance {
+			return a.distance - b.distance
+		}
+		return strings.Compare(a.path, b.path)
+	})
+	var out []string
+	for _, n := range list[:min(3, len(list))] {
+		out = append(out, n.path)
+	}
+	return "; did you mean " + strings.Join(out, " or ") + "?"
+}
+
+func last(path string) string { return path[strings.LastIndexByte(path, '.')+1:] }
+
+// distance is Levenshtein's.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// checkPath: dot-separated names of letters, digits, "_" and "-".
+func checkPath(path string) error {
+	if err := checkText(path, maxPath); err != nil {
+		return fmt.Errorf("the path %w", err)
+	}
+	for part := range strings.SplitSeq(path, ".") {
+		if part == "" {
+			return fmt.Errorf("the path has an empty part")
+		}
+		for _, c := range part {
+			if !unicode.IsLetter(c) && !unicode.IsDigit(c) && c != '_' && c != '-' {
+				return fmt.Errorf("the path has a %q; parts are letters, digits, _ and -", c)
+			}
+		}
+	}
+	return nil
+}
+
+func lowerFirst(s string) string {
+	r, n := utf8.DecodeRuneInString(s)
+	return string(unicode.ToLower(r)) + s[n:]
+}
+
+// fitting lists a service's methods that could be handlers.
+func fitting(v reflect.Value) string {
+	var list []string
+	for i := range v.NumMethod() {
+		if _, err := newHandler("", v.Method(i)); err == nil {
+			list = append(list, v.Type().Method(i).Name)
+		}
+	}
+	if len(list) == 0 {
+		return "none; " + signatures
+	}
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,422 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"reflect"
+	"runtime"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// run is one claimed task in its slot.
+type run struct {
+	d       *dispatcher
+	task    *TaskModel
+	broken  error // the row could not be read
+	handler *handler
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	began   time.Time
+	ended   atomic.Bool  // an outcome has been given: the handler's, or that it was abandoned
+	holds   atomic.Int32 // the slot stays taken until the outcome is durable and the handler has returned
+	started atomic.Bool
+	settled bool // the claim was lost, which has been reported
+
+	recorded atomic.Bool // the outcome is durable, or was refused
+}
+
+var (
+	errShutdown = errors.New("the dispatcher shuts down")
+	errTimeout  = fmt.Errorf("the time limit is over: %w", context.DeadlineExceeded)
+	errEnded    = errors.New("the run is over")
+)
+
+func (d *dispatcher) newRun(c claimed) *run {
+	r := &run{d: d, task: c.task, broken: c.err, handler: d.p.registry.lookup(c.task.Func)}
+	r.ctx, r.cancel = context.WithCancelCause(d.runCtx)
+	r.holds.Store(2)
+	return r
+}
+
+// execute runs the handler in its goroutine and hands the outcome over.
+func (r *run) execute() {
+	defer func() {
+		if r.release() {
+			poke(r.d.slotFree)
+		}
+	}()
+	defer r.cancel(errEnded)
+	if r.broken != nil {
+		r.finish(r.failure(ReasonBadArgs, r.broken, true))
+		return
+	}
+	if r.handler == nil {
+		// The claim asks for registered functions only; this is a path that the database takes for another's equal.
+		r.finish(ending{giveBack: true, delay: time.Minute})
+		return
+	}
+	if r.d.draining.Load() {
+		r.finish(ending{giveBack: true})
+		return
+	}
+	args, err := r.handler.bind(r.task.Args)
+	if err != nil {
+		r.finish(r.failure(ReasonBadArgs, fmt.Errorf("%w: %w", ErrBadArgs, err), true))
+		return
+	}
+	if r.handler.tx && r.d.txTurn != nil {
+		select {
+		case r.d.txTurn <- struct{}{}:
+			defer func() { <-r.d.txTurn }()
+		case <-r.d.drain:
+			r.finish(ending{giveBack: true})
+			return
+		}
+	}
+	r.began = time.Now()
+	r.started.Store(true)
+	if limit := time.Duration(r.task.TimeoutMS) * time.Millisecond; limit > 0 {
+		var cancel context.CancelFunc
+		r.ctx, cancel = context.WithTimeoutCause(r.ctx, limit, errTimeout)
+		defer cancel()
+	}
+	r.ctx = context.WithValue(r.ctx, taskKey{}, r.task)
+	for _, hook := range r.d.p.opts.Hooks {
+		r.d.guardHook("OnStart", func() { r.ctx = hook.OnStart(r.ctx, r.task) })
+	}
+	stop := context.AfterFunc(r.ctx, r.abandonLater)
+	defer stop()
+	if r.handler.tx {
+		r.transactional(args)
+		return
+	}
+	result, e := r.invoke(func() (any, error) { return r.handler.call(r.ctx, nil, args) })
+	r.finish(r.judge(result, e))
+}
+
+// invoke calls the handler and turns whatever it does into an ending.
+func (r *run) invoke(call func() (any, error)) (result any, e ending) {
+	returned := false
+	done := make(chan struct{})
+	// The handler needs no goroutine of its own to survive runtime.Goexit: deferred calls run then too. But what comes
+	// after the call would not, so the call is the last thing that its goroutine does.
+	go func() {
+		defer close(done)
+		defer func() {
+			if returned {
+				return
+			}
+			stack := debug.Stack()
+			if v := recover(); v != nil {
+				text := fmt.Sprintf("panic: %s\n\n%s", panicText(v), stack)
+				e = ending{reason: ReasonPanic, err: fmt.Errorf("panic: %s", panicText(v)), text: text}
+				return
+			}
+			e = ending{reason: ReasonGoexit, err: errors.New("the handler called runtime.Goexit")}
+			e.text = e.err.Error()
+		}()
+		var err error
+		result, err = call()
+		if err != nil {
+			e = ending{reason: ReasonFailed, err: err, text: errorText(err)}
+		}
+		returned = true
+	}()
+	<-done
+	e.duration = time.Since(r.began)
+	return result, e
+}
+
+// judge adds to an ending what the run's context and the result say.
+func (r *run) judge(result any, e ending) ending {
+	var permanent *permanentError
+	switch {
+	case e.reason == ReasonFailed && errors.As(e.err, &permanent):
+		e.reason, e.final = ReasonPermanent, true
+	case e.reason == ReasonFailed && r.ctx.Err() != nil:
+		cause := context.Cause(r.ctx)
+		switch {
+		case errors.Is(cause, errTimeout) && errors.Is(e.err, context.DeadlineExceeded):
+			e.reason = ReasonTimeout
+		case r.handler.repeatable() && (errors.Is(cause, errShutdown) || errors.Is(cause, ErrClaimLost)):
+			return ending{giveBack: true, duration: e.duration, err: e.err}
+		}
+	case e.reason == ReasonNone && result != nil:
+		e = r.encodeResult(result, e)
+	}
+	e.text = cleanText(e.text, r.d.p.opts.MaxError)
+	return e
+}
+
+// encodeResult stores a result, or says why it could not: the handler's work is done either way.
+func (r *run) encodeResult(result any, e ending) ending {
+	if v := reflect.ValueOf(result); v.Kind() == reflect.Pointer && v.IsNil() {
+		return e
+	}
+	raw, err := encodeJSON(result)
+	if err == nil && len(raw) > r.d.p.opts.MaxResult {
+		err = fmt.Errorf("it has %d bytes, over the limit of %d (Options.MaxResult)", len(raw), r.d.p.opts.MaxResult)
+	}
+	if err == nil {
+		err = checkJSON(raw, nil)
+	}
+	if err != nil {
+		e.reason, e.text = ReasonBadResult, fmt.Sprintf("the result of type %T was not stored: %v", result, err)
+		return e
+	}
+	e.result = raw
+	return e
+}
+
+func (r *run) failure(reason Reason, err error, final bool) ending {
+	return ending{reason: reason, err: err, text: cleanText(errorText(err), r.d.p.opts.MaxError), final: final,
+		duration: r.since()}
+}
+
+func (r *run) since() time.Duration {
+	if r.began.IsZero() {
+		return 0
+	}
+	return time.Since(r.began)
+}
+
+// abandonLater is called when the run's context ends: the handler has the grace to return.
+func (r *run) abandonLater() {
+	cause := context.Cause(r.ctx)
+	time.AfterFunc(r.d.p.opts.CancelGrace, func() { r.abandon(cause) })
+}
+
+// abandon gives up on a handler that ignores its context. What it does is unknown; its slot stays taken.
+func (r *run) abandon(cause error) {
+	var e ending
+	switch {
+	case errors.Is(cause, errTimeout):
+		e = r.failure(ReasonTimeout, fmt.Errorf("%w, and the handler has not returned: the outcome is unknown", cause), true)
+	case errors.Is(cause, errShutdown):
+		e = r.failure(ReasonInterrupted, fmt.Errorf("%w, and the handler has not returned: the outcome is unknown", cause), false)
+	default:
+		return // the claim is another's by now, or will be
+	}
+	if r.ended.Load() {
+		return
+	}
+	r.d.log.Warn("outbox: handler ignores its context", r.attrs("cause", cause)...)
+	r.finish(e)
+}
+
+// finish hands over the run's only outcome; a later one is refused.
+func (r *run) finish(e ending) {
+	if !r.ended.CompareAndSwap(false, true) {
+		r.d.log.Warn("outbox: handler returned after its task was given up", r.attrs("duration", r.since())...)
+		return
+	}
+	v := decide(r.task, e, r.d.backoff)
+	r.d.finisher.add(&pendingEnd{run: r, ending: e, verdict: v})
+}
+
+// durable is called when the outcome is written, or refused for good.
+func (r *run) durable(e ending, v verdict, lost bool) {
+	f := Finish{Reason: e.reason, Err: e.err, Duration: e.duration, Next: v.next}
+	switch {
+	case lost:
+		f.Reason, f.Err = ReasonInterrupted, ErrClaimLost
+		r.d.log.Warn("outbox: claim lost, outcome refused", r.attrs()...)
+	case v.requeue != nil && e.reason != ReasonNone:
+		r.d.log.Warn("outbox: task failed, will be tried again", r.attrs("err", e.err, "in", v.next)...)
+	case v.requeue != nil:
+		r.d.log.Debug("outbox: task goes back", r.attrs("in", v.next)...)
+	case v.outcome.Status == string(StatusError):
+		f.Status = StatusError
+		r.d.log.Error("outbox: task ended as error", r.attrs("reason", e.reason, "err", e.err, "duration", e.duration)...)
+	default:
+		f.Status = StatusSuccess
+		r.d.log.Debug("outbox: task done", r.attrs("duration", e.duration)...)
+	}
+	for _, hook := range r.d.p.opts.Hooks {
+		r.d.guardHook("OnFinish", func() { hook.OnFinish(r.ctx, r.task, f) })
+	}
+	if r.started.Load() {
+		r.d.ran.Add(1)
+	}
+	r.recorded.Store(true)
+	r.release()
+}
+
+// release frees the slot with the second call: one is the outcome's, one the handler's.
+func (r *run) release() bool {
+	if r.holds.Add(-1) > 0 {
+		return false
+	}
+	r.d.free(r)
+	return true
+}
+
+func (r *run) attrs(more ...any) []any {
+	return append([]any{"task_id", r.task.ID, "func", r.task.Func, "attempt", r.task.Attempt}, more...)
+}
+
+// maxTxTries of a transaction that the database asks to run again.
+const maxTxTries = 5
+
+// transactional runs the handler inside the transaction that finishes the task.
+func (r *run) transactional(args reflect.Value) {
+	for try := 1; ; try++ {
+		e, v, again := r.try(args)
+		if again && try < maxTxTries && r.ctx.Err() == nil {
+			// As many as there are contenders may collide again if they return together.
+			_ = wait(r.ctx, DefaultBackoff(1)>>(7-try))
+			continue
+		}
+		if r.settled {
+			return
+		}
+		if v == nil {
+			r.finish(e)
+			return
+		}
+		if r.ended.CompareAndSwap(false, true) {
+			r.durable(e, *v, false)
+		}
+		return
+	}
+}
+
+// try is one transaction. With a verdict the outcome is durable; otherwise the transaction is undone.
+func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
+	s := r.d.store
+	infrastructure := func(err error) (ending, *verdict, bool) {
+		// Nothing of the run has lasted, and it is not the handler's fault.
+		return ending{giveBack: true, delay: time.Second, err: err}, nil, dialect.Classify(err) == dialect.Retry
+	}
+	tx, err := s.pool.BeginTx(r.ctx, nil)
+	if err != nil {
+		return infrastructure(err)
+	}
+	defer tx.Rollback()
+	if err := s.d.Begin(r.ctx, tx); err != nil {
+		return infrastructure(err)
+	}
+	if _, err := tx.ExecContext(r.ctx, "SAVEPOINT "+runSavepoint); err != nil {
+		return infrastructure(err)
+	}
+	guard := &guardedTx{Tx: tx}
+	db := s.handlerDB(r.ctx, guard)
+	result, e := r.invoke(func() (any, error) { return r.handler.call(r.ctx, db, args) })
+	guard.closed.Store(true)
+	if e.reason == ReasonNone && guard.ended.Load() {
+		e = r.failure(ReasonTransaction, ErrTxGuarded, false)
+	}
+	if e.reason != ReasonNone {
+		tx.Rollback()
+		return r.judge(nil, e), nil, e.reason == ReasonFailed && dialect.Classify(e.err) == dialect.Retry
+	}
+	// A savepoint that is gone shows that the transaction was ended, or undone by the database after an error that the
+	// handler swallowed; whatever the handler wrote since then would have been committed by itself.
+	if _, err := tx.ExecContext(r.ctx, "RELEASE SAVEPOINT "+runSavepoint); err != nil {
+		tx.Rollback()
+		if r.ctx.Err() != nil {
+			e = ending{reason: ReasonFailed, err: r.ctx.Err(), text: errorText(context.Cause(r.ctx)), duration: e.duration}
+			return r.judge(nil, e), nil, false
+		}
+		if dialect.Classify(err) == dialect.Lost {
+			return infrastructure(err)
+		}
+		return r.failure(ReasonTransaction, fmt.Errorf(
+			"the transaction was ended or undone while the handler ran (a COMMIT of its own, or an error of the database that it swallowed): %w", err), false), nil, false
+	}
+	e = r.judge(result, e)
+	v := decide(r.task, e, r.d.backoff)
+	moved, err := s.d.Move(r.ctx, tx, dialect.FromRunning, []dialect.Outcome{*v.outcome})
+	if err != nil {
+		return r.unfinished(e, err)
+	}
+	if len(moved) == 0 {
+		tx.Rollback()
+		r.lost()
+		return ending{}, nil, false
+	}
+	if r.ended.Load() {
+		return e, nil, false // abandoned: the transaction must not commit after another outcome was given
+	}
+	if err := tx.Commit(); err != nil {
+		if class := dialect.Classify(err); class == dialect.Lost || errors.Is(err, sql.ErrTxDone) {
+			return r.inDoubt(e, v, err)
+		}
+		return r.unfinished(e, err)
+	}
+	return e, &v, false
+}
+
+const runSavepoint = "outbox_run"
+
+// unfinished: the finishing statements failed, so the transaction is undone.
+func (r *run) unfinished(e ending, err error) (ending, *verdict, bool) {
+	switch dialect.Classify(err) {
+	case dialect.Retry:
+		return r.failure(ReasonTransaction, err, false), nil, true
+	case dialect.Data, dialect.Other:
+		if r.ctx.Err() == nil {
+			return r.failure(ReasonTransaction, fmt.Errorf("commit: %w", err), false), nil, false
+		}
+	}
+	return ending{giveBack: true, delay: time.Second, err: err, duration: e.duration}, nil, false
+}
+
+// lost ends a run whose claim is another's.
+func (r *run) lost() {
+	r.settled = true
+	if r.ended.CompareAndSwap(false, true) {
+		r.durable(ending{duration: r.since()}, verdict{}, true)
+	}
+}
+
+// inDoubt finds out what became of a COMMIT whose reply was lost. Locking the task's row waits for the transaction in
+// question: if the row is there then, with our version, nothing was committed; if it is gone, history tells.
+func (r *run) inDoubt(e ending, v verdict, cause error) (ending, *verdict, bool) {
+	ctx := context.WithoutCancel(r.ctx)
+	for {
+		committed, err := r.d.store.committed(ctx, r.task)
+		if err == nil && committed {
+			return e, &v, false
+		}
+		if err == nil {
+			return ending{giveBack: true, err: cause, duration: e.duration}, nil, false
+		}
+		if wait(r.d.writeCtx, 500*time.Millisecond) != nil {
+			return ending{giveBack: true, err: cause, duration: e.duration}, nil, false
+		}
+	}
+}
+
+func panicText(v any) (text string) {
+	defer func() {
+		if recover() != nil {
+			text = fmt.Sprintf("a %T whose text panics", v)
+		}
+	}()
+	if _, ok := v.(*runtime.PanicNilError); ok {
+		return "nil"
+	}
+	if err, ok := v.(error); ok {
+		return err.Error()
+	}
+	return fmt.Sprint(v)
+}
+
+func errorText(err error) (text string) {
+	defer func() {
+		if recover() != nil {
+			text = fmt.Sprintf("an error of type %T whose text panics", err)
+		}
+	}()
+	if text = err.Error(); text == "" {
+		text = fmt.Sprintf("an error of type %T without a text", err)
+	}
+	return text
+}

@@ -1,0 +1,410 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// The statements that change state are here and in internal/dialect, where those stand that databases write differently.
+// Each names the state that it leaves, or the fence, in its WHERE; its caller looks at what it changed.
+
+// explain adds to an error what the user can do about it.
+func (s *store) explain(err error) error {
+	if dialect.Classify(err) == dialect.Missing {
+		return fmt.Errorf("%w: call Migrate, or apply what Schema(%q) prints: %w", ErrSchema, s.d.Name(), err)
+	}
+	return err
+}
+
+// migrate creates or updates the tables in one transaction that excludes every other migration.
+func (s *store) migrate(ctx context.Context) error {
+	for try := 1; ; try++ {
+		err := s.inTx(ctx, func(tx *sql.Tx) error {
+			if err := s.d.Lock(ctx, tx); err != nil {
+				return err
+			}
+			version, err := s.version(ctx, tx)
+			if err != nil || version == dialect.Version {
+				return err
+			}
+			if version > dialect.Version {
+				return fmt.Errorf("%w: the tables are of version %d, newer than this program's %d", ErrSchema, version, dialect.Version)
+			}
+			for _, statement := range s.d.Schema() {
+				if _, err := tx.ExecContext(ctx, statement); err != nil {
+					return fmt.Errorf("%w\n%s", err, statement)
+				}
+			}
+			return nil
+		})
+		class := dialect.Classify(err)
+		if err == nil || class != dialect.Busy && class != dialect.Retry || try == 200 {
+			return err
+		}
+		if wait(ctx, 50*time.Millisecond) != nil {
+			return err
+		}
+	}
+}
+
+// version of the tables; 0 means that there are none.
+func (s *store) version(ctx context.Context, c dialect.Conn) (int, error) {
+	there, err := s.d.HasTable(ctx, c)
+	if err != nil || !there {
+		return 0, err
+	}
+	var version int
+	err = s.query(ctx, c, "SELECT coalesce(max(version), 0) FROM {version}", nil, func(r *sql.Rows) error {
+		return r.Scan(&version)
+	})
+	return version, err
+}
+
+// checkSchema fails when the tables are not of this program's version.
+func (s *store) checkSchema(ctx context.Context) error {
+	version, err := s.version(ctx, s.pool)
+	if err != nil {
+		return err
+	}
+	if version != dialect.Version {
+		found := fmt.Sprintf("are of version %d", version)
+		if version == 0 {
+			found = "are missing"
+		}
+		return fmt.Errorf("%w: the tables %s, this program needs version %d: call Migrate, or apply what Schema(%q) prints",
+			ErrSchema, found, dialect.Version, s.d.Name())
+	}
+	return nil
+}
+
+// inTx runs f in a transaction of the pool's own.
+func (s *store) inTx(ctx context.Context, f func(*sql.Tx) error) error {
+	tx, err := s.pool.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if err := f(tx); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+func (s *store) query(ctx context.Context, c dialect.Conn, query string, params []any, each func(*sql.Rows) error) error {
+	rows, err := c.QueryContext(ctx, s.d.Rebind(query), params...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		if err := each(rows); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+func (s *store) exec(ctx context.Context, c dialect.Conn, query string, params ...any) (int64, error) {
+	r, err := c.ExecContext(ctx, s.d.Rebind(query), params...)
+	if err != nil {
+		return 0, err
+	}
+	return r.RowsAffected()
+}
+
+// one reads one text.
+func (s *store) one(ctx context.Context, c dialect.Conn, query string, params ...any) (text string, found bool, err error) {
+	err = s.query(ctx, c, query, params, func(r *sql.Rows) error {
+		found = true
+		return r.Scan(&text)
+	})
+	return text, found, s.explain(err)
+}
+
+func taskDest(t *TaskModel) []any {
+	return []any{
+		&t.ID, &t.Func, &t.Args, &t.Key, &t.Queue, &t.Priority, instant{&t.RunAt}, &t.State, &t.Attempt, &t.Uncounted,
+		&t.Crashes, &t.MaxAttempts, &t.TimeoutMS, &t.Repeatable, &t.Version, &t.ProcessID, &t.RerunOf, &t.Errors, &t.Meta,
+		instant{&t.CreatedAt}, nullInstant{&t.StartedAt},
+	}
+}
+
+// task reads a row of the task table; nil when there is none.
+func (s *store) task(ctx context.Context, c dialect.Conn, id string) (*TaskModel, error) {
+	var found *TaskModel
+	err := s.query(ctx, c, "SELECT {columns} FROM {tasks} WHERE id = ?", []any{id}, func(r *sql.Rows) error {
+		found = new(TaskModel)
+		return r.Scan(taskDest(found)...)
+	})
+	return found, s.explain(err)
+}
+
+// history reads a row of history; nil when there is none.
+func (s *store) history(ctx context.Context, c dialect.Conn, id string) (*HistoryModel, error) {
+	const query = `SELECT id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes, max_attempts, timeout_ms,
+	version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error, finished_at, rerun_id
+FROM {history} WHERE id = ?`
+	var found *HistoryModel
+	err := s.query(ctx, c, query, []any{id}, func(r *sql.Rows) error {
+		h := new(HistoryModel)
+		found = h
+		return r.Scan(&h.ID, &h.Func, &h.Args, &h.Key, &h.Queue, &h.Priority, instant{&h.RunAt}, &h.Attempt, &h.Uncounted,
+			&h.Crashes, &h.MaxAttempts, &h.TimeoutMS, &h.Version, &h.ProcessID, &h.RerunOf, &h.Errors, &h.Meta,
+			instant{&h.CreatedAt}, nullInstant{&h.StartedAt}, &h.Status, &h.Reason, &h.Result, &h.Error,
+			instant{&h.FinishedAt}, &h.RerunID)
+	})
+	return found, s.explain(err)
+}
+
+// claim takes due tasks for a process. A row that cannot be read comes back as a task with id and version only, and an
+// error that says why.
+func (s *store) claim(ctx context.Context, p dialect.ClaimParams) ([]claimed, error) {
+	var out []claimed
+	err := s.d.Claim(ctx, s.pool, p, func(r *sql.Rows) error {
+		out = append(out, scanClaimed(r))
+		return nil
+	})
+	return out, err
+}
+
+type claimed struct {
+	task *TaskModel
+	err  error
+}
+
+func scanClaimed(r *sql.Rows) claimed {
+	t := new(TaskModel)
+	err := r.Scan(taskDest(t)...)
+	if err == nil {
+		return claimed{task: t}
+	}
+	// Somebody wrote into the row what its types do not hold, as SQLite allows. Fetch what can be fetched.
+	loose := new(TaskModel)
+	dest := make([]any, len(dialect.Columns))
+	for i, column := range dialect.Columns {
+		switch column {
+		case "id":
+			dest[i] = &loose.ID
+		case "version":
+			dest[i] = &loose.Version
+		default:
+			dest[i] = new(any)
+		}
+	}
+	if again := r.Scan(dest...); again != nil {
+		err = errors.Join(err, again)
+	}
+	loose.MaxAttempts, loose.Attempt = 1, 1
+	return claimed{task: loose, err: fmt.Errorf("the row cannot be read: %w", err)}
+}
+
+// process rows
+
+func (s *store) register(ctx context.Context, m ProcessModel) error {
+	_, err := s.exec(ctx, s.pool, `INSERT INTO {processes} (id, host, pid, functions, queues, slots, started_at, beat_at, beats)
+VALUES (?, ?, ?, ?, ?, ?, {now}, {now}, 1)`, m.ID, m.Host, m.PID, m.Functions, m.Queues, m.Slots)
+	return err
+}
+
+func (s *store) unregister(ctx context.Context, id string) error {
+	_, err := s.exec(ctx, s.pool, "DELETE FROM {processes} WHERE id = ?", id)
+	return err
+}
+
+// beat proves that a process is alive; false means that somebody has declared it dead.
+func (s *store) beat(ctx context.Context, id string) (bool, error) {
+	n, err := s.exec(ctx, s.pool, "UPDATE {processes} SET beat_at = {now}, beats = beats + 1 WHERE id = ?", id)
+	return n > 0, err
+}
+
+// watch is what one look at the other processes shows.
+type watch struct {
+	beats   map[string]int64 // heartbeats by process
+	orphans bool             // tasks are running whose process has no row
+	parked  bool             // tasks are parked
+}
+
+func (s *store) watch(ctx context.Context) (watch, error) {
+	w := watch{beats: map[string]int64{}}
+	err := s.query(ctx, s.pool, `SELECT id, beats FROM {processes}
+UNION ALL SELECT 'orphans', count(*) FROM (SELECT 1 AS one FROM {tasks} t WHERE t.state = 'running'
+	AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id) LIMIT 1) o
+UNION ALL SELECT 'parked', count(*) FROM (SELECT 1 AS one FROM {tasks} WHERE state = 'parked' LIMIT 1) k`, nil,
+		func(r *sql.Rows) error {
+			var id string
+			var n int64
+			if err := r.Scan(&id, &n); err != nil {
+				return err
+			}
+			switch id {
+			case "orphans":
+				w.orphans = n > 0
+			case "parked":
+				w.parked = n > 0
+			default:
+				w.beats[id] = n
+			}
+			return nil
+		})
+	return w, err
+}
+
+// bury removes the row of a process that was seen dead, unless it has beaten since. Its tasks are orphans then.
+func (s *store) bury(ctx context.Context, id string, beats int64) (bool, error) {
+	n, err := s.exec(ctx, s.pool, "DELETE FROM {processes} WHERE id = ? AND beats = ?", id, beats)
+	return n > 0, err
+}
+
+// buryOlder removes the rows whose last heartbeat is older than an age by the database's clock, for those who cannot
+// watch long enough.
+func (s *store) buryOlder(ctx context.Context, before time.Time) (int64, error) {
+	return s.exec(ctx, s.pool, "DELETE FROM {processes} WHERE beat_at < "+s.d.Instant(), s.d.Time(before))
+}
+
+// now is the database's clock.
+func (s *store) now(ctx context.Context) (time.Time, error) {
+	text, err := s.d.Clock(ctx, s.pool)
+	if err != nil {
+		return time.Time{}, err
+	}
+	var t time.Time
+	err = instant{&t}.Scan(text)
+	return t, err
+}
+
+// write makes outcomes and requeues durable, in one transaction where the database needs one, and returns the ids that
+// the fence let through.
+func (s *store) write(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued) (map[string]bool, error) {
+	var done map[string]bool
+	if s.d.AtomicMove() && (len(outcomes) == 0 || len(requeued) == 0) {
+		return s.writeIn(ctx, s.pool, outcomes, requeued)
+	}
+	err := s.inTx(ctx, func(tx *sql.Tx) (err error) {
+		done, err = s.writeIn(ctx, tx, outcomes, requeued)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return done, nil
+}
+
+func (s *store) writeIn(ctx context.Context, c dialect.Conn, outcomes []dialect.Outcome, requeued []dialect.Requeued) (map[string]bool, error) {
+	done := make(map[string]bool, len(outcomes)+len(requeued))
+	if len(outcomes) > 0 {
+		ids, err := s.d.Move(ctx, c, dialect.FromRunning, outcomes)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			done[id] = true
+		}
+	}
+	if len(requeued) > 0 {
+		ids, err := s.d.Requeue(ctx, c, requeued)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			done[id] = true
+		}
+	}
+	return done, nil
+}
+
+// landed tells which of some outcomes are in history already, written by a statement whose reply was lost.
+func (s *store) landed(ctx context.Context, outcomes []dialect.Outcome) (map[string]bool, error) {
+	there := map[string]bool{}
+	for _, o := range outcomes {
+		past, err := s.history(ctx, s.pool, o.ID)
+		if err != nil {
+			return nil, err
+		}
+		if past != nil && past.Version == *o.Version {
+			there[o.ID] = true
+		}
+	}
+	return there, nil
+}
+
+// committed tells whether the finish of a task, whose COMMIT got no reply, took effect.
+func (s *store) committed(ctx context.Context, t *TaskModel) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	there := false
+	err := s.inTx(ctx, func(tx *sql.Tx) error {
+		return s.query(ctx, tx, "SELECT id FROM {tasks} WHERE id = ?"+s.d.ForUpdate(), []any{t.ID}, func(*sql.Rows) error {
+			there = true
+			return nil
+		})
+	})
+	if err != nil || there {
+		return false, err
+	}
+	past, err := s.history(ctx, s.pool, t.ID)
+	return past != nil && past.Version == t.Version, err
+}
+
+// takeOver takes up to limit tasks away from processes that are gone. What becomes of each was recorded by its claim. Rows
+// that a zombie's transaction has locked are left for later.
+func (s *store) takeOver(ctx context.Context, limit int, judge func(*TaskModel) verdict) (taken []claimed, all bool, err error) {
+	err = s.inTx(ctx, func(tx *sql.Tx) error {
+		taken = nil
+		if err := s.d.Begin(ctx, tx); err != nil {
+			return err
+		}
+		var found []claimed
+		if err := s.d.Orphans(ctx, tx, limit, func(r *sql.Rows) error {
+			found = append(found, scanClaimed(r))
+			return nil
+		}); err != nil {
+			return err
+		}
+		all = len(found) < limit
+		var outcomes []dialect.Outcome
+		var requeued []dialect.Requeued
+		for _, c := range found {
+			if v := judge(c.task); v.outcome != nil {
+				outcomes = append(outcomes, *v.outcome)
+			} else {
+				requeued = append(requeued, *v.requeue)
+			}
+		}
+		done, err := s.writeIn(ctx, tx, outcomes, requeued)
+		for _, c := range found {
+			if done[c.task.ID] {
+				taken = append(taken, c)
+			}
+		}
+		return err
+	})
+	return taken, all, err
+}
+
+// owned are the running tasks of a process.
+func (s *store) owned(ctx context.Context, process string) ([]claimed, error) {
+	var out []claimed
+	err := s.query(ctx, s.pool, "SELECT {columns} FROM {tasks} WHERE state = 'running' AND process_id = ?", []any{process},
+		func(r *sql.Rows) error {
+			out = append(out, scanClaimed(r))
+			return nil
+		})
+	return out, err
+}
+
+// wait sleeps, unless ctx ends.
+func wait(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
