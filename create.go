@@ -197,7 +197,7 @@ func (h handle) prepared(path string, raw JSON, s settings) (*pendingTask, error
 		MaxAttempts: s.maxAttempts, TimeoutMS: int64((s.timeout + time.Millisecond - 1) / time.Millisecond), Version: 1,
 	}
 	for _, hook := range h.p.opts.Hooks {
-		if err := hook.OnCreate(h.ctx, t); err != nil {
+		if err := h.onCreate(hook, t); err != nil {
 			return nil, fmt.Errorf("refused by a hook: %w", err)
 		}
 	}
@@ -210,7 +210,9 @@ func (h handle) prepared(path string, raw JSON, s settings) (*pendingTask, error
 		MaxAttempts: t.MaxAttempts, TimeoutMS: t.TimeoutMS,
 	}
 	if text, ok := meta.(string); ok {
-		text = cleanText(text, h.p.opts.MaxArgs)
+		if len(text) > h.p.opts.MaxArgs {
+			return nil, fmt.Errorf("the hooks' Meta has %d bytes, over the limit of %d (Options.MaxArgs)", len(text), h.p.opts.MaxArgs)
+		}
 		row.Meta = &text
 	}
 	delay := s.after
@@ -218,11 +220,19 @@ func (h handle) prepared(path string, raw JSON, s settings) (*pendingTask, error
 		row.DelayUS = dialect.Micros(s.after)
 	} else {
 		delay = s.at.Sub(h.p.now())
-		// A start time is rounded up, because a task is never early.
-		at := h.store.d.Time(s.at.Add(time.Microsecond - 1).Truncate(time.Microsecond))
+		at := h.store.d.Time(roundUp(s.at))
 		row.At, row.Past = &at, delay <= 0
 	}
 	return &pendingTask{t, row, delay}, nil
+}
+
+func (h handle) onCreate(hook Hooks, t *TaskModel) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			h.p.log.Error("outbox: hook panicked", "hook", "OnCreate", "panic", panicText(v))
+		}
+	}()
+	return hook.OnCreate(h.ctx, t)
 }
 
 // now is the process's clock, or the tests'.

@@ -194,9 +194,10 @@ func (p *Plugin) begin(ctx context.Context) (d *dispatcher, stop func(), err err
 		d.lapse.Stop()
 		d.nextDue.Stop()
 		d.stopWriting()
-		// Whatever is left behind is an orphan from now on.
 		last, cancel := context.WithTimeout(context.Background(), d.statementLimit())
 		defer cancel()
+		d.reclaim(last)
+		// Whatever is left behind is an orphan from now on.
 		if err := s.unregister(last, d.processID()); err != nil {
 			d.log.Warn("outbox: process row not removed", "process", d.processID(), "err", err)
 		}
@@ -229,6 +230,7 @@ func (d *dispatcher) loop(ctx context.Context) {
 			d.pause = min(max(2*d.pause, 100*time.Millisecond), 5*time.Second)
 			d.nextDue.Reset(d.pause)
 		} else if err == nil {
+			d.trouble.over("claim")
 			d.pause = 0
 		}
 	}
@@ -274,7 +276,6 @@ func (d *dispatcher) probe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	d.trouble.over("claim")
 	next := time.Duration(-1)
 	d.lanes = d.lanes[:0]
 	for _, l := range found {
@@ -508,16 +509,16 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		free, n := d.room(), 0
+		free, n, more := d.room(), 0, false
 		if free > 0 {
-			if n, _, err = d.claim(ctx, free, until); err != nil {
+			if n, more, err = d.claim(ctx, free, until); err != nil {
 				return err
 			}
 		}
 		if n > 0 && d.room() > 0 {
 			continue
 		}
-		if n == 0 && d.room() == d.slots {
+		if n == 0 && !more && d.room() == d.slots {
 			if parked {
 				break
 			}

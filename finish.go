@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"time"
 
@@ -44,10 +45,17 @@ func (f *finisher) add(p *pendingEnd) {
 	}
 }
 
-// take removes a group from the queue's head.
+// take removes a group from the queue's head. Handlers that are about to return, such as those of one claim that have
+// nothing to wait for, are let through first: their outcomes would have to wait for this group to be written.
 func (f *finisher) take() []*pendingEnd {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for before := -1; len(f.queue) > before && len(f.queue) > 0 && len(f.queue) < maxRows; {
+		before = len(f.queue)
+		f.mu.Unlock()
+		runtime.Gosched()
+		f.mu.Lock()
+	}
 	n, size := 0, 0
 	for n < len(f.queue) && n < maxRows {
 		if size += f.queue[n].size(); n > 0 && size > maxBytes {
@@ -108,6 +116,9 @@ func (d *dispatcher) writeGroup(group []*pendingEnd) {
 			}
 			// Once for the group, so that the next claim is not for a part of it.
 			poke(d.slotFree)
+			if len(requeued) > 0 {
+				d.wake() // to set the timer to the next attempt
+			}
 			return
 		}
 		switch dialect.Classify(err) {

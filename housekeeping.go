@@ -87,10 +87,11 @@ func (d *dispatcher) checkPool() {
 	}
 }
 
-func (d *dispatcher) guardHook(name string, call func()) {
+// guardHook keeps a hook's panic from doing harm.
+func (p *Plugin) guardHook(name string, call func()) {
 	defer func() {
 		if v := recover(); v != nil {
-			d.log.Error("outbox: hook panicked", "hook", name, "panic", panicText(v))
+			p.log.Error("outbox: hook panicked", "hook", name, "panic", panicText(v))
 		}
 	}()
 	call()

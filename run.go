@@ -65,7 +65,7 @@ func (r *run) execute() {
 		r.finish(ending{giveBack: true})
 		return
 	}
-	args, err := r.handler.bind(r.task.Args)
+	args, err := r.bind()
 	if err != nil {
 		r.finish(r.failure(ReasonBadArgs, fmt.Errorf("%w: %w", ErrBadArgs, err), true))
 		return
@@ -88,7 +88,11 @@ func (r *run) execute() {
 	}
 	r.ctx = context.WithValue(r.ctx, taskKey{}, r.task)
 	for _, hook := range r.d.p.opts.Hooks {
-		r.d.guardHook("OnStart", func() { r.ctx = hook.OnStart(r.ctx, r.task) })
+		r.d.p.guardHook("OnStart", func() {
+			if ctx := hook.OnStart(r.ctx, r.task); ctx != nil {
+				r.ctx = ctx
+			}
+		})
 	}
 	stop := context.AfterFunc(r.ctx, r.abandonLater)
 	defer stop()
@@ -98,6 +102,26 @@ func (r *run) execute() {
 	}
 	result, e := r.invoke(func() (any, error) { return r.handler.call(r.ctx, nil, args) })
 	r.finish(r.judge(result, e))
+}
+
+// bind survives the panics of the argument type's own methods.
+func (r *run) bind() (args reflect.Value, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %s", panicText(v))
+		}
+	}()
+	return r.handler.bind(r.task.Args)
+}
+
+// encodeSafely survives the panics of the result's own methods.
+func encodeSafely(v any) (raw JSON, err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			raw, err = nil, fmt.Errorf("panic: %s", panicText(v))
+		}
+	}()
+	return encodeJSON(v)
 }
 
 // invoke calls the handler and turns whatever it does into an ending.
@@ -124,7 +148,7 @@ func (r *run) invoke(call func() (any, error)) (result any, e ending) {
 		var err error
 		result, err = call()
 		if err != nil {
-			e = ending{reason: ReasonFailed, err: err, text: errorText(err)}
+			e = ending{reason: ReasonFailed, err: tame(err), text: errorText(err)}
 		}
 		returned = true
 	}()
@@ -159,7 +183,7 @@ func (r *run) encodeResult(result any, e ending) ending {
 	if v := reflect.ValueOf(result); v.Kind() == reflect.Pointer && v.IsNil() {
 		return e
 	}
-	raw, err := encodeJSON(result)
+	raw, err := encodeSafely(result)
 	if err == nil && len(raw) > r.d.p.opts.MaxResult {
 		err = fmt.Errorf("it has %d bytes, over the limit of %d (Options.MaxResult)", len(raw), r.d.p.opts.MaxResult)
 	}
@@ -239,7 +263,7 @@ func (r *run) durable(e ending, v verdict, lost bool) {
 		r.d.log.Debug("outbox: task done", r.attrs("duration", e.duration)...)
 	}
 	for _, hook := range r.d.p.opts.Hooks {
-		r.d.guardHook("OnFinish", func() { hook.OnFinish(r.ctx, r.task, f) })
+		r.d.p.guardHook("OnFinish", func() { hook.OnFinish(r.ctx, r.task, f) })
 	}
 	if r.started.Load() {
 		r.d.ran.Add(1)
@@ -408,6 +432,25 @@ func panicText(v any) (text string) {
 	}
 	return fmt.Sprint(v)
 }
+
+// tame replaces an error whose methods panic, such as a nil pointer in a non-nil error: whoever looks into it later, a
+// logger or errors.As, would take the process down.
+func tame(err error) (safe error) {
+	defer func() {
+		if recover() != nil {
+			safe = errors.New(errorText(err))
+		}
+	}()
+	_ = err.Error()
+	var nobody nobodysError // so the whole tree is walked
+	_ = errors.As(err, &nobody)
+	_ = errors.Is(err, errEnded)
+	return err
+}
+
+type nobodysError struct{}
+
+func (nobodysError) Error() string { return "" }
 
 func errorText(err error) (text string) {
 	defer func() {

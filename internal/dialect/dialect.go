@@ -12,7 +12,7 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
-	"slices"
+	"math"
 	"strings"
 	"time"
 )
@@ -241,7 +241,7 @@ func (b *base) at(query string) string {
 // script renders a schema template and splits it into statements.
 func (b *base) script(template string) []string {
 	var out []string
-	for s := range strings.SplitSeq(b.render(template), ";\n") {
+	for s := range strings.SplitSeq(b.at(b.render(template)), ";\n") {
 		if s = strings.TrimSpace(s); s != "" {
 			out = append(out, strings.TrimSuffix(s, ";"))
 		}
@@ -288,12 +288,19 @@ func laneStates(rows *sql.Rows, err error) ([]LaneState, error) {
 	err = each(rows, err, func(r *sql.Rows) error {
 		var l LaneState
 		var next sql.NullInt64
-		if err := r.Scan(&l.Queue, &l.Priority, &l.Due, &next); err != nil {
+		var priority any
+		if err := r.Scan(&l.Queue, &priority, &l.Due, &next); err != nil {
 			return err
 		}
+		n, ok := priority.(int64)
+		if !ok {
+			return nil // somebody wrote into a row what its type does not hold, as SQLite allows; it waits for a repair
+		}
+		l.Priority = int(n)
 		l.Next = -1
 		if next.Valid {
-			l.Next = max(0, time.Duration(next.Int64)*time.Microsecond)
+			// A start time may be thousands of years off, a Duration only some hundred.
+			l.Next = time.Duration(min(max(0, next.Int64), math.MaxInt64/1000)) * time.Microsecond
 		}
 		out = append(out, l)
 		return nil
@@ -303,11 +310,20 @@ func laneStates(rows *sql.Rows, err error) ([]LaneState, error) {
 
 // Micros rounds a duration up to microseconds: a task is never early.
 func Micros(d time.Duration) int64 {
-	return int64((d + time.Microsecond - 1) / time.Microsecond)
+	n := int64(d / time.Microsecond)
+	if d%time.Microsecond > 0 {
+		n++
+	}
+	return n
 }
 
 // nonNil keeps an empty list from being encoded as null.
-func nonNil(list []string) []string { return slices.Concat([]string{}, list) }
+func nonNil(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
+}
 
 // list is a JSON array, or NULL for no list at all.
 func list(values []string) any {
