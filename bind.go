@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"unicode"
 )
 
 // shape is what is known of the Go type that a JSON value goes into; the zero shape takes everything.
@@ -110,13 +111,14 @@ func collectFields(t reflect.Type) *fields {
 	}
 	found := map[string][]candidate{}
 	var order []string
-	visited := map[reflect.Type]bool{}
+	within := map[reflect.Type]bool{} // types that embed each other; elsewhere a type counts each time
 	var walk func(t reflect.Type, depth int, optional bool)
 	walk = func(t reflect.Type, depth int, optional bool) {
-		if visited[t] {
+		if within[t] {
 			return
 		}
-		visited[t] = true
+		within[t] = true
+		defer delete(within, t)
 		for i := range t.NumField() {
 			sf := t.Field(i)
 			tag := sf.Tag.Get("json")
@@ -124,6 +126,9 @@ func collectFields(t reflect.Type) *fields {
 				continue
 			}
 			name, rest, _ := strings.Cut(tag, ",")
+			if !validName(name) {
+				name = ""
+			}
 			ft := sf.Type
 			pointer := ft.Kind() == reflect.Pointer
 			if sf.Anonymous {
@@ -180,6 +185,13 @@ func collectFields(t reflect.Type) *fields {
 	return f
 }
 
+// validName says whether encoding/json accepts a name in a tag; otherwise it takes the field's.
+func validName(name string) bool {
+	return !strings.ContainsFunc(name, func(c rune) bool {
+		return !unicode.IsLetter(c) && !unicode.IsDigit(c) && !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", c)
+	})
+}
+
 // bind decodes stored arguments into the handler's parameter. Its errors name the key.
 func (h *handler) bind(raw []byte) (reflect.Value, error) {
 	raw = bytes.TrimSpace(raw)
@@ -193,11 +205,7 @@ func (h *handler) bind(raw []byte) (reflect.Value, error) {
 	if struc.Kind() == reflect.Pointer {
 		struc = struc.Elem()
 	}
-	var f *fields
-	if struc.Kind() == reflect.Struct {
-		f = fieldsOf(struc)
-	}
-	if err := checkJSON(raw, f); err != nil {
+	if err := checkJSON(raw, shapeOf(struc).fields); err != nil {
 		return reflect.Value{}, err
 	}
 	ptr := reflect.New(struc)

@@ -17,6 +17,9 @@ import (
 // two: its handler has to check anyway, since it may have started before.
 func Cancel(tx *gorm.DB, id string, opts ...Option) error {
 	err := change(tx, opts, []string{"IfVersion"}, func(h handle, s settings) error {
+		if err := checkID(id); err != nil {
+			return err
+		}
 		return h.cancel(id, s.version)
 	})
 	if err != nil {
@@ -29,6 +32,9 @@ func Cancel(tx *gorm.DB, id string, opts ...Option) error {
 // holds the key is running. Option: IfVersion, which gives ErrConflict for another version.
 func CancelKey(tx *gorm.DB, key string, opts ...Option) error {
 	err := change(tx, opts, []string{"IfVersion"}, func(h handle, s settings) error {
+		if checkText(key, maxKey) != nil {
+			return nil // Key refuses it, so no task has it
+		}
 		id, found, err := h.store.one(h.ctx, h.traced(),
 			"SELECT id FROM {tasks} WHERE key = ? AND state IN ('pending', 'parked')", key)
 		if err != nil || !found {
@@ -50,6 +56,9 @@ func CancelKey(tx *gorm.DB, key string, opts ...Option) error {
 // the future means now, so Reschedule(tx, id, time.Now()) runs it at once. Option: IfVersion. Errors as for Cancel.
 func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...Option) error {
 	err := change(tx, opts, []string{"IfVersion"}, func(h handle, s settings) error {
+		if err := checkID(id); err != nil {
+			return err
+		}
 		return h.reschedule(id, at, s.version)
 	})
 	if err != nil {
@@ -67,6 +76,9 @@ func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...Option) error {
 func Rerun(tx *gorm.DB, id string, opts ...Option) (*TaskModel, error) {
 	var task *TaskModel
 	err := change(tx, nil, nil, func(h handle, _ settings) error {
+		if err := checkID(id); err != nil {
+			return err
+		}
 		return h.atomically(func(h handle) (err error) {
 			task, err = h.rerun(id, opts)
 			return err
@@ -84,6 +96,9 @@ func Lookup(tx *gorm.DB, id string) (*TaskModel, *HistoryModel, error) {
 	var task *TaskModel
 	var past *HistoryModel
 	err := change(tx, nil, nil, func(h handle, _ settings) (err error) {
+		if err := checkID(id); err != nil {
+			return err
+		}
 		// In this order: a task that finishes in between is found in history.
 		if task, err = h.store.task(h.ctx, h.traced(), id); err != nil || task != nil {
 			return err
@@ -97,6 +112,14 @@ func Lookup(tx *gorm.DB, id string) (*TaskModel, *HistoryModel, error) {
 		return nil, nil, fmt.Errorf("outbox: look up %s: %w", quote(id), err)
 	}
 	return task, past, nil
+}
+
+// checkID keeps texts out of statements that a database refuses, which would abort the caller's transaction.
+func checkID(id string) error {
+	if checkText(id, maxID) != nil {
+		return ErrNotFound
+	}
+	return nil
 }
 
 func change(tx *gorm.DB, opts []Option, allowed []string, f func(handle, settings) error) error {
@@ -119,7 +142,7 @@ func (h handle) cancel(id string, version *int64) error {
 		return err
 	}
 	var err error
-	if h.store.d.AtomicMove() {
+	if h.store.d.OneStatement() {
 		err = move(h)
 	} else {
 		err = h.atomically(move)
@@ -143,7 +166,7 @@ func (h handle) reschedule(id string, at time.Time, version *int64) error {
 	if delay > 0 {
 		query = "UPDATE {tasks} SET run_at = " + h.store.d.Instant() +
 			", state = 'pending', version = version + 1 WHERE id = ? AND state IN ('pending', 'parked')"
-		params = []any{h.store.d.Time(at.Add(time.Microsecond - 1).Truncate(time.Microsecond)), id}
+		params = []any{h.store.d.Time(roundUp(at)), id}
 	}
 	if version != nil {
 		query += " AND version = ?"

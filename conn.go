@@ -82,6 +82,9 @@ func (h handle) atomically(f func(handle) error) error {
 	committer := tx.(gorm.TxCommitter)
 	defer committer.Rollback()
 	h.conn = tx
+	if err := h.store.d.Begin(h.ctx, h.traced()); err != nil {
+		return err
+	}
 	if err := f(h); err != nil {
 		return err
 	}

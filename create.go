@@ -161,7 +161,30 @@ func open(tx *gorm.DB) (handle, error) {
 	if tx.DryRun {
 		return handle{}, ErrDryRun
 	}
-	return handle{p: p, store: s, tx: tx, conn: tx.Statement.ConnPool, ctx: tx.Statement.Context}, nil
+	return handle{p: p, store: s, tx: tx, conn: s.primary(tx), ctx: tx.Statement.Context}, nil
+}
+
+// primary is the handle's connection, but for a pool that is not its DB's: dbresolver leaves a replica's in a handle that
+// a query has returned. A transaction or a single connection stays what it is.
+func (s *store) primary(tx *gorm.DB) gorm.ConnPool {
+	conn := tx.Statement.ConnPool
+	if _, inTx := conn.(gorm.TxCommitter); inTx || poolOf(conn) == nil || poolOf(conn) == s.pool || poolOf(tx.ConnPool) != s.pool {
+		return conn
+	}
+	return tx.ConnPool
+}
+
+// poolOf is the pool that conn is or wraps; nil when that cannot be known.
+func poolOf(conn gorm.ConnPool) *sql.DB {
+	if pool, ok := conn.(*sql.DB); ok {
+		return pool
+	}
+	if wrapped, ok := conn.(gorm.GetDBConnector); ok {
+		if pool, err := wrapped.GetDBConn(); err == nil {
+			return pool
+		}
+	}
+	return nil
 }
 
 // prepare checks everything that can be checked without the database.

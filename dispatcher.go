@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -53,8 +52,9 @@ type dispatcher struct {
 	pause    time.Duration
 	nextDue  *time.Timer
 	txFirst  bool
-	seen     map[string]bool // RunDue: ids that have run
-	unserved map[string]bool // paths that were reported as parked
+	seen     map[string]bool    // RunDue: ids that have run
+	held     []dialect.Requeued // RunDue: those of them that were claimed again
+	unserved map[string]bool    // paths that were reported as parked
 }
 
 func (p *Plugin) newDispatcher(s *store) *dispatcher {
@@ -133,29 +133,6 @@ func (p *Plugin) Run(ctx context.Context) error {
 	return nil
 }
 
-// RunDue runs what is due now, once, and returns how many runs there were. Tasks that become due meanwhile, retries
-// included, are left for the next call. It fails when the database does, not when a handler does: how tasks ended is
-// in history. When ctx ends, it drains as Run does and returns ctx's error.
-func (p *Plugin) RunDue(ctx context.Context) (int, error) {
-	d, stop, err := p.begin(ctx)
-	if err != nil {
-		return 0, fmt.Errorf("outbox: run due: %w", err)
-	}
-	d.seen = map[string]bool{}
-	grace := p.opts.ShutdownGrace
-	if err = d.runDue(ctx); err == nil {
-		grace = 0
-	}
-	if left := d.shutDown(grace); err == nil {
-		err = left
-	}
-	stop()
-	if err != nil {
-		return int(d.ran.Load()), fmt.Errorf("outbox: run due: %w", err)
-	}
-	return int(d.ran.Load()), nil
-}
-
 // begin registers the process and starts its heartbeats and its writer; stop ends them.
 func (p *Plugin) begin(ctx context.Context) (d *dispatcher, stop func(), err error) {
 	s, err := p.bound()
@@ -174,10 +151,10 @@ func (p *Plugin) begin(ctx context.Context) (d *dispatcher, stop func(), err err
 		d.lapse.Stop()
 		return nil, nil, err
 	}
-	if err := d.register(ctx); err != nil {
+	if err := d.patiently(ctx, d.register); err != nil {
 		return abort(err)
 	}
-	if err := d.unpark(ctx); err != nil {
+	if err := d.patiently(ctx, d.unpark); err != nil {
 		return abort(errors.Join(err, s.unregister(context.WithoutCancel(ctx), d.id)))
 	}
 	beats, stopBeats := context.WithCancel(context.Background())
@@ -203,6 +180,22 @@ func (p *Plugin) begin(ctx context.Context) (d *dispatcher, stop func(), err err
 		}
 		p.registry.unseal()
 	}, nil
+}
+
+// patiently tries again while the database is busy, as when another process holds SQLite's write lock.
+func (d *dispatcher) patiently(ctx context.Context, f func(context.Context) error) error {
+	for {
+		err := f(ctx)
+		class := dialect.Classify(err)
+		if err == nil || class != dialect.Busy && class != dialect.Retry || ctx.Err() != nil {
+			d.trouble.over("start")
+			return err
+		}
+		d.trouble.met("start", err)
+		if wait(ctx, 100*time.Millisecond) != nil {
+			return err
+		}
+	}
 }
 
 // loop claims and starts tasks until ctx is done. Whatever wakes it, the database decides what is due.
@@ -257,6 +250,8 @@ func (d *dispatcher) dispatch(ctx context.Context, probe bool) error {
 			d.more = false
 			return nil
 		}
+	} else {
+		d.order() // each queue has its turn also while nobody probes
 	}
 	n, more, err := d.claim(ctx, free, "")
 	if err != nil {
@@ -266,132 +261,6 @@ func (d *dispatcher) dispatch(ctx context.Context, probe bool) error {
 		d.park(ctx)
 	}
 	return nil
-}
-
-// probe asks what is due, and when the next task will be.
-func (d *dispatcher) probe(ctx context.Context) error {
-	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
-	defer cancel()
-	found, err := d.store.d.Probe(limited, d.store.pool)
-	if err != nil {
-		return err
-	}
-	next := time.Duration(-1)
-	d.lanes = d.lanes[:0]
-	for _, l := range found {
-		if len(d.p.opts.Queues) > 0 && !slices.Contains(d.p.opts.Queues, l.Queue) {
-			continue
-		}
-		if l.Due {
-			d.lanes = append(d.lanes, l.Lane)
-		}
-		if l.Next >= 0 && (next < 0 || l.Next < next) {
-			next = l.Next
-		}
-	}
-	if next >= 0 && next < time.Hour {
-		d.nextDue.Reset(next)
-	}
-	d.order()
-	return nil
-}
-
-// order sorts the lanes by priority, and among queues gives each its turn to be first.
-func (d *dispatcher) order() {
-	var queues []string
-	for _, l := range d.lanes {
-		if !slices.Contains(queues, l.Queue) {
-			queues = append(queues, l.Queue)
-		}
-	}
-	d.rotation++
-	turn := func(l dialect.Lane) int { return (slices.Index(queues, l.Queue) + d.rotation) % len(queues) }
-	slices.SortFunc(d.lanes, func(a, b dialect.Lane) int {
-		if a.Priority != b.Priority {
-			return a.Priority - b.Priority
-		}
-		return turn(a) - turn(b)
-	})
-}
-
-// claim takes up to limit due tasks and starts them; until is RunDue's time, or empty. It returns how many there were, and
-// whether there may be more.
-func (d *dispatcher) claim(ctx context.Context, limit int, until string) (n int, more bool, err error) {
-	params := dialect.ClaimParams{Process: d.processID(), Lanes: d.lanes, Funcs: d.funcs, Repeatable: d.repeatable, Limit: limit, Until: until}
-	if d.txTurn == nil || len(d.txFuncs) == 0 {
-		n, err = d.claimThese(ctx, params)
-		return n, n >= limit, err
-	}
-	// One transaction at a time can write, so at most one transactional task is claimed, in turn with the others.
-	for _, tx := range []bool{d.txFirst, !d.txFirst} {
-		params.Funcs, params.Limit = d.plainFuncs, limit-n
-		if tx {
-			if d.inTx.Load() > 0 {
-				more = true
-				continue
-			}
-			params.Funcs, params.Limit = d.txFuncs, min(1, limit-n)
-		}
-		if params.Limit == 0 {
-			more = true
-			continue
-		}
-		got, err := d.claimThese(ctx, params)
-		if err != nil {
-			return n, more, err
-		}
-		n += got
-		more = more || got == params.Limit
-	}
-	d.txFirst = !d.txFirst
-	return n, more, nil
-}
-
-func (d *dispatcher) claimThese(ctx context.Context, params dialect.ClaimParams) (int, error) {
-	if len(params.Funcs) == 0 {
-		return 0, nil
-	}
-	// Not cut short by a shutdown: what has been claimed is to be known.
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
-	defer cancel()
-	list, err := d.store.claim(limited, params)
-	if err != nil {
-		// The reply may be lost though the claim was committed: then tasks are ours that we do not know.
-		d.doubt = time.Now().Add(d.p.opts.HeartbeatLimit)
-		return 0, err
-	}
-	slices.SortStableFunc(list, func(a, b claimed) int {
-		if a.task.Priority != b.task.Priority {
-			return a.task.Priority - b.task.Priority
-		}
-		return a.task.RunAt.Compare(b.task.RunAt)
-	})
-	runs := make([]*run, len(list))
-	d.mu.Lock()
-	for i, c := range list {
-		runs[i] = d.newRun(c)
-		d.runs[runs[i]] = struct{}{}
-		if h := runs[i].handler; h != nil && h.tx {
-			d.inTx.Add(1)
-		}
-	}
-	d.mu.Unlock()
-	d.p.wake.seen(runs)
-	fresh := 0
-	for _, r := range runs {
-		if d.seen != nil {
-			if d.seen[r.task.ID] {
-				// Only a clock that stands still lets a task come back within one RunDue.
-				r.release()
-				r.finish(ending{giveBack: true})
-				continue
-			}
-			d.seen[r.task.ID] = true
-		}
-		fresh++
-		go r.execute()
-	}
-	return fresh, nil
 }
 
 // room is the number of free slots.
@@ -426,165 +295,5 @@ func (d *dispatcher) cancelRuns(cause error) {
 	defer d.mu.Unlock()
 	for r := range d.runs {
 		r.cancel(cause)
-	}
-}
-
-// park takes due tasks out of the claim's way that no live process can run.
-func (d *dispatcher) park(ctx context.Context) {
-	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
-	defer cancel()
-	funcs, err := d.store.d.Park(limited, d.store.pool, d.lanes, maxRows)
-	if err != nil {
-		if ctx.Err() == nil {
-			d.trouble.met("park", err)
-		}
-		return
-	}
-	d.trouble.over("park")
-	for _, f := range funcs {
-		if !d.unserved[f] {
-			d.unserved[f] = true
-			d.log.Warn("outbox: tasks parked, no live process has registered their function", "func", f)
-		}
-	}
-}
-
-// reconcileSoon lets the loop look for claims whose reply was lost; in the loop no claim is under way meanwhile.
-func (d *dispatcher) reconcileSoon() { poke(d.reconcile) }
-
-// reclaim gives back tasks that are claimed by this process without its knowing.
-func (d *dispatcher) reclaim(ctx context.Context) {
-	if !time.Now().Before(d.doubt) {
-		return
-	}
-	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
-	defer cancel()
-	owned, err := d.store.owned(limited, d.processID())
-	if err != nil {
-		return
-	}
-	known := map[string]bool{}
-	d.mu.Lock()
-	for r := range d.runs {
-		known[r.task.ID] = true
-	}
-	d.mu.Unlock()
-	var back []dialect.Requeued
-	for _, c := range owned {
-		if !known[c.task.ID] {
-			back = append(back, *requeue(c.task, 0, 1, 0, nil).requeue)
-		}
-	}
-	if len(back) == 0 {
-		return
-	}
-	if _, err := d.store.write(limited, nil, back); err == nil {
-		d.log.Warn("outbox: claims whose reply was lost are given back", "count", len(back))
-		d.wake()
-	}
-}
-
-// runDue claims and runs until nothing is left that was due when it began.
-func (d *dispatcher) runDue(ctx context.Context) error {
-	now, err := d.store.now(ctx)
-	if err != nil {
-		return err
-	}
-	// Too short-lived to watch others: only what is long dead is taken over.
-	if _, err := d.store.buryOlder(ctx, now.Add(-3*d.p.opts.HeartbeatLimit)); err != nil {
-		return err
-	}
-	if err := d.takeOver(ctx); err != nil {
-		return err
-	}
-	if now, err = d.store.now(ctx); err != nil {
-		return err
-	}
-	if err := d.probe(ctx); err != nil {
-		return err
-	}
-	until := d.store.d.Time(now)
-	parked := false
-	for len(d.lanes) > 0 {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		free, n, more := d.room(), 0, false
-		if free > 0 {
-			if n, more, err = d.claim(ctx, free, until); err != nil {
-				return err
-			}
-		}
-		if n > 0 && d.room() > 0 {
-			continue
-		}
-		if n == 0 && !more && d.room() == d.slots {
-			if parked {
-				break
-			}
-			parked = true
-			d.park(ctx)
-			continue
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-d.slotFree:
-		}
-	}
-	return nil
-}
-
-// shutDown waits for the handlers, tells them to stop, and gives up on those that do not. It returns when every outcome
-// has been handed to the writer.
-func (d *dispatcher) shutDown(grace time.Duration) error {
-	d.draining.Store(true)
-	close(d.drain)
-	idle := func(*run) bool { return false }
-	if d.restWithin(grace, idle) {
-		return nil
-	}
-	d.cancelRuns(errShutdown)
-	d.endRuns(errShutdown)
-	// Those that ignore it are abandoned at the end of the grace, which has to be recorded.
-	recorded := func(r *run) bool { return r.recorded.Load() }
-	if d.restWithin(d.p.opts.CancelGrace+d.statementLimit(), recorded) && d.restWithin(0, idle) {
-		return nil
-	}
-	d.stopWriting()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	lost := 0
-	for r := range d.runs {
-		if !r.recorded.Load() {
-			lost++
-		}
-	}
-	return fmt.Errorf("%d handlers ignored the end of their context and are left behind; the outcomes of %d runs could not be recorded", len(d.runs), lost)
-}
-
-// restWithin waits until every run is one that may be left.
-func (d *dispatcher) restWithin(limit time.Duration, left func(*run) bool) bool {
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
-	rest := func() bool {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for r := range d.runs {
-			if !left(r) {
-				return false
-			}
-		}
-		return true
-	}
-	for {
-		if rest() {
-			return true
-		}
-		select {
-		case <-d.slotFree:
-		case <-timer.C:
-			return rest()
-		}
 	}
 }

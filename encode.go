@@ -117,6 +117,10 @@ func (w *walker) value(s shape, path string) error {
 	case '"':
 		_, err := w.text(path)
 		return err
+	case 'n':
+		if s.noNull {
+			return fmt.Errorf("key %s is null, which %s cannot take", quote(path), s.typ)
+		}
 	}
 	for w.pos < len(w.raw) && strings.IndexByte(" \t\r\n,]}", w.raw[w.pos]) < 0 {
 		w.pos++
@@ -161,10 +165,6 @@ func (w *walker) object(s shape, path string) error {
 		inner, err := s.field(key)
 		if err != nil {
 			return fmt.Errorf("key %s %w", quote(at), err)
-		}
-		w.skipSpace()
-		if w.raw[w.pos] == 'n' && inner.noNull {
-			return fmt.Errorf("key %s is null, which %s cannot take", quote(at), inner.typ)
 		}
 		if err := w.value(inner, at); err != nil {
 			return err

@@ -132,6 +132,12 @@ func (d *dispatcher) writeGroup(group []*pendingEnd) {
 				d.log.Warn("outbox: outcome refused by the database, its texts are replaced", group[0].run.attrs("err", err)...)
 				continue
 			}
+			// Such as a row whose id history has already. The others' outcomes must not wait for it.
+			d.log.Error("outbox: outcome refused by the database for good, the task stays as it is", group[0].run.attrs("err", err)...)
+			group[0].run.recorded.Store(true)
+			group[0].run.release()
+			poke(d.slotFree)
+			return
 		case dialect.Lost:
 			inDoubt = true
 		}

@@ -116,8 +116,12 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 	}
 	d.trouble.over("heartbeat")
 	d.mu.Lock()
+	lapsed := time.Since(d.lastBeat) >= d.leaseTime()
 	d.lastBeat = begun
 	d.mu.Unlock()
+	if lapsed {
+		d.wake() // nothing was claimed meanwhile
+	}
 	d.lapse.Reset(d.leaseTime() - time.Since(begun))
 	return true
 }
@@ -189,6 +193,9 @@ func (d *dispatcher) takeOver(ctx context.Context) error {
 		}
 		for _, c := range taken {
 			d.log.Warn("outbox: interrupted task taken over", "task_id", c.task.ID, "func", c.task.Func, "attempt", c.task.Attempt)
+		}
+		if len(taken) > 0 {
+			d.wake() // the next scan may be far
 		}
 		if all || len(taken) == 0 {
 			return nil

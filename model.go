@@ -47,74 +47,76 @@ const (
 	ReasonCancelled   Reason = "cancelled"   // by Cancel or CancelKey
 )
 
+// The models name their columns, because a naming strategy that is not GORM's own would name them otherwise.
+
 // TaskModel is a task that has not finished: a row of outbox_tasks.
 //
 // Applications read it, with GORM or SQL; they change it through Cancel, Reschedule and their neighbours only, which keep
 // Version. Times are instants, in UTC at microseconds (milliseconds on SQLite, for times that the database computes).
 type TaskModel struct {
-	ID          string    `gorm:"primaryKey;size:36"` // UUIDv7
-	Func        string    `gorm:"size:255;not null"`  // dotted path of the function
-	Args        JSON      `gorm:"not null"`           // a JSON object
-	Key         *string   `gorm:"size:255"`           // at most one unfinished task has it
-	Queue       string    `gorm:"size:64;not null"`
-	Priority    int       `gorm:"size:16;not null"` // 1 to 4, lower first
-	RunAt       time.Time `gorm:"not null"`         // not before this
-	State       State     `gorm:"size:16;not null"`
-	Attempt     int       `gorm:"size:32;not null"` // claims so far; never lowered
-	Uncounted   int       `gorm:"size:32;not null"` // those of them that don't count: give-backs, snoozes, repeatable interruptions
-	Crashes     int       `gorm:"size:32;not null"` // repeatable runs that were interrupted
-	MaxAttempts int       `gorm:"size:32;not null"` // Attempt − Uncounted never exceeds it
-	TimeoutMS   int64     `gorm:"not null"`         // limit of one run in milliseconds; 0 means none
-	Repeatable  bool      `gorm:"not null"`         // an interrupted run may be run again; set by the claim
-	Version     int64     `gorm:"not null"`         // raised by every change: the fence
-	ProcessID   *string   `gorm:"size:36"`          // who runs it
-	RerunOf     *string   `gorm:"size:36"`          // the finished task that this one repeats
-	Errors      Attempts  // failed attempts so far, oldest first
-	Meta        Meta      // small texts that hooks carry from the creator to the run, such as a trace's id
-	CreatedAt   time.Time `gorm:"not null;autoCreateTime:false"`
-	StartedAt   *time.Time
+	ID          string     `gorm:"column:id;primaryKey;size:36"`  // UUIDv7
+	Func        string     `gorm:"column:func;size:255;not null"` // dotted path of the function
+	Args        JSON       `gorm:"column:args;not null"`          // a JSON object
+	Key         *string    `gorm:"column:key;size:255"`           // at most one unfinished task has it
+	Queue       string     `gorm:"column:queue;size:64;not null"`
+	Priority    int        `gorm:"column:priority;size:16;not null"` // 1 to 4, lower first
+	RunAt       time.Time  `gorm:"column:run_at;not null"`           // not before this
+	State       State      `gorm:"column:state;size:16;not null"`
+	Attempt     int        `gorm:"column:attempt;size:32;not null"`      // claims so far; never lowered
+	Uncounted   int        `gorm:"column:uncounted;size:32;not null"`    // those of them that don't count: give-backs, snoozes, repeatable interruptions
+	Crashes     int        `gorm:"column:crashes;size:32;not null"`      // repeatable runs that were interrupted
+	MaxAttempts int        `gorm:"column:max_attempts;size:32;not null"` // Attempt − Uncounted never exceeds it
+	TimeoutMS   int64      `gorm:"column:timeout_ms;not null"`           // limit of one run in milliseconds; 0 means none
+	Repeatable  bool       `gorm:"column:repeatable;not null"`           // an interrupted run may be run again; set by the claim
+	Version     int64      `gorm:"column:version;not null"`              // raised by every change: the fence
+	ProcessID   *string    `gorm:"column:process_id;size:36"`            // who runs it
+	RerunOf     *string    `gorm:"column:rerun_of;size:36"`              // the finished task that this one repeats
+	Errors      Attempts   `gorm:"column:errors"`                        // failed attempts so far, oldest first
+	Meta        Meta       `gorm:"column:meta"`                          // small texts that hooks carry from the creator to the run, such as a trace's id
+	CreatedAt   time.Time  `gorm:"column:created_at;not null;autoCreateTime:false"`
+	StartedAt   *time.Time `gorm:"column:started_at"`
 }
 
 // HistoryModel is a task that has ended: a row of outbox_history. It never changes, but for RerunID.
 type HistoryModel struct {
-	ID          string    `gorm:"primaryKey;size:36"`
-	Func        string    `gorm:"size:255;not null"`
-	Args        JSON      `gorm:"not null"`
-	Key         *string   `gorm:"size:255"`
-	Queue       string    `gorm:"size:64;not null"`
-	Priority    int       `gorm:"size:16;not null"`
-	RunAt       time.Time `gorm:"not null"`
-	Attempt     int       `gorm:"size:32;not null"`
-	Uncounted   int       `gorm:"size:32;not null"`
-	Crashes     int       `gorm:"size:32;not null"`
-	MaxAttempts int       `gorm:"size:32;not null"`
-	TimeoutMS   int64     `gorm:"not null"`
-	Version     int64     `gorm:"not null"` // of the claim that finished it
-	ProcessID   *string   `gorm:"size:36"`
-	RerunOf     *string   `gorm:"size:36"`
-	Errors      Attempts
-	Meta        Meta
-	CreatedAt   time.Time  `gorm:"not null;autoCreateTime:false"`
-	StartedAt   *time.Time // of the last attempt; nil if it never ran
-	Status      Status     `gorm:"size:16;not null"`
-	Reason      Reason     `gorm:"size:32;not null"`
-	Result      JSON       // what the handler returned besides its error
-	Error       *string    // text of the last error, with the stack of a panic
-	FinishedAt  time.Time  `gorm:"not null"`
-	RerunID     *string    `gorm:"size:36"` // the task that repeats this one
+	ID          string     `gorm:"column:id;primaryKey;size:36"`
+	Func        string     `gorm:"column:func;size:255;not null"`
+	Args        JSON       `gorm:"column:args;not null"`
+	Key         *string    `gorm:"column:key;size:255"`
+	Queue       string     `gorm:"column:queue;size:64;not null"`
+	Priority    int        `gorm:"column:priority;size:16;not null"`
+	RunAt       time.Time  `gorm:"column:run_at;not null"`
+	Attempt     int        `gorm:"column:attempt;size:32;not null"`
+	Uncounted   int        `gorm:"column:uncounted;size:32;not null"`
+	Crashes     int        `gorm:"column:crashes;size:32;not null"`
+	MaxAttempts int        `gorm:"column:max_attempts;size:32;not null"`
+	TimeoutMS   int64      `gorm:"column:timeout_ms;not null"`
+	Version     int64      `gorm:"column:version;not null"` // of the claim that finished it
+	ProcessID   *string    `gorm:"column:process_id;size:36"`
+	RerunOf     *string    `gorm:"column:rerun_of;size:36"`
+	Errors      Attempts   `gorm:"column:errors"`
+	Meta        Meta       `gorm:"column:meta"`
+	CreatedAt   time.Time  `gorm:"column:created_at;not null;autoCreateTime:false"`
+	StartedAt   *time.Time `gorm:"column:started_at"` // of the last attempt; nil if it never ran
+	Status      Status     `gorm:"column:status;size:16;not null"`
+	Reason      Reason     `gorm:"column:reason;size:32;not null"`
+	Result      JSON       `gorm:"column:result"` // what the handler returned besides its error
+	Error       *string    `gorm:"column:error"`  // text of the last error, with the stack of a panic
+	FinishedAt  time.Time  `gorm:"column:finished_at;not null"`
+	RerunID     *string    `gorm:"column:rerun_id;size:36"` // the task that repeats this one
 }
 
 // ProcessModel is a live dispatcher: a row of outbox_processes. Its id is new with every start.
 type ProcessModel struct {
-	ID        string    `gorm:"primaryKey;size:36"`
-	Host      string    `gorm:"size:255;not null"`
+	ID        string    `gorm:"column:id;primaryKey;size:36"`
+	Host      string    `gorm:"column:host;size:255;not null"`
 	PID       int64     `gorm:"column:pid;not null"`
-	Functions JSON      `gorm:"not null"` // array of the paths that it can run
-	Queues    JSON      // array of the queues that it serves; NULL means all
-	Slots     int       `gorm:"size:32;not null"`
-	StartedAt time.Time `gorm:"not null"`
-	BeatAt    time.Time `gorm:"not null"` // of the last heartbeat, by the database's clock
-	Beats     int64     `gorm:"not null"` // heartbeats so far; a process whose count stands still is dead
+	Functions JSON      `gorm:"column:functions;not null"` // array of the paths that it can run
+	Queues    JSON      `gorm:"column:queues"`             // array of the queues that it serves; NULL means all
+	Slots     int       `gorm:"column:slots;size:32;not null"`
+	StartedAt time.Time `gorm:"column:started_at;not null"`
+	BeatAt    time.Time `gorm:"column:beat_at;not null"` // of the last heartbeat, by the database's clock
+	Beats     int64     `gorm:"column:beats;not null"`   // heartbeats so far; a process whose count stands still is dead
 }
 
 // TableName follows the naming strategy: outbox_tasks, with the application's prefix and schema.
@@ -203,6 +205,10 @@ func (m *Meta) Scan(src any) error { return scanJSON(src, (*map[string]string)(m
 func (JSON) GormDBDataType(db *gorm.DB, _ *schema.Field) string     { return jsonType(db) }
 func (Attempts) GormDBDataType(db *gorm.DB, _ *schema.Field) string { return jsonType(db) }
 func (Meta) GormDBDataType(db *gorm.DB, _ *schema.Field) string     { return jsonType(db) }
+
+// GormDataType keeps GORM from taking a slice or a map for a relation.
+func (Attempts) GormDataType() string { return "json" }
+func (Meta) GormDataType() string     { return "json" }
 
 func jsonType(db *gorm.DB) string { return dialect.JSONType(db.Dialector.Name()) }
 

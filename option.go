@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"fmt"
+	"math"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -35,6 +36,7 @@ const (
 
 	maxPath  = 255 // bytes, as the column has characters
 	maxKey   = 255
+	maxID    = 36
 	maxQueue = 64
 
 	maxMaxAttempts = 10_000
@@ -122,7 +124,7 @@ func Timeout(d time.Duration) Option {
 		if d < 0 {
 			return fmt.Errorf("%v is negative", d)
 		}
-		s.timeout = d
+		s.timeout = min(d, math.MaxInt64-time.Millisecond) // room for rounding up
 		return nil
 	}}
 }
@@ -198,11 +200,14 @@ func checkTime(t time.Time) error {
 	if t.IsZero() {
 		return fmt.Errorf("the zero time")
 	}
-	if y := t.UTC().Year(); y < 1 || y > maxYear {
+	if y := roundUp(t).UTC().Year(); y < 1 || y > maxYear {
 		return fmt.Errorf("year %d is not between 1 and %d", y, maxYear)
 	}
 	return nil
 }
+
+// roundUp gives a start time the precision that databases store: up, because a task is never early.
+func roundUp(t time.Time) time.Time { return t.Add(time.Microsecond - 1).Truncate(time.Microsecond) }
 
 // quote shows foreign text in an error, shortened.
 func quote(s string) string {

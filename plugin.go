@@ -16,6 +16,7 @@ import (
 	"gorm.io/gorm"
 	"gorm.io/gorm/schema"
 
+	"github.com/gorm-outbox/outbox/internal/bridge"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -81,7 +82,8 @@ type Options struct {
 	// starts at the next scan; one that this process created starts at once all the same.
 	Wakers []Waker
 
-	// Clock replaces the database's clock. It is for tests only: see testutil.Clock.
+	// Clock replaces the database's clock. It is for tests only: see testutil.Clock. It goes with RunDue; beside a Run
+	// whose heartbeats it dates, moving it far makes that process look dead to RunDue.
 	Clock func() time.Time
 }
 
@@ -202,6 +204,16 @@ func (p *Plugin) bound() (*store, error) {
 		return nil, ErrNotInstalled
 	}
 	return p.store, nil
+}
+
+func init() {
+	bridge.DB = func(plugin any) (*gorm.DB, error) {
+		s, err := plugin.(*Plugin).bound()
+		if err != nil {
+			return nil, err
+		}
+		return s.gorm, nil
+	}
 }
 
 // Migrate creates the tables, or brings them to this version; when they are up to date it does nothing. Any number of

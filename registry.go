@@ -39,7 +39,7 @@ type registry struct {
 type HandlerOption struct{ apply func(*handler) }
 
 // Idempotent says that running the handler again after an interrupted run does no harm: such a run then does not count
-// as one of MaxAttempts, up to three times. Transactional handlers are treated so anyway.
+// as one of MaxAttempts; the third such run ends the task. Transactional handlers are treated so anyway.
 func Idempotent() HandlerOption { return HandlerOption{func(h *handler) { h.idempotent = true }} }
 
 var (

@@ -28,7 +28,8 @@ type run struct {
 	started atomic.Bool
 	settled bool // the claim was lost, which has been reported
 
-	recorded atomic.Bool // the outcome is durable, or was refused
+	recorded  atomic.Bool // the outcome is durable, or was refused
+	abandoned atomic.Bool // the handler ignored the end of its context
 }
 
 var (
@@ -231,6 +232,7 @@ func (r *run) abandon(cause error) {
 		return
 	}
 	r.d.log.Warn("outbox: handler ignores its context", r.attrs("cause", cause)...)
+	r.abandoned.Store(true)
 	r.finish(e)
 }
 

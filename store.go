@@ -165,11 +165,22 @@ FROM {history} WHERE id = ?`
 // error that says why.
 func (s *store) claim(ctx context.Context, p dialect.ClaimParams) ([]claimed, error) {
 	var out []claimed
-	err := s.d.Claim(ctx, s.pool, p, func(r *sql.Rows) error {
-		out = append(out, scanClaimed(r))
-		return nil
-	})
-	return out, err
+	claim := func(c dialect.Conn) error {
+		return s.d.Claim(ctx, c, p, func(r *sql.Rows) error {
+			out = append(out, scanClaimed(r))
+			return nil
+		})
+	}
+	var err error
+	if s.d.OneStatement() || len(p.Lanes) == 1 {
+		err = claim(s.pool)
+	} else {
+		err = s.inTx(ctx, func(tx *sql.Tx) error { return claim(tx) })
+	}
+	if err != nil {
+		return nil, err // what was read of a claim that failed is not ours
+	}
+	return out, nil
 }
 
 type claimed struct {
@@ -281,7 +292,7 @@ func (s *store) now(ctx context.Context) (time.Time, error) {
 // the fence let through.
 func (s *store) write(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued) (map[string]bool, error) {
 	var done map[string]bool
-	if s.d.AtomicMove() && (len(outcomes) == 0 || len(requeued) == 0) {
+	if s.d.OneStatement() && (len(outcomes) == 0 || len(requeued) == 0) {
 		return s.writeIn(ctx, s.pool, outcomes, requeued)
 	}
 	err := s.inTx(ctx, func(tx *sql.Tx) (err error) {

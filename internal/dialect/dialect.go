@@ -108,8 +108,8 @@ type Dialect interface {
 	// Serial reports that one transaction at a time can write, so transactional handlers run one by one.
 	Serial() bool
 
-	// AtomicMove reports that Move is one statement, which needs no transaction to be all or nothing.
-	AtomicMove() bool
+	// OneStatement reports that Claim and Move are one statement each, which need no transaction to be all or nothing.
+	OneStatement() bool
 
 	// Time formats an instant as a parameter that Instant turns into a value.
 	Time(t time.Time) string
@@ -126,6 +126,8 @@ type Dialect interface {
 	Probe(ctx context.Context, c Conn) ([]LaneState, error)
 	Clock(ctx context.Context, c Conn) (string, error)
 	Claim(ctx context.Context, c Conn, p ClaimParams, each func(*sql.Rows) error) error
+	// Move takes rows from tasks to history and returns the ids that the fence let through. An id that history has
+	// already, as after a restored backup, only leaves the task table.
 	Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error)
 	Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error)
 	Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]string, error)

@@ -93,9 +93,18 @@ func classifySQLite(code int, err error) Class {
 	return Other
 }
 
-// sqliteCode reads a code from the error types of SQLite's drivers, whose packages must not be imported here.
+// sqliteCode reads a code from the error types of SQLite's drivers, whose packages must not be imported here. Errors that
+// wrap several are looked through as errors.As does.
 func sqliteCode(err error) (int, bool) {
 	for ; err != nil; err = errors.Unwrap(err) {
+		if several, ok := err.(interface{ Unwrap() []error }); ok {
+			for _, e := range several.Unwrap() {
+				if code, ok := sqliteCode(e); ok {
+					return code, true
+				}
+			}
+			return 0, false
+		}
 		v := reflect.Indirect(reflect.ValueOf(err))
 		if !v.IsValid() || !strings.Contains(strings.ToLower(v.Type().PkgPath()), "sqlite") {
 			continue

@@ -12,7 +12,7 @@ import (
 //go:embed postgres.sql
 var postgresSchema string
 
-// postgres: version 10 and later. Lists of functions travel as JSON, so that no array type of a driver is needed.
+// postgres: version 12 and later. Lists of functions travel as JSON, so that no array type of a driver is needed.
 type postgres struct {
 	base
 	insert, probe, claim, moveRunning, moveWaiting, requeue, park, unpark, orphans, prune string
@@ -39,7 +39,8 @@ FROM (SELECT {now} AS now OFFSET 0) n, json_to_recordset($1::text::json) AS r(id
 ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
 RETURNING id, run_at, created_at`)
 
-	// The lanes are found by skipping through the claim's index, so their number costs, not that of the tasks.
+	// The lanes are found by skipping through the claim's index, so their number costs, not that of the tasks. The first
+	// task of each decides whether something is due: for EXISTS (… run_at <= now) the planner may scan the table.
 	p.probe = p.render(`
 WITH RECURSIVE lane(queue, priority) AS (
 	(SELECT queue, priority FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority LIMIT 1)
@@ -50,8 +51,9 @@ WITH RECURSIVE lane(queue, priority) AS (
 		ORDER BY t.queue, t.priority LIMIT 1) n
 )
 SELECT l.queue, l.priority,
-	EXISTS (SELECT 1 FROM {tasks} t
-		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at <= n.now),
+	(SELECT t.run_at FROM {tasks} t
+		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority
+		ORDER BY t.run_at LIMIT 1) <= n.now,
 	(SELECT (extract(epoch FROM t.run_at - n.now) * 1000000)::bigint FROM {tasks} t
 		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at > n.now
 		ORDER BY t.run_at LIMIT 1)
@@ -93,6 +95,7 @@ INSERT INTO {history} (id, func, args, key, queue, priority, run_at, attempt, un
 	timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
 	finished_at)
 SELECT d.*, {now} FROM d
+ON CONFLICT (id) DO NOTHING
 RETURNING id`
 	p.moveRunning = p.render(strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version", 1))
 	p.moveWaiting = p.render(strings.Replace(move, "{fence}",
@@ -144,7 +147,7 @@ DELETE FROM {history} WHERE id = ANY (ARRAY(
 func (p *postgres) Name() string { return "postgres" }
 func (p *postgres) Serial() bool { return false }
 
-func (p *postgres) AtomicMove() bool { return true }
+func (p *postgres) OneStatement() bool { return true }
 
 func (p *postgres) ForUpdate() string { return " FOR UPDATE" }
 
@@ -175,7 +178,8 @@ func (p *postgres) Probe(ctx context.Context, c Conn) ([]LaneState, error) {
 }
 
 func (p *postgres) Clock(ctx context.Context, c Conn) (string, error) {
-	list, err := texts(c.QueryContext(ctx, "SELECT ("+p.Now()+")::text"))
+	// A plain cast to text depends on the session's DateStyle.
+	list, err := texts(c.QueryContext(ctx, "SELECT to_char(("+p.Now()+") AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00:00'"))
 	if err != nil {
 		return "", err
 	}

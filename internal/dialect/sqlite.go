@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	_ "embed"
-	"fmt"
 	"strings"
 	"time"
 )
@@ -46,8 +45,9 @@ WITH RECURSIVE lane(queue, priority) AS (
 		ORDER BY t.queue, t.priority LIMIT 1)
 )
 SELECT l.queue, l.priority,
-	EXISTS (SELECT 1 FROM {tasks} t
-		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at <= {now}),
+	(SELECT t.run_at FROM {tasks} t
+		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority
+		ORDER BY t.run_at LIMIT 1) <= {now},
 	(SELECT CAST((julianday(t.run_at) - julianday({now})) * 86400000000 AS INTEGER) + 500 FROM {tasks} t
 		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at > {now}
 		ORDER BY t.run_at LIMIT 1)
@@ -79,7 +79,8 @@ FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND `
 DELETE FROM {tasks} WHERE rowid IN (
 	SELECT t.rowid FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND {fence})
 RETURNING id`
-	s.copyRunning, s.copyWaiting = s.render(copied+running), s.render(copied+waiting)
+	once := "\nWHERE true ON CONFLICT (id) DO NOTHING"
+	s.copyRunning, s.copyWaiting = s.render(copied+running+once), s.render(copied+waiting+once)
 	s.dropRunning = s.render(strings.Replace(dropped, "{fence}", running, 1))
 	s.dropWaiting = s.render(strings.Replace(dropped, "{fence}", waiting, 1))
 	s.requeue = s.render(`
@@ -149,7 +150,7 @@ func (s *sqlite) moved(query, clock string) string {
 func (s *sqlite) Name() string { return "sqlite" }
 func (s *sqlite) Serial() bool { return true }
 
-func (s *sqlite) AtomicMove() bool { return false }
+func (s *sqlite) OneStatement() bool { return false }
 
 func (s *sqlite) ForUpdate() string { return "" }
 
@@ -202,15 +203,10 @@ func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([
 		copied, dropped = s.copyWaiting, s.dropWaiting
 	}
 	param := encode(rows)
-	n, err := affected(c.ExecContext(ctx, s.at(copied), param))
-	if err != nil {
+	if _, err := c.ExecContext(ctx, s.at(copied), param); err != nil {
 		return nil, err
 	}
-	ids, err := texts(c.QueryContext(ctx, s.at(dropped), param))
-	if err == nil && int64(len(ids)) != n {
-		err = fmt.Errorf("%d rows copied to history, but %d removed", n, len(ids))
-	}
-	return ids, err
+	return texts(c.QueryContext(ctx, s.at(dropped), param))
 }
 
 func (s *sqlite) Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error) {

@@ -1,0 +1,214 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strings"
+	"testing"
+	"time"
+
+	"gorm.io/driver/postgres"
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+const dispatcherEnv = "OUTBOX_TEST_DISPATCHER"
+
+// run is written by every run, outside any transaction of the library; no unique key hides a second one.
+type runRow struct {
+	Task string
+	PID  int
+}
+
+func openDSN(dsn string) (*gorm.DB, error) {
+	config := &gorm.Config{Logger: logger.Discard}
+	if strings.HasPrefix(dsn, "file:") {
+		return gorm.Open(sqlite.Open(dsn), config)
+	}
+	return gorm.Open(postgres.Open(dsn), config)
+}
+
+func crashOptions() outbox.Options {
+	return outbox.Options{
+		Scan: "@every 20ms", Heartbeat: 100 * time.Millisecond, HeartbeatLimit: 600 * time.Millisecond, Concurrency: 8,
+		Backoff: func(int) time.Duration { return time.Millisecond }, Logger: slog.New(slog.DiscardHandler),
+	}
+}
+
+// crashHandlers are the same in the child, where "hang" handlers never return, and in the parent, where they do.
+func crashHandlers(p *outbox.Plugin, db *gorm.DB, hang bool) {
+	mark := func(ctx context.Context, db *gorm.DB) error {
+		task, _ := outbox.TaskFrom(ctx)
+		err := db.Create(&runRow{task.ID, os.Getpid()}).Error
+		if hang && err == nil {
+			select {}
+		}
+		return err
+	}
+	p.Handle("ordinary", func(ctx context.Context) error { return mark(ctx, db) })
+	p.Handle("idempotent", func(ctx context.Context) error { return mark(ctx, db) }, outbox.Idempotent())
+	p.Handle("transactional", mark)
+	p.Handle("count", func(ctx context.Context) error {
+		task, _ := outbox.TaskFrom(ctx)
+		return db.Create(&runRow{task.ID, os.Getpid()}).Error
+	})
+}
+
+func dispatcherMain(dsn string) int {
+	db, err := openDSN(dsn)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	p := outbox.New(crashOptions())
+	crashHandlers(p, db, os.Getenv(dispatcherEnv+"_HANG") != "")
+	if err := db.Use(p); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := p.Run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// spawn starts a child dispatcher. It is killed when the test ends, if it is still there.
+func spawn(t *testing.T, dsn string, env ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(append(os.Environ(), dispatcherEnv+"="+dsn), env...)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return cmd
+}
+
+// crashDB opens a database that children can open too.
+func crashDB(t *testing.T, dsn string) (*gorm.DB, *outbox.Plugin) {
+	t.Helper()
+	db, err := openDSN(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := db.DB()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pool.Close() })
+	if err := db.AutoMigrate(&runRow{}); err != nil {
+		t.Fatal(err)
+	}
+	return db, install(t, db, crashOptions(), func(p *outbox.Plugin) { crashHandlers(p, db, false) })
+}
+
+func TestKilledProcess(t *testing.T) {
+	for _, d := range databases {
+		t.Run(d.name, func(t *testing.T) {
+			dsn := d.dsn(t)
+			db, p := crashDB(t, dsn)
+			once := create(t, db, "ordinary", nil)
+			twice := create(t, db, "ordinary", nil, outbox.MaxAttempts(2))
+			again := create(t, db, "idempotent", nil)
+			tx := create(t, db, "transactional", nil)
+			if d.name == "sqlite" {
+				// Its transaction would keep the others from writing.
+				if err := outbox.Reschedule(db, tx.ID, time.Now().Add(time.Hour)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			victim := spawn(t, dsn, dispatcherEnv+"_HANG=yes")
+			eventually(t, "the handlers hang", func() bool { return count(t, db, &runRow{}) == 3 })
+			if d.name == "sqlite" {
+				if err := outbox.Reschedule(db, tx.ID, time.Now()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			eventually(t, "the transactional one runs", func() bool {
+				task, _, err := outbox.Lookup(db, tx.ID)
+				return err == nil && task.State == outbox.StateRunning
+			})
+			if err := victim.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = victim.Wait()
+			start(t, p)
+			for _, tt := range []struct {
+				name, id         string
+				status           outbox.Status
+				reason           outbox.Reason
+				attempt, crashes int
+				runs             int64
+			}{
+				{"its last attempt ends as interrupted", once.ID, outbox.StatusError, outbox.ReasonInterrupted, 1, 0, 1},
+				{"with an attempt left runs again", twice.ID, outbox.StatusSuccess, outbox.ReasonNone, 2, 0, 2},
+				{"idempotent runs again, uncounted", again.ID, outbox.StatusSuccess, outbox.ReasonNone, 2, 1, 2},
+				{"transactional runs again, one effect", tx.ID, outbox.StatusSuccess, outbox.ReasonNone, 2, 1, 1},
+			} {
+				t.Run(tt.name, func(t *testing.T) {
+					past := ended(t, db, tt.id)
+					var runs int64
+					if err := db.Model(&runRow{}).Where("task = ?", tt.id).Count(&runs).Error; err != nil {
+						t.Fatal(err)
+					}
+					if past.Status != tt.status || past.Reason != tt.reason || past.Attempt != tt.attempt || past.Crashes != tt.crashes || runs != tt.runs {
+						t.Errorf("%s %s, attempt %d, crashes %d, %d runs; want %+v", past.Status, past.Reason, past.Attempt, past.Crashes, runs, tt)
+					}
+				})
+			}
+		})
+	}
+}
+
+func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
+	for _, d := range databases {
+		t.Run(d.name, func(t *testing.T) {
+			tasks := map[string]int{"sqlite": 1000, "postgres": 10_000}[d.name]
+			dsn := d.dsn(t)
+			db, _ := crashDB(t, dsn)
+			batch := make([]outbox.NewTask, tasks)
+			for i := range batch {
+				batch[i].Func = "count"
+			}
+			if _, err := outbox.CreateBatch(db, batch...); err != nil {
+				t.Fatal(err)
+			}
+			children := []*exec.Cmd{spawn(t, dsn), spawn(t, dsn)}
+			limit := time.Now().Add(2 * time.Minute)
+			tick := time.NewTicker(50 * time.Millisecond)
+			defer tick.Stop()
+			for count(t, db, &outbox.HistoryModel{}) < int64(tasks) && time.Now().Before(limit) {
+				<-tick.C
+			}
+			for _, c := range children {
+				if err := c.Process.Signal(os.Interrupt); err != nil {
+					t.Fatal(err)
+				}
+				if err := c.Wait(); err != nil {
+					t.Errorf("child: %v", err)
+				}
+			}
+			var distinct int64
+			db.Model(&runRow{}).Distinct("task").Count(&distinct)
+			if runs, past := count(t, db, &runRow{}), count(t, db, &outbox.HistoryModel{}); runs != int64(tasks) || distinct != int64(tasks) || past != int64(tasks) {
+				t.Errorf("%d runs of %d tasks, %d in history; want %d of each", runs, distinct, past, tasks)
+			}
+		})
+	}
+}

@@ -1,0 +1,278 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// runAsync runs the plugin for tests that look at what Run returns.
+func runAsync(t *testing.T, p *outbox.Plugin) (cancel func(), done <-chan error) {
+	t.Helper()
+	ctx, end := context.WithCancel(context.Background())
+	t.Cleanup(end)
+	c := make(chan error, 1)
+	go func() { c <- p.Run(ctx) }()
+	return end, c
+}
+
+func TestTimeout(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		started, leave := make(chan int, 10), make(chan struct{})
+		refused := make(chan error, 10)
+		opts := quick(finishHook(func(_ *outbox.TaskModel, f outbox.Finish) { refused <- f.Err }))
+		opts.Concurrency, opts.CancelGrace = 1, 50*time.Millisecond
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("obeys", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+			p.Handle("obeys.tx", func(ctx context.Context, tx *gorm.DB) error { <-ctx.Done(); return ctx.Err() })
+			p.Handle("ignores", func(ctx context.Context) error { started <- 1; <-leave; return nil })
+			p.Handle("next", func(ctx context.Context) error { started <- 2; return nil })
+		})
+		start(t, p)
+		for _, path := range []string{"obeys", "obeys.tx"} {
+			t.Run(path+" and is tried again", func(t *testing.T) {
+				past := ended(t, db, create(t, db, path, nil, outbox.Timeout(20*time.Millisecond), outbox.MaxAttempts(2)).ID)
+				if past.Status != outbox.StatusError || past.Reason != outbox.ReasonTimeout || past.Attempt != 2 || past.Errors[0].Reason != outbox.ReasonTimeout {
+					t.Errorf("%+v", past)
+				}
+			})
+		}
+		t.Run("ignored: ends, is not tried again, and keeps its slot", func(t *testing.T) {
+			hung := create(t, db, "ignores", nil, outbox.Timeout(20*time.Millisecond), outbox.MaxAttempts(3))
+			if receive(t, started) != 1 {
+				t.Fatal("the wrong task runs")
+			}
+			past := ended(t, db, hung.ID)
+			if past.Status != outbox.StatusError || past.Reason != outbox.ReasonTimeout || past.Attempt != 1 {
+				t.Errorf("%+v", past)
+			}
+			next := create(t, db, "next", nil)
+			select {
+			case <-started:
+				t.Error("the slot was given away while the handler was running")
+			case <-time.After(300 * time.Millisecond):
+			}
+			close(leave)
+			if receive(t, started) != 2 {
+				t.Error("the task was run again")
+			}
+			ended(t, db, next.ID)
+			if after := ended(t, db, hung.ID); after.Status != outbox.StatusError || after.Version != past.Version {
+				t.Errorf("the late outcome was stored: %+v", after)
+			}
+		})
+	})
+}
+
+// finishHook is a Hooks of one function.
+type finishHook func(*outbox.TaskModel, outbox.Finish)
+
+func (finishHook) OnCreate(context.Context, *outbox.TaskModel) error { return nil }
+func (finishHook) OnStart(ctx context.Context, _ *outbox.TaskModel) context.Context {
+	return ctx
+}
+func (h finishHook) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox.Finish) { h(task, f) }
+
+func TestShutdown(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		started, leave := make(chan string, 10), make(chan struct{})
+		opts := quick()
+		opts.ShutdownGrace, opts.CancelGrace = 100*time.Millisecond, 100*time.Millisecond
+		opts.Heartbeat, opts.HeartbeatLimit = 200*time.Millisecond, time.Second
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("waits", func(ctx context.Context) error { started <- ""; <-leave; return ctx.Err() })
+			p.Handle("obeys", func(ctx context.Context) error { started <- ""; <-ctx.Done(); return ctx.Err() })
+			p.Handle("obeys.repeatable", func(ctx context.Context) error { started <- ""; <-ctx.Done(); return ctx.Err() }, outbox.Idempotent())
+			p.Handle("obeys.tx", func(ctx context.Context, _ *gorm.DB) error { started <- ""; <-ctx.Done(); return ctx.Err() })
+			p.Handle("ignores", func(ctx context.Context) error { started <- ""; <-leave; return nil })
+			p.Handle("ignores.repeatable", func(ctx context.Context) error { started <- ""; <-leave; return nil }, outbox.Idempotent())
+		})
+		shutDown := func(t *testing.T, path string) (*outbox.TaskModel, *outbox.HistoryModel, error) {
+			cancel, done := runAsync(t, p)
+			task := create(t, db, path, nil)
+			receive(t, started)
+			cancel()
+			err := receive(t, done)
+			waiting, past, lookup := outbox.Lookup(db, task.ID)
+			if lookup != nil {
+				t.Fatal(lookup)
+			}
+			if waiting != nil {
+				if err := outbox.Cancel(db, task.ID); err != nil {
+					t.Errorf("what went back cannot be cancelled: %v", err)
+				}
+			}
+			if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
+				t.Errorf("%d process rows are left", n)
+			}
+			return waiting, past, err
+		}
+		t.Run("an obedient handler's outcome is recorded", func(t *testing.T) {
+			if _, past, err := shutDown(t, "obeys"); err != nil || past == nil || past.Status != outbox.StatusError {
+				t.Errorf("%v, %+v", err, past)
+			}
+		})
+		for _, path := range []string{"obeys.repeatable", "obeys.tx"} {
+			t.Run(path+" goes back uncounted", func(t *testing.T) {
+				if waiting, _, err := shutDown(t, path); err != nil || waiting == nil || waiting.State != outbox.StatePending || waiting.Uncounted != 1 {
+					t.Errorf("%v, %+v", err, waiting)
+				}
+			})
+		}
+		t.Run("a deaf handler is recorded as interrupted", func(t *testing.T) {
+			if _, past, err := shutDown(t, "ignores"); err == nil || past == nil || past.Reason != outbox.ReasonInterrupted {
+				t.Errorf("%v, %+v", err, past)
+			}
+		})
+		t.Run("a deaf repeatable handler goes back", func(t *testing.T) {
+			if waiting, _, err := shutDown(t, "ignores.repeatable"); err == nil || waiting == nil || waiting.State != outbox.StatePending {
+				t.Errorf("%v, %+v", err, waiting)
+			}
+		})
+		close(leave)
+		t.Run("a handler that ends within the grace has ended", func(t *testing.T) {
+			if _, past, err := shutDown(t, "waits"); err != nil || past == nil || past.Status != outbox.StatusSuccess {
+				t.Errorf("%v, %+v", err, past)
+			}
+		})
+	})
+}
+
+func TestRunIsOneAtATimeAndCanBeRepeated(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		if err := outbox.New(outbox.Options{}).Run(t.Context()); !errors.Is(err, outbox.ErrNotInstalled) {
+			t.Errorf("before Use: %v", err)
+		}
+		p := install(t, db, quick(), func(p *outbox.Plugin) {
+			p.Handle("plain", func(context.Context) error { return nil })
+			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { return nil })
+		})
+		cancelled, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := p.Run(cancelled); err != nil {
+			t.Errorf("cancelled before the start: %v", err)
+		}
+		pool, err := db.DB()
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := runtime.NumGoroutine()
+		for range 2 {
+			stop := start(t, p)
+			ended(t, db, create(t, db, "plain", nil).ID)
+			ended(t, db, create(t, db, "plain.tx", nil).ID)
+			if err := p.Run(t.Context()); err == nil {
+				t.Error("a second Run was accepted")
+			}
+			stop()
+		}
+		eventually(t, "every goroutine is gone", func() bool {
+			pool.SetMaxIdleConns(1)
+			return runtime.NumGoroutine() <= before+2 && pool.Stats().InUse == 0
+		})
+	})
+}
+
+func TestOrderOfDueTasks(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		var mu sync.Mutex
+		var order []string
+		opts := quick()
+		opts.Concurrency, opts.Queues, opts.Scan = 1, []string{"a", "b"}, "@every 1h"
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("note", func(_ context.Context, g greeting) error {
+				mu.Lock()
+				defer mu.Unlock()
+				order = append(order, g.Name)
+				return nil
+			})
+		})
+		var last string
+		note := func(name string, opts ...outbox.Option) {
+			last = create(t, db, "note", greeting{Name: name}, opts...).ID
+		}
+		at := func(hours int) outbox.Option {
+			return outbox.StartAt(time.Now().Add(-time.Duration(hours) * time.Hour))
+		}
+		note("late", outbox.Queue("a"), outbox.Priority(3), at(1))
+		note("early", outbox.Queue("a"), outbox.Priority(3), at(2))
+		note("first", outbox.Queue("b"), outbox.Priority(1), at(0))
+		note("third", outbox.Queue("a"), outbox.Priority(2), at(9))
+		for i := range 6 {
+			note(fmt.Sprint("A", i), outbox.Queue("a"), outbox.Priority(4))
+			note(fmt.Sprint("B", i), outbox.Queue("b"), outbox.Priority(4))
+		}
+		note("elsewhere", outbox.Queue("c"), outbox.Priority(1))
+		start(t, p)
+		eventually(t, "all but one have run", func() bool { return count(t, db, &outbox.TaskModel{}) == 1 })
+		if task, _, err := outbox.Lookup(db, last); err != nil || task == nil || task.State != outbox.StatePending {
+			t.Errorf("another queue's task: %+v, %v", task, err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if want := []string{"first", "third", "early", "late"}; !slices.Equal(order[:4], want) {
+			t.Errorf("order %v, want %v first", order, want)
+		}
+		if a, b := slices.Index(order, "A3"), slices.Index(order, "B3"); a-b > 6 || b-a > 6 || a < slices.Index(order, "B0") || b < slices.Index(order, "A0") {
+			t.Errorf("one queue waits for the other: %v", order)
+		}
+	})
+}
+
+func TestRunDue(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		frozen := time.Now().UTC().Truncate(time.Millisecond)
+		opts := quick()
+		opts.Clock = func() time.Time { return frozen }
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("plain", func(context.Context) error { return nil })
+			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { return nil })
+			p.Handle("fails", func(context.Context) error { return errors.New("no") })
+			p.Handle("snoozes", func(context.Context) error { return outbox.Snooze(0) })
+			p.Handle("makes", func(_ context.Context, tx *gorm.DB) error {
+				_, err := outbox.Create(tx, "plain", nil, outbox.StartAfter(time.Second))
+				return err
+			})
+		})
+		for range 60 {
+			create(t, db, "plain.tx", nil)
+			create(t, db, "plain", nil)
+		}
+		later := create(t, db, "plain", nil, outbox.StartAfter(time.Minute))
+		create(t, db, "makes", nil)
+		failing := create(t, db, "fails", nil, outbox.MaxAttempts(3))
+		snoozing := create(t, db, "snoozes", nil)
+		// Bounded, because a task that comes back at once on a clock that stands still must not keep it for ever.
+		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+		defer cancel()
+		if n, err := p.RunDue(ctx); err != nil || n != 123 {
+			t.Errorf("ran %d, %v; want 123", n, err)
+		}
+		for _, id := range []string{failing.ID, snoozing.ID, later.ID} {
+			if task, past, err := outbox.Lookup(db, id); err != nil || task == nil || task.State != outbox.StatePending {
+				t.Errorf("left for later: %+v, %+v, %v", task, past, err)
+			}
+		}
+		if n := count(t, db, &outbox.TaskModel{}); n != 4 {
+			t.Errorf("%d tasks wait, want 4", n)
+		}
+		frozen = frozen.Add(2 * time.Second)
+		if n, err := p.RunDue(ctx); err != nil || n != 3 {
+			t.Errorf("then ran %d, %v; want 3", n, err)
+		}
+		ended2, stop := context.WithCancel(ctx)
+		stop()
+		if _, err := p.RunDue(ended2); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled: %v", err)
+		}
+	})
+}

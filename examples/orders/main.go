@@ -1,0 +1,125 @@
+// Orders tells what this library is for, on a real database, as it happens: an order is stored together with a task that
+// cancels it unless it is paid in time.
+//
+//	go run ./examples/orders                  # on SQLite, in a temporary file
+//	go run ./examples/orders -postgres DSN    # on PostgreSQL, in a schema of its own
+//
+// Each step is checked in the database. The program ends by itself, with status 1 if the story did not come out as told.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"gorm.io/driver/postgres"
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+	"gorm.io/gorm/schema"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// halfAnHour is as long as the story can wait.
+const halfAnHour = 2 * time.Second
+
+func main() {
+	dsn := flag.String("postgres", "", "DSN of a PostgreSQL database to use instead of SQLite")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, cancel := context.WithTimeout(ctx, 9*time.Second)
+	err := run(ctx, os.Stdout, *dsn)
+	cancel()
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "orders: the story did not come out as told:", err)
+		os.Exit(1)
+	}
+}
+
+// run opens the database, wires the application up, and tells the story.
+func run(ctx context.Context, out io.Writer, dsn string) (err error) {
+	s := &story{out: out, begun: time.Now()}
+	db, remove, err := open(dsn, s)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, remove()) }()
+
+	// This is all that an application does to have an outbox.
+	s.db = db
+	s.orders = &OrderSvc{db: db, patience: halfAnHour}
+	s.mailer = &Mailer{}
+	plugin := outbox.New(outbox.Options{
+		Logger: slog.New(slog.DiscardHandler), // the story tells it; without this line it goes to slog.Default()
+	})
+	plugin.Register("services.OrderSvc", s.orders, "CheckAndCancel")
+	plugin.Register("services.Mailer", s.mailer, "SendReceipt")
+	if err := db.Use(plugin); err != nil {
+		return err
+	}
+	if err := plugin.Migrate(ctx); err != nil {
+		return err
+	}
+	if err := db.AutoMigrate(&Order{}); err != nil {
+		return err
+	}
+	dispatching, stop := context.WithCancel(ctx)
+	stopped := make(chan error, 1)
+	go func() { stopped <- plugin.Run(dispatching) }()
+
+	err = s.tell(ctx)
+	stop()
+	return errors.Join(err, <-stopped)
+}
+
+// open opens a fresh database; remove closes it and leaves nothing behind.
+func open(dsn string, s *story) (db *gorm.DB, remove func() error, err error) {
+	config := &gorm.Config{Logger: logger.Discard}
+	if dsn == "" {
+		dir, err := os.MkdirTemp("", "orders-")
+		if err != nil {
+			return nil, nil, err
+		}
+		path := filepath.Join(dir, "shop.db")
+		// Immediate transactions wait for each other; deferred ones would fail as soon as two of them write.
+		db, err := gorm.Open(sqlite.Open(path+"?_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate"), config)
+		if err != nil {
+			return nil, nil, errors.Join(err, os.RemoveAll(dir))
+		}
+		s.say("On SQLite, in %s. %v stands for thirty minutes.", path, halfAnHour)
+		return db, func() error { return errors.Join(closePool(db), os.RemoveAll(dir)) }, nil
+	}
+
+	// The naming strategy puts the application's tables into a schema, and the outbox's follow.
+	name := "orders_" + strings.ToLower(rand.Text()[:12])
+	config.NamingStrategy = schema.NamingStrategy{TablePrefix: name + "."}
+	if db, err = gorm.Open(postgres.Open(dsn), config); err != nil {
+		return nil, nil, err
+	}
+	if err := db.Exec("CREATE SCHEMA " + name).Error; err != nil {
+		return nil, nil, errors.Join(err, closePool(db))
+	}
+	s.say("On PostgreSQL, in the schema %s. %v stands for thirty minutes.", name, halfAnHour)
+	return db, func() error {
+		return errors.Join(db.Exec("DROP SCHEMA "+name+" CASCADE").Error, closePool(db))
+	}, nil
+}
+
+func closePool(db *gorm.DB) error {
+	pool, err := db.DB()
+	if err != nil {
+		return err
+	}
+	return pool.Close()
+}

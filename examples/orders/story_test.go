@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"gorm.io/driver/postgres"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-outbox/outbox/testutil"
+)
+
+// asProgram makes the test binary be the program, so that its exit status can be seen.
+const asProgram = "ORDERS_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// lines of the story, in order; the times and the database differ.
+var lines = []string{
+	`2s stands for thirty minutes`,
+	`vase and its task were inserted, then rolled back: out of stock\. No order, no task`,
+	`\(book\) is placed; its task services\.OrderSvc\.checkAndCancel\(\{"orderId":\d+,"reason":"timeout"\}\) waits for 2s`,
+	`\(lamp\) is placed; its task services\.OrderSvc\.checkAndCancel\(`,
+	`\(book\) is paid, and in the same transaction its task is cancelled`,
+	`receipt failed\. The history keeps: services\.Mailer\.sendReceipt\(.*\), error after attempt 1: "the mail server does not answer"`,
+	`run again by hand`,
+	`This time: success, "receipt for order \d+ sent"`,
+	`Nobody pays order \d+ \(lamp\)`,
+	`it is cancelled\. Its task was started \S+ after its time`,
+	`\(book\) is still paid`,
+}
+
+func TestStory(t *testing.T) {
+	for name, dsn := range map[string]func(testing.TB) string{
+		"sqlite":   func(testing.TB) string { return "" },
+		"postgres": testutil.PostgresDSN,
+	} {
+		t.Run(name, func(t *testing.T) {
+			server, temp := dsn(t), t.TempDir()
+			t.Setenv("TMPDIR", temp)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			var out bytes.Buffer
+			if err := run(ctx, &out, server); err != nil {
+				t.Fatalf("%v\n%s", err, &out)
+			}
+			told := strings.Split(strings.TrimSpace(out.String()), "\n")
+			if len(told) != len(lines) {
+				t.Fatalf("%d lines, want %d:\n%s", len(told), len(lines), &out)
+			}
+			for i, line := range lines {
+				if !regexp.MustCompile(`^ *\d+\.\d\ds  .*` + line).MatchString(told[i]) {
+					t.Errorf("line %d does not tell %s:\n%s", i+1, line, told[i])
+				}
+			}
+			nothingLeft(t, temp, server, out.String())
+		})
+	}
+}
+
+func TestStoryThatGoesWrong(t *testing.T) {
+	t.Run("is an error and leaves nothing behind", func(t *testing.T) {
+		temp := t.TempDir()
+		t.Setenv("TMPDIR", temp)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // before the lamp's time
+		defer cancel()
+		var out bytes.Buffer
+		if err := run(ctx, &out, ""); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("err = %v, want the deadline's", err)
+		}
+		nothingLeft(t, temp, "", out.String())
+	})
+
+	t.Run("exits with status 1 and says why", func(t *testing.T) {
+		program, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), program, "-postgres", "postgres://me:secret@127.0.0.1:1/shop")
+		cmd.Env = append(os.Environ(), asProgram+"=1")
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 1 {
+			t.Errorf("%v, want exit status 1", err)
+		}
+		for _, part := range []string{"did not come out as told", "127.0.0.1"} {
+			if !strings.Contains(string(out), part) {
+				t.Errorf("does not say %q:\n%s", part, out)
+			}
+		}
+		if strings.Contains(string(out), "secret") {
+			t.Errorf("tells the password:\n%s", out)
+		}
+	})
+}
+
+// nothingLeft of the story's database: neither a file nor a schema.
+func nothingLeft(t *testing.T, temp, dsn, out string) {
+	t.Helper()
+	left, err := os.ReadDir(temp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(left) > 0 {
+		t.Errorf("left in the temporary directory: %v", left)
+	}
+	if dsn == "" {
+		if !strings.Contains(out, temp) {
+			t.Errorf("the database was elsewhere than in %s:\n%s", temp, out)
+		}
+		return
+	}
+	name := regexp.MustCompile(`orders_[a-z0-9]+`).FindString(out)
+	db, err := gorm.Open(postgres.Open(dsn), &gorm.Config{Logger: logger.Discard})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closePool(db)
+	var n int64
+	if err := db.Raw("SELECT count(*) FROM pg_namespace WHERE nspname = ?", name).Scan(&n).Error; err != nil {
+		t.Fatal(err)
+	}
+	if name == "" || n != 0 {
+		t.Errorf("schema %q is still there", name)
+	}
+}

@@ -1,0 +1,152 @@
+// Package pgnotify wakes dispatchers in other processes through PostgreSQL's LISTEN and NOTIFY, over the application's
+// own pool of connections.
+//
+//	outbox.New(outbox.Options{Wakers: []outbox.Waker{pgnotify.New(pgnotify.Options{})}})
+//
+// A task that one process creates then starts within milliseconds of its commit in another, instead of at that one's next
+// scan. A process that only creates tasks needs the Waker too. Nothing depends on a notification: one that is lost costs
+// the wait until the next scan.
+//
+// # What it needs
+//
+// The pool's driver must be pgx v5's stdlib, as gorm.io/driver/postgres opens it. While Run dispatches, one connection of
+// the pool is taken for listening: count it in MaxOpenConns. It does not work through PgBouncer in transaction or
+// statement mode, where LISTEN is lost; give such an application's dispatcher a *gorm.DB that goes past PgBouncer, or do
+// without. A transaction that has created a task cannot be prepared for a two-phase commit.
+//
+// # What it costs
+//
+// PostgreSQL takes a lock at the commit of every transaction that notifies, one for the whole server: with sixteen
+// writers, a notification in each transaction halves their rate. So notifications are coalesced: one an Interval and
+// process, or two while transactions overlap; one costs 3 to 5 % of that rate. The first task of an interval notifies in its own transaction and so
+// at the moment of its commit. That transaction may last, or roll back, while others that came later commit; for them a
+// reminder is sent 5, 20, 80 and 320 ms later on a connection of its own, which the pool lends for that one statement.
+package pgnotify
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// Options of New. Every zero value is a useful default.
+type Options struct {
+	// Channel names the notifications, in up to 63 bytes; it is the same in all processes that share the tables. Empty
+	// means "outbox". Channels belong to a database, not to a schema: where several sets of tables live in one database,
+	// give each its own, or they wake each other for nothing.
+	Channel string
+
+	// Interval is the least time between two tasks of this process that notify, and between two reminders. Zero means
+	// 10 ms.
+	Interval time.Duration
+}
+
+// Waker is an outbox.Waker for one plugin. It is safe for concurrent use.
+type Waker struct {
+	channel  string
+	interval time.Duration
+	alive    time.Duration // of silence, after which the listening connection is tried
+	limit    time.Duration // of one statement
+
+	mu     sync.Mutex
+	last   time.Time // start of the interval whose notification has been sent
+	armed  bool      // a reminder will come
+	since  time.Time // the task that reminders are counted from
+	latest time.Time // the last task that found its interval taken
+	sent   int       // reminders since then
+}
+
+var _ outbox.Waker = (*Waker)(nil)
+
+// maxChannel is what PostgreSQL takes for a name: pg_notify refuses a longer one, LISTEN would cut it.
+const maxChannel = 63
+
+// New returns a Waker for outbox.Options.Wakers, one for each plugin. It panics on a channel name that PostgreSQL does
+// not take, and on a negative interval.
+func New(o Options) *Waker {
+	w := &Waker{
+		channel: cmp.Or(o.Channel, "outbox"), interval: cmp.Or(o.Interval, 10*time.Millisecond),
+		alive: 30 * time.Second, limit: 5 * time.Second,
+	}
+	if len(w.channel) > maxChannel || strings.ContainsRune(w.channel, 0) {
+		panic(fmt.Sprintf("pgnotify: channel %.80q: a name has up to %d bytes, none of them zero", w.channel, maxChannel))
+	}
+	if w.interval < 0 {
+		panic(fmt.Sprintf("pgnotify: interval %v is negative", w.interval))
+	}
+	return w
+}
+
+const notify = "SELECT pg_notify($1, '')"
+
+// Created is part of outbox.Waker. It notifies in the creator's transaction, or has it reminded of. An error has aborted
+// that transaction.
+func (w *Waker) Created(ctx context.Context, conn gorm.ConnPool, pool *sql.DB) error {
+	if !w.take(time.Now(), pool) {
+		return nil
+	}
+	if _, err := conn.ExecContext(ctx, notify, w.channel); err != nil {
+		return fmt.Errorf("pgnotify: notify: %w", err)
+	}
+	return nil
+}
+
+// reminders are counted from a task that found its interval taken. Whose transaction lasts longer than the last of them
+// has to wait for a scan.
+var reminders = []time.Duration{5 * time.Millisecond, 20 * time.Millisecond, 80 * time.Millisecond, 320 * time.Millisecond}
+
+// take reports whether a task has the interval's notification for itself; otherwise a reminder is going to be sent.
+func (w *Waker) take(now time.Time, pool *sql.DB) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.last.IsZero() || now.Sub(w.last) >= w.interval {
+		w.last = now
+		return true
+	}
+	w.latest = now
+	if !w.armed {
+		w.since, w.sent = now, 0
+		w.arm(now, pool)
+	}
+	return false
+}
+
+// arm sets the timer for the next reminder, not within an interval from now on if one has just been sent.
+func (w *Waker) arm(notBefore time.Time, pool *sql.DB) {
+	w.armed = true
+	at := w.since.Add(reminders[w.sent])
+	if at.Before(notBefore) {
+		at = notBefore
+	}
+	time.AfterFunc(time.Until(at), func() { w.remind(pool) })
+}
+
+// remind notifies on behalf of whatever has been committed by now. A reminder takes an interval as a task does, so that
+// under a steady load application transactions need not notify at all. Tasks that come while reminders are being sent
+// begin their count again: until then there has been one an interval.
+func (w *Waker) remind(pool *sql.DB) {
+	ctx, cancel := context.WithTimeout(context.Background(), w.limit)
+	defer cancel()
+	begun := time.Now()
+	_, err := pool.ExecContext(ctx, notify, w.channel)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil { // or else it is a hint that is lost; its failure is of no use to anybody
+		w.last = begun
+	}
+	if w.latest.After(w.since) {
+		w.since, w.sent = w.latest, 0
+	} else if w.sent++; w.sent == len(reminders) {
+		w.armed = false
+		return
+	}
+	w.arm(time.Now().Add(w.interval), pool)
+}

@@ -1,0 +1,220 @@
+package outbox
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestDefaultBackoff(t *testing.T) {
+	for attempt, middle := range map[int]time.Duration{
+		-1: time.Second, 0: time.Second, 1: time.Second, 2: 2 * time.Second, 3: 4 * time.Second, 12: 2048 * time.Second,
+		13: time.Hour, 14: time.Hour, 64: time.Hour, 10_000: time.Hour, math.MaxInt: time.Hour,
+	} {
+		least, most := time.Duration(math.MaxInt64), time.Duration(0)
+		for range 2000 {
+			d := DefaultBackoff(attempt)
+			least, most = min(least, d), max(most, d)
+		}
+		if least < middle*3/4 || most > middle*5/4 {
+			t.Errorf("attempt %d: %v to %v leaves %v ± 25 %%", attempt, least, most, middle)
+		}
+		if least > middle*8/10 || most < middle*12/10 {
+			t.Errorf("attempt %d: only %v to %v: hardly any jitter", attempt, least, most)
+		}
+	}
+}
+
+func TestPermanent(t *testing.T) {
+	if Permanent(nil) != nil {
+		t.Error("Permanent(nil) is an error")
+	}
+	cause := errors.New("no such customer")
+	if err := Permanent(cause); !errors.Is(err, cause) || err.Error() != cause.Error() {
+		t.Errorf("got %v", err)
+	}
+}
+
+// decided is a verdict in one line.
+func decided(v verdict) string {
+	switch {
+	case v.outcome != nil && v.requeue != nil:
+		return "both"
+	case v.outcome != nil:
+		o := v.outcome
+		s := o.Status
+		if o.Reason != "" {
+			s += "/" + o.Reason
+		}
+		if o.Result != nil {
+			s += " result=" + *o.Result
+		}
+		if o.Error != nil {
+			s += " error=" + *o.Error
+		}
+		if o.Crashes != 0 {
+			s += fmt.Sprintf(" crashes+%d", o.Crashes)
+		}
+		return s
+	}
+	r := v.requeue
+	s := "again in " + v.next.String()
+	if r.DelayUS != v.next.Microseconds() {
+		s += fmt.Sprintf(" (but %d us)", r.DelayUS)
+	}
+	if r.Uncounted != 0 {
+		s += " uncounted"
+	}
+	if r.Crashes != 0 {
+		s += fmt.Sprintf(" crashes+%d", r.Crashes)
+	}
+	if r.Errors != nil {
+		s += " kept"
+	}
+	return s
+}
+
+func TestDecide(t *testing.T) {
+	failure := errors.New("boom")
+	failed := ending{reason: ReasonFailed, err: failure, text: "boom"}
+	with := func(r Reason) ending { return ending{reason: r, err: failure, text: "boom"} }
+	last := TaskModel{Attempt: 1, MaxAttempts: 1}
+	left := TaskModel{Attempt: 1, MaxAttempts: 3}
+	second := TaskModel{Attempt: 2, MaxAttempts: 3}
+	repeatable := TaskModel{Attempt: 1, MaxAttempts: 1, Repeatable: true}
+	crashed := TaskModel{Attempt: 3, MaxAttempts: 1, Uncounted: 2, Crashes: 2, Repeatable: true}
+	for _, c := range []struct {
+		name string
+		task TaskModel
+		end  ending
+		want string
+	}{
+		{"success", last, ending{}, "success"},
+		{"success with a result", last, ending{result: JSON(`{"n":1}`)}, `success result={"n":1}`},
+		{"success whose result is not stored", left, ending{reason: ReasonBadResult, text: "too large"}, "success/bad_result error=too large"},
+
+		{"failed, no retry by default", last, failed, "error/failed error=boom"},
+		{"failed with attempts left", left, failed, "again in 1m0s kept"},
+		{"failed again", second, failed, "again in 2m0s kept"},
+		{"failed for the last time", TaskModel{Attempt: 3, MaxAttempts: 3}, failed, "error/failed error=boom"},
+		{"failed, uncounted runs do not count", TaskModel{Attempt: 5, Uncounted: 4, MaxAttempts: 2}, failed, "again in 1m0s kept"},
+		{"failed, uncounted runs do not count at the end", TaskModel{Attempt: 5, Uncounted: 3, MaxAttempts: 2}, failed, "error/failed error=boom"},
+		{"failed, MaxAttempts was lowered by hand", TaskModel{Attempt: 5, MaxAttempts: 2}, failed, "error/failed error=boom"},
+		{"failed without a text", last, ending{reason: ReasonFailed, err: failure}, "error/failed"},
+		{"failed, repeatable", repeatable, failed, "error/failed error=boom"},
+		{"permanent", left, ending{reason: ReasonPermanent, err: Permanent(failure), text: "boom", final: true}, "error/permanent error=boom"},
+
+		{"panic", last, with(ReasonPanic), "error/panic error=boom"},
+		{"panic with attempts left", left, with(ReasonPanic), "again in 1m0s kept"},
+		{"goexit", left, with(ReasonGoexit), "again in 1m0s kept"},
+		{"transaction ended behind its back", left, with(ReasonTransaction), "again in 1m0s kept"},
+		{"bad arguments are final", left, ending{reason: ReasonBadArgs, err: failure, text: "boom", final: true}, "error/bad_args error=boom"},
+
+		{"timeout, the handler returned", left, with(ReasonTimeout), "again in 1m0s kept"},
+		{"timeout, the handler returned for the last time", last, with(ReasonTimeout), "error/timeout error=boom"},
+		{"timeout, the handler did not return", left, ending{reason: ReasonTimeout, err: failure, text: "boom", final: true}, "error/timeout error=boom"},
+
+		{"interrupted counts", last, with(ReasonInterrupted), "error/interrupted error=boom"},
+		{"interrupted with attempts left", left, with(ReasonInterrupted), "again in 1m0s kept"},
+		{"interrupted, repeatable", repeatable, with(ReasonInterrupted), "again in 1m0s uncounted crashes+1 kept"},
+		{"interrupted, repeatable, a second time", TaskModel{Attempt: 2, MaxAttempts: 1, Uncounted: 1, Crashes: 1, Repeatable: true},
+			with(ReasonInterrupted), "again in 2m0s uncounted crashes+1 kept"},
+		{"interrupted, repeatable, at the crash cap", crashed, with(ReasonInterrupted), "error/interrupted error=boom crashes+1"},
+		{"interrupted, repeatable, at the crash cap with attempts left", TaskModel{Attempt: 3, MaxAttempts: 9, Uncounted: 2, Crashes: 2, Repeatable: true},
+			with(ReasonInterrupted), "error/interrupted error=boom crashes+1"},
+		{"a crashed one that succeeds", crashed, ending{}, "success"},
+
+		{"given back", last, ending{giveBack: true}, "again in 0s uncounted"},
+		{"given back for later", last, ending{giveBack: true, delay: time.Minute, err: failure}, "again in 1m0s uncounted"},
+
+		{"snooze", last, ending{reason: ReasonFailed, err: Snooze(5 * time.Second)}, "again in 5s uncounted"},
+		{"snooze, wrapped", last, ending{reason: ReasonFailed, err: fmt.Errorf("later: %w", Snooze(time.Second))}, "again in 1s uncounted"},
+		{"snooze, negative", last, ending{reason: ReasonFailed, err: Snooze(-time.Second)}, "again in 0s uncounted"},
+		{"permanent beats snooze", left, ending{reason: ReasonPermanent, err: Permanent(Snooze(time.Second)), text: "x", final: true}, "error/permanent error=x"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			c.task.ID, c.task.Version = "id", 7
+			v := decide(&c.task, c.end, func(n int) time.Duration { return time.Duration(n) * time.Minute })
+			if got := decided(v); got != c.want {
+				t.Errorf("got  %s\nwant %s", got, c.want)
+			}
+			if o := v.outcome; o != nil && (o.ID != "id" || o.Version == nil || *o.Version != 7) {
+				t.Errorf("no fence: %+v", o)
+			}
+			if r := v.requeue; r != nil && (r.ID != "id" || r.Version != 7) {
+				t.Errorf("no fence: %+v", r)
+			}
+		})
+	}
+	t.Run("a negative backoff is none", func(t *testing.T) {
+		v := decide(&left, failed, func(int) time.Duration { return -time.Hour })
+		if got := decided(v); got != "again in 0s kept" {
+			t.Errorf("got %s", got)
+		}
+	})
+}
+
+// However runs end, the counted ones never exceed MaxAttempts, and crashes end too.
+func TestDecideTerminates(t *testing.T) {
+	endings := []ending{
+		{reason: ReasonFailed, err: errors.New("x"), text: "x"}, {reason: ReasonInterrupted, err: errInterrupted, text: "x"},
+		{reason: ReasonPanic, err: errors.New("x"), text: "x"},
+	}
+	for _, repeatable := range []bool{false, true} {
+		for pattern := range 243 {
+			task := TaskModel{MaxAttempts: 3, Repeatable: repeatable}
+			runs, counted := 0, 0
+			for done := false; !done; runs++ {
+				task.Attempt++
+				n := pattern
+				for range runs {
+					n /= 3
+				}
+				e := endings[n%3]
+				if !repeatable || e.reason != ReasonInterrupted {
+					counted++
+				}
+				v := decide(&task, e, DefaultBackoff)
+				if done = v.outcome != nil; !done {
+					task.Uncounted += v.requeue.Uncounted
+					task.Crashes += v.requeue.Crashes
+				}
+				if task.Attempt-task.Uncounted > task.MaxAttempts || counted > 3 || runs > 5 {
+					t.Fatalf("pattern %d: %d runs, %d counted", pattern, runs+1, counted)
+				}
+			}
+		}
+	}
+}
+
+func TestKeptAttempts(t *testing.T) {
+	task := TaskModel{MaxAttempts: 1000}
+	for i := 1; i <= 50; i++ {
+		at := time.Date(2026, 1, 1, 0, 0, i, 0, time.UTC)
+		task.Attempt, task.StartedAt = i, &at
+		before := len(task.Errors)
+		text := failed(&task, ending{reason: ReasonFailed, text: strings.Repeat("é", maxKeptError)})
+		if len(task.Errors) != before {
+			t.Fatal("the task itself was changed")
+		}
+		if text == nil || json.Unmarshal([]byte(*text), &task.Errors) != nil {
+			t.Fatalf("got %v", text)
+		}
+	}
+	if len(task.Errors) != maxKeptAttempts {
+		t.Fatalf("%d are kept", len(task.Errors))
+	}
+	for i, a := range task.Errors {
+		want := 50 - maxKeptAttempts + 1 + i
+		if i == 0 {
+			want = 1
+		}
+		if a.Attempt != want || a.At.Second() != want || a.Reason != ReasonFailed || len(a.Error) > maxKeptError || !strings.HasSuffix(a.Error, "(cut)") {
+			t.Errorf("%d: got attempt %d at %v, %s, %d bytes", i, a.Attempt, a.At, a.Reason, len(a.Error))
+		}
+	}
+}

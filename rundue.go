@@ -1,0 +1,87 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// RunDue runs what is due now, once, and returns how many runs there were. Tasks that become due meanwhile, retries
+// included, are left for the next call. It fails when the database does, not when a handler does: how tasks ended is
+// in history. When ctx ends, it drains as Run does and returns ctx's error.
+func (p *Plugin) RunDue(ctx context.Context) (int, error) {
+	d, stop, err := p.begin(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("outbox: run due: %w", err)
+	}
+	d.seen = map[string]bool{}
+	grace := p.opts.ShutdownGrace
+	if err = d.runDue(ctx); err == nil {
+		grace = 0
+	}
+	if len(d.held) > 0 {
+		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
+		_, back := d.store.write(limited, nil, d.held)
+		cancel()
+		err = errors.Join(err, back)
+	}
+	if left := d.shutDown(grace); err == nil {
+		err = left
+	}
+	stop()
+	if err != nil {
+		return int(d.ran.Load()), fmt.Errorf("outbox: run due: %w", err)
+	}
+	return int(d.ran.Load()), nil
+}
+
+// runDue claims and runs until nothing is left that was due when it began.
+func (d *dispatcher) runDue(ctx context.Context) error {
+	now, err := d.store.now(ctx)
+	if err != nil {
+		return err
+	}
+	// Too short-lived to watch others: only what is long dead is taken over.
+	if _, err := d.store.buryOlder(ctx, now.Add(-3*d.p.opts.HeartbeatLimit)); err != nil {
+		return err
+	}
+	if err := d.takeOver(ctx); err != nil {
+		return err
+	}
+	if now, err = d.store.now(ctx); err != nil {
+		return err
+	}
+	if err := d.probe(ctx); err != nil {
+		return err
+	}
+	until := d.store.d.Time(now)
+	parked := false
+	for len(d.lanes) > 0 {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		free, n, more := d.room(), 0, false
+		if free > 0 {
+			if n, more, err = d.claim(ctx, free, until); err != nil {
+				return err
+			}
+		}
+		if n > 0 && d.room() > 0 {
+			continue
+		}
+		if n == 0 && !more && d.room() == d.slots {
+			if parked {
+				break
+			}
+			parked = true
+			d.park(ctx)
+			continue
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-d.slotFree:
+		}
+	}
+	return nil
+}

@@ -1,0 +1,279 @@
+package outbox_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"gorm.io/driver/postgres"
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+	"gorm.io/gorm/schema"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+var ddl = regexp.MustCompile(`(?i)\b(CREATE|ALTER|DROP|COMMENT)\b[^\n]*`)
+
+// openConfig opens a database with a configuration.
+func openConfig(t *testing.T, kind, dsn string, config *gorm.Config) *gorm.DB {
+	t.Helper()
+	if config.Logger == nil {
+		config.Logger = logger.Discard
+	}
+	dialector := postgres.Open(dsn)
+	if kind == "sqlite" {
+		dialector = sqlite.Open(dsn)
+	}
+	db, err := gorm.Open(dialector, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if pool, err := db.DB(); err != nil || pool.Close() != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return db
+}
+
+func quiet() outbox.Options { return outbox.Options{Logger: slog.New(slog.DiscardHandler)} }
+
+// catalog lists what a database holds, without the name of the schema that is in the way of a comparison.
+func catalog(t *testing.T, db *gorm.DB) string {
+	t.Helper()
+	query := "SELECT type || ' ' || name || ': ' || coalesce(sql, '') FROM sqlite_master ORDER BY 1"
+	if db.Name() == "postgres" {
+		query = `SELECT replace(line, current_schema(), 'here') FROM (
+			SELECT format('%s.%s %s %s %s null=%s default=%s', table_name, column_name, ordinal_position, udt_name,
+				character_maximum_length, is_nullable, column_default) AS line
+			FROM information_schema.columns WHERE table_schema = current_schema()
+			UNION ALL SELECT indexdef FROM pg_indexes WHERE schemaname = current_schema()) l ORDER BY 1`
+	}
+	var lines []string
+	if err := db.Raw(query).Scan(&lines).Error; err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(lines, "\n")
+}
+
+func TestSchemaByNamingStrategy(t *testing.T) {
+	for _, d := range databases {
+		for name, namer := range map[string]schema.NamingStrategy{
+			"default":          {},
+			"prefix":           {TablePrefix: "shop_"},
+			"singular":         {SingularTable: true},
+			"prefix, singular": {TablePrefix: "My-Shop_", SingularTable: true},
+			"schema":           {TablePrefix: "app."},
+			"schema, prefix":   {TablePrefix: "app.x_", SingularTable: true},
+			"no lower case":    {NoLowerCase: true},
+		} {
+			qualified := strings.HasPrefix(namer.TablePrefix, "app.")
+			if qualified && d.name == "sqlite" {
+				continue // there it is an attached database, which a pool of connections does not share
+			}
+			t.Run(d.name+"/"+name, func(t *testing.T) {
+				dsn := d.dsn(t)
+				db := openConfig(t, d.name, dsn, &gorm.Config{})
+				if qualified {
+					var here string
+					if err := db.Raw("SELECT current_schema() || '_app'").Scan(&here).Error; err != nil {
+						t.Fatal(err)
+					}
+					namer.TablePrefix = strings.Replace(namer.TablePrefix, "app", here, 1)
+					mustRun(t, db, "CREATE SCHEMA "+here)
+					defer mustRun(t, db, "DROP SCHEMA "+here+" CASCADE")
+				}
+				var out bytes.Buffer
+				db = openConfig(t, d.name, dsn, &gorm.Config{NamingStrategy: namer,
+					Logger: logger.New(log.New(&out, "", 0), logger.Config{LogLevel: logger.Info})})
+				p, ran := shop(t, db, outbox.Options{})
+				for _, model := range []any{&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}} {
+					if !db.Migrator().HasTable(model) {
+						t.Fatalf("no table for %T", model)
+					}
+				}
+
+				t.Run("a second Migrate changes nothing", func(t *testing.T) {
+					before := catalog(t, db)
+					if err := p.Migrate(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					if after := catalog(t, db); after != before {
+						t.Errorf("before:\n%s\nafter:\n%s", before, after)
+					}
+				})
+				t.Run("AutoMigrate afterwards executes no DDL", func(t *testing.T) {
+					before := catalog(t, db)
+					out.Reset()
+					if err := db.AutoMigrate(&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}); err != nil {
+						t.Fatal(err)
+					}
+					if out.Len() == 0 {
+						t.Error("the logger recorded nothing")
+					}
+					for _, s := range ddl.FindAllString(out.String(), -1) {
+						t.Errorf("executed %s", s)
+					}
+					if after := catalog(t, db); after != before {
+						t.Errorf("before:\n%s\nafter:\n%s", before, after)
+					}
+				})
+				t.Run("everything works there", func(t *testing.T) {
+					if err := db.Transaction(func(tx *gorm.DB) error { return useEverything(t, tx) }); err != nil {
+						t.Fatal(err)
+					}
+					stop := start(t, p)
+					defer stop()
+					task := create(t, db, cancelOrder, outbox.Args{"a": 1}, outbox.Key("k"))
+					receive(t, ran)
+					ended(t, db, task.ID)
+				})
+				t.Run("Schema by hand gives the same", func(t *testing.T) {
+					if qualified {
+						t.Skip("the other schema's name would differ")
+					}
+					other := openConfig(t, d.name, d.dsn(t), &gorm.Config{NamingStrategy: namer})
+					text, err := p.Schema(d.name)
+					if err != nil {
+						t.Fatal(err)
+					}
+					mustRun(t, other, text)
+					ours := outbox.New(quiet())
+					if err := other.Use(ours); err != nil {
+						t.Fatal(err)
+					}
+					if err := other.AutoMigrate(&shopOrder{}); err != nil { // as shop does
+						t.Fatal(err)
+					}
+					if a, b := catalog(t, db), catalog(t, other); a != b {
+						t.Errorf("Migrate:\n%s\nby hand:\n%s", a, b)
+					}
+					if _, err := ours.RunDue(t.Context()); err != nil {
+						t.Errorf("RunDue on it: %v", err)
+					}
+					ctx, cancel := context.WithCancel(t.Context())
+					cancel()
+					if err := ours.Run(ctx); err != nil {
+						t.Errorf("Run on it: %v", err)
+					}
+					if err := ours.Migrate(t.Context()); err != nil || catalog(t, other) != catalog(t, db) {
+						t.Errorf("Migrate after it: %v", err)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestSchemaOfAnUnknownDatabase(t *testing.T) {
+	p := outbox.New(quiet())
+	if _, err := p.Schema("oracle"); err == nil || !strings.Contains(err.Error(), "oracle") || !strings.Contains(err.Error(), "postgres, sqlite") {
+		t.Errorf("got %v", err)
+	}
+	for _, name := range []string{"postgres", "sqlite"} {
+		if text, err := p.Schema(name); err != nil || !strings.Contains(text, `"outbox_tasks"`) || strings.Contains(text, "{") {
+			t.Errorf("%s before db.Use: %v\n%s", name, err, text)
+		}
+	}
+}
+
+func TestTenFirstMigratesAtOnce(t *testing.T) {
+	for _, d := range databases {
+		t.Run(d.name, func(t *testing.T) {
+			dsn := d.dsn(t)
+			plugins := make([]*outbox.Plugin, 10)
+			for i := range plugins {
+				plugins[i] = outbox.New(quiet())
+				if err := openConfig(t, d.name, dsn, &gorm.Config{}).Use(plugins[i]); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, err := range together(10, func(i int) error { return plugins[i].Migrate(t.Context()) }) {
+				if err != nil {
+					t.Errorf("process %d: %v", i, err)
+				}
+			}
+			if _, err := plugins[3].RunDue(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestMissingTables(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		opts := quiet()
+		opts.ProducerOnly = true
+		p := outbox.New(opts)
+		if err := db.Use(p); err != nil {
+			t.Fatal(err)
+		}
+		if db.Migrator().HasTable("outbox_tasks") || db.Migrator().HasTable("outbox_schema") {
+			t.Error("db.Use made tables")
+		}
+		_, create := outbox.Create(db, "f", nil)
+		_, batch := outbox.CreateBatch(db, outbox.NewTask{Func: "f", Options: []outbox.Option{outbox.Key("k")}})
+		_, due := p.RunDue(t.Context())
+		_, rerun := outbox.Rerun(db, "x")
+		_, _, lookup := outbox.Lookup(db, "x")
+		for what, err := range map[string]error{
+			"Create": create, "CreateBatch": batch, "RunDue": due, "Run": p.Run(t.Context()), "Lookup": lookup, "Rerun": rerun,
+			"Cancel": outbox.Cancel(db, "x"), "CancelKey": outbox.CancelKey(db, "x"), "Reschedule": outbox.Reschedule(db, "x", time.Now()),
+		} {
+			if !errors.Is(err, outbox.ErrSchema) || !strings.Contains(err.Error(), "Migrate") || !strings.Contains(err.Error(), fmt.Sprintf("Schema(%q)", db.Name())) {
+				t.Errorf("%s: got %v, want ErrSchema that says what to do", what, err)
+			}
+		}
+	})
+}
+
+func TestNewerTables(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		p, _ := shop(t, db, outbox.Options{})
+		mustRun(t, db, "INSERT INTO outbox_schema (version, migrated_at) SELECT 99, migrated_at FROM outbox_schema")
+		_, due := p.RunDue(t.Context())
+		for what, err := range map[string]error{"Migrate": p.Migrate(t.Context()), "Run": p.Run(t.Context()), "RunDue": due} {
+			if !errors.Is(err, outbox.ErrSchema) || !strings.Contains(err.Error(), "version 99") {
+				t.Errorf("%s: got %v", what, err)
+			}
+		}
+	})
+}
+
+func TestColumnsAndIndexesOfOthers(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		p, ran := shop(t, db, outbox.Options{Scan: "@every 20ms"})
+		start(t, p)
+		work := func() {
+			t.Helper()
+			if err := db.Transaction(func(tx *gorm.DB) error { return useEverything(t, tx) }); err != nil {
+				t.Fatal(err)
+			}
+			task := create(t, db, cancelOrder, nil, outbox.Key("k"))
+			receive(t, ran)
+			if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
+				t.Fatalf("ended as %+v", past)
+			}
+		}
+		for range 3 { // statements are prepared by now
+			work()
+		}
+		mustRun(t, db, "ALTER TABLE outbox_tasks ADD COLUMN tenant text", "ALTER TABLE outbox_history ADD COLUMN tenant text",
+			"ALTER TABLE outbox_processes ADD COLUMN tenant text", "CREATE INDEX mine ON outbox_tasks (tenant, run_at)")
+		for range 3 {
+			work()
+		}
+		if err := p.Migrate(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}

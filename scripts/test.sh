@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Runs every test of every module, on every database. Arguments go to go test.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/machine.sh
+
+need_compiler
+need_databases
+
+failed=()
+for dir in $(modules); do
+	echo "test $dir"
+	(cd "$dir" && go test -race -shuffle=on "$@" ./...) || failed+=("$dir")
+done
+[ ${#failed[@]} = 0 ] || {
+	echo "failed: ${failed[*]}" >&2
+	exit 1
+}

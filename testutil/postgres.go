@@ -1,0 +1,99 @@
+package testutil
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"gorm.io/driver/postgres"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+)
+
+// postgresEnv names the variable that holds the DSN of a server to use instead of a throwaway cluster.
+const postgresEnv = "OUTBOX_TEST_POSTGRES"
+
+// sharedCluster is started by the first test that needs it and ends with the test binary, whatever ends that.
+var sharedCluster = sync.OnceValues(func() (*Cluster, error) { return startCluster(nil) })
+
+// PostgresDSN names a new, empty schema for pgx: the DSN sets search_path on every connection, also in other processes.
+// The schema is dropped when the test ends; close what you opened before that, since a lock that is still held then
+// fails the test after ten seconds.
+//
+// The server is the one in OUTBOX_TEST_POSTGRES (a DSN whose user may create schemas), else a throwaway cluster that is
+// started once per test binary from installed programs, listens on 127.0.0.1 and ends with the test binary. Without
+// either the test is skipped, or fails when the environment variable CI is not empty.
+func PostgresDSN(t testing.TB) string {
+	t.Helper()
+	dsn := os.Getenv(postgresEnv)
+	if dsn == "" {
+		c, err := sharedCluster()
+		if err != nil {
+			unavailable(t, err)
+		}
+		dsn = c.DSN()
+	}
+	schema := "outbox_test_" + strings.ToLower(rand.Text()[:16])
+	fresh, err := withParam(dsn, "search_path", schema)
+	if err != nil {
+		t.Fatalf("testutil: %v", err)
+	}
+	if err := execPostgres(dsn, "CREATE SCHEMA "+schema); err != nil {
+		t.Fatalf("testutil: create schema: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := execPostgres(dsn, "DROP SCHEMA "+schema+" CASCADE"); err != nil {
+			t.Errorf("testutil: drop schema: %v", err)
+		}
+	})
+	return fresh
+}
+
+// execPostgres runs one statement on a connection of its own. A pool kept for this would outlive the test and look like
+// a leak to tests that count goroutines.
+func execPostgres(dsn, statement string) error {
+	dsn, err := withParam(dsn, "lock_timeout", "10000")
+	if err != nil {
+		return err
+	}
+	db, err := gorm.Open(postgres.Open(dsn), &gorm.Config{Logger: logger.Discard})
+	if err != nil {
+		return err
+	}
+	pool, err := db.DB()
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.Exec(statement).Error, pool.Close())
+}
+
+// withParam sets a runtime parameter in a DSN of either form, a URL or keywords.
+func withParam(dsn, name, value string) (string, error) {
+	if !strings.HasPrefix(dsn, "postgres://") && !strings.HasPrefix(dsn, "postgresql://") {
+		return fmt.Sprintf("%s %s=%s", dsn, name, value), nil
+	}
+	u, err := url.Parse(dsn)
+	if err != nil {
+		// The parser's own error would print the password.
+		return "", errors.New("parse DSN: not a valid URL")
+	}
+	q := u.Query()
+	q.Set(name, value)
+	u.RawQuery = q.Encode()
+	return u.String(), nil
+}
+
+// unavailable ends a test for which no server could be had. Only a machine without PostgreSQL is a reason to skip: a
+// server that is there but does not start is a defect.
+func unavailable(t testing.TB, err error) {
+	t.Helper()
+	if errors.Is(err, errNotInstalled) && os.Getenv("CI") == "" {
+		t.Skipf("testutil: %v", err)
+	}
+	t.Fatalf("testutil: %v", err)
+}

@@ -1,0 +1,290 @@
+package testutil
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/big"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/bridge"
+)
+
+// RequireCreated ends the test unless an unfinished task with this path and these arguments is in the task table, and
+// returns it; of several the one that was created last. It reads through db, so with a transaction's handle it sees what
+// that transaction has created.
+//
+// The arguments may be partial: each key given must be there with an equal JSON value, keys not given may have any. Inner
+// objects and arrays must be equal as a whole; numbers are compared by value, with every digit. Nil args match any.
+//
+// The failure message shows the path's tasks and in what they differ, how many tasks other paths have, and how many of
+// this path have ended: a task that has run is in history.
+func RequireCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args) *outbox.TaskModel {
+	t.Helper()
+	s := search(t, db, path, args)
+	if len(s.matching) == 0 {
+		t.Fatalf("testutil: no unfinished task %s\n%s", s.wanted(), s.instead(t))
+	}
+	return &s.matching[len(s.matching)-1]
+}
+
+// RequireNotCreated ends the test if an unfinished task with this path and these arguments is in the task table, and shows
+// the tasks that are. For db and args see [RequireCreated]; nil args mean that the path must have no task at all.
+func RequireNotCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args) {
+	t.Helper()
+	s := search(t, db, path, args)
+	if len(s.matching) > 0 {
+		t.Fatalf("testutil: unfinished task %s\n%s", s.wanted(), list(s.matching, func(task outbox.TaskModel) string {
+			return describe(task)
+		}))
+	}
+}
+
+// drainLimit is far more than any test's tasks take.
+const drainLimit = time.Minute
+
+// Drain runs all that is due, and what becomes due by that, with Plugin.RunDue again and again until nothing is left to
+// run. It returns the number of runs. What is due later needs a [Clock]: advance it and drain again.
+//
+// The test fails, and goes on, for each task that ended as error meanwhile. An attempt that will be retried is no such
+// end. A test that expects an error calls Plugin.RunDue and looks at the history. Parked tasks, for whose path nobody has
+// registered a handler, are named in the test's log.
+//
+// Drain ends the test when the database fails, and when it is not done after a minute. Call it after the transaction that
+// creates the tasks, not within it, and not in a Cleanup function, when the test's context is over.
+func Drain(t testing.TB, plugin *outbox.Plugin) int {
+	t.Helper()
+	db, err := bridge.DB(plugin)
+	if err != nil {
+		t.Fatalf("testutil: drain: %v", err)
+	}
+	db = db.Session(&gorm.Session{NewDB: true, Logger: logger.Discard})
+	var before []string
+	if err := db.Model(&outbox.HistoryModel{}).Where("status = ?", outbox.StatusError).Pluck("id", &before).Error; err != nil {
+		t.Fatalf("testutil: drain: read history: %v", err)
+	}
+
+	ctx, cancel := context.WithTimeout(t.Context(), drainLimit)
+	defer cancel()
+	total := 0
+	for n := -1; n != 0 && err == nil; {
+		n, err = plugin.RunDue(ctx)
+		total += n
+	}
+
+	var failed []outbox.HistoryModel
+	if err := db.Where("status = ?", outbox.StatusError).Order("finished_at, id").Find(&failed).Error; err != nil {
+		t.Errorf("testutil: drain: read history: %v", err)
+	}
+	for _, h := range failed {
+		if !slices.Contains(before, h.ID) {
+			t.Errorf("testutil: drain: %s ended as error (%s), task %s, arguments %s:\n%s",
+				h.Func, h.Reason, h.ID, short(string(h.Args)), indent(errorOf(h)))
+		}
+	}
+	var parked []outbox.TaskModel
+	if err := db.Where("state = ?", outbox.StateParked).Order("id").Find(&parked).Error; err != nil {
+		t.Errorf("testutil: drain: read tasks: %v", err)
+	}
+	if len(parked) > 0 {
+		t.Logf("testutil: drain: parked, because no process has registered their function:\n%s",
+			list(parked, func(task outbox.TaskModel) string { return task.Func + " " + describe(task) }))
+	}
+	switch {
+	case ctx.Err() != nil:
+		t.Fatalf("testutil: drain: not done after %d runs: a handler hangs, or tasks keep creating tasks that are due at once: %v\nunfinished: %s",
+			total, err, counts(t, db, &outbox.TaskModel{}, "func", ""))
+	case err != nil:
+		t.Fatalf("testutil: drain: %v", err)
+	}
+	return total
+}
+
+func errorOf(h outbox.HistoryModel) string {
+	if h.Error == nil {
+		return "no error text"
+	}
+	return *h.Error
+}
+
+// found is what a search for tasks has found.
+type found struct {
+	db       *gorm.DB
+	path     string
+	args     outbox.Args    // as given
+	want     map[string]any // as JSON
+	tasks    []outbox.TaskModel
+	matching []outbox.TaskModel
+}
+
+func search(t testing.TB, db *gorm.DB, path string, args outbox.Args) *found {
+	t.Helper()
+	if db.DryRun {
+		t.Fatalf("testutil: look for %s: %v", path, outbox.ErrDryRun)
+	}
+	raw, err := json.Marshal(args)
+	if err != nil {
+		t.Fatalf("testutil: look for %s: the arguments given are not JSON: %v", path, err)
+	}
+	s := &found{db: db.Session(&gorm.Session{NewDB: true, Logger: logger.Discard}), path: path, args: args}
+	if s.want, err = decode(raw); err != nil {
+		t.Fatalf("testutil: look for %s: the arguments given: %v", path, err)
+	}
+	if err := s.db.Where("func = ?", path).Order("id").Find(&s.tasks).Error; err != nil {
+		t.Fatalf("testutil: look for %s: %v", path, err)
+	}
+	for _, task := range s.tasks {
+		if len(s.differences(task)) == 0 {
+			s.matching = append(s.matching, task)
+		}
+	}
+	return s
+}
+
+// differences of a task's arguments from those wanted.
+func (s *found) differences(task outbox.TaskModel) []string {
+	got, err := decode(task.Args)
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var out []string
+	for _, key := range slices.Sorted(maps.Keys(s.want)) {
+		if v, there := got[key]; !there {
+			out = append(out, key+" is missing")
+		} else if !equal(s.want[key], v) {
+			out = append(out, fmt.Sprintf("%s is %s, not %s", key, short(show(v)), short(show(s.want[key]))))
+		}
+	}
+	return out
+}
+
+func (s *found) wanted() string {
+	if len(s.args) == 0 {
+		return s.path
+	}
+	return s.path + " with " + short(show(s.args))
+}
+
+// instead tells what was there.
+func (s *found) instead(t testing.TB) string {
+	t.Helper()
+	own := "tasks of this path: none"
+	if len(s.tasks) > 0 {
+		own = "tasks of this path:\n" + list(s.tasks, func(task outbox.TaskModel) string {
+			return describe(task) + ": " + strings.Join(s.differences(task), "; ")
+		})
+	}
+	return own +
+		"\ntasks of other paths: " + counts(t, s.db, &outbox.TaskModel{}, "func", "func <> ?", s.path) +
+		"\nended tasks of this path: " + counts(t, s.db, &outbox.HistoryModel{}, "status", "func = ?", s.path)
+}
+
+type tally struct {
+	Value string
+	N     int
+}
+
+// counts rows by a column: "a (2), b (1)".
+func counts(t testing.TB, db *gorm.DB, model any, column, where string, args ...any) string {
+	t.Helper()
+	var rows []tally
+	query := db.Model(model).Select(column + " AS value, count(*) AS n").Group(column).Order(column)
+	if where != "" {
+		query = query.Where(where, args...)
+	}
+	if err := query.Scan(&rows).Error; err != nil {
+		return err.Error()
+	}
+	if len(rows) == 0 {
+		return "none"
+	}
+	return strings.Join(texts(rows, func(r tally) string { return fmt.Sprintf("%s (%d)", r.Value, r.N) }), ", ")
+}
+
+// maxListed tasks say enough.
+const maxListed = 20
+
+func list(tasks []outbox.TaskModel, line func(outbox.TaskModel) string) string {
+	lines := texts(tasks[:min(len(tasks), maxListed)], line)
+	if more := len(tasks) - len(lines); more > 0 {
+		lines = append(lines, fmt.Sprintf("and %d more", more))
+	}
+	return indent(strings.Join(lines, "\n"))
+}
+
+func describe(task outbox.TaskModel) string {
+	return fmt.Sprintf("%s, %s, due %s, %s", task.ID, task.State, task.RunAt.UTC().Format("2006-01-02 15:04:05.000Z"),
+		short(string(task.Args)))
+}
+
+func texts[T any](list []T, text func(T) string) []string {
+	out := make([]string, len(list))
+	for i, v := range list {
+		out[i] = text(v)
+	}
+	return out
+}
+
+func indent(s string) string { return "\t" + strings.ReplaceAll(s, "\n", "\n\t") }
+
+func short(s string) string {
+	const limit = 1000
+	if len(s) <= limit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:limit], "") + "…"
+}
+
+// show is JSON for people, without the escaping of HTML.
+func show(v any) string {
+	var b strings.Builder
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return err.Error()
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// decode keeps every digit.
+func decode(raw []byte) (map[string]any, error) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	var v map[string]any
+	if err := dec.Decode(&v); err != nil {
+		return nil, fmt.Errorf("not a JSON object: %w", err)
+	}
+	return v, nil
+}
+
+// equal compares decoded JSON; reflect.DeepEqual would take 1 and 1.0 for different.
+func equal(a, b any) bool {
+	switch a := a.(type) {
+	case map[string]any:
+		b, ok := b.(map[string]any)
+		return ok && maps.EqualFunc(a, b, equal)
+	case []any:
+		b, ok := b.([]any)
+		return ok && slices.EqualFunc(a, b, equal)
+	case json.Number:
+		b, ok := b.(json.Number)
+		return ok && (a == b || equalNumbers(a, b))
+	}
+	return a == b
+}
+
+// equalNumbers is false for exponents over a million, which are not worth their memory.
+func equalNumbers(a, b json.Number) bool {
+	x, xOK := new(big.Rat).SetString(a.String())
+	y, yOK := new(big.Rat).SetString(b.String())
+	return xOK && yOK && x.Cmp(y) == 0
+}
