@@ -131,8 +131,7 @@ func (rudeError) Error() string { panic("no text") }
 func TestFailingHandler(t *testing.T) {
 	errBoom := errors.New("boom")
 	var noPath *fs.PathError // a nil pointer in a non-nil error, whose Error and Unwrap panic
-	var deep func()
-	deep = func() { panic("deep") }
+	deep := func() { panic("deep") }
 	for _, tt := range []struct {
 		name   string
 		fail   func() error

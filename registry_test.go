@@ -81,6 +81,7 @@ func TestHandlePanics(t *testing.T) {
 		{"no context", "a.b", func(Args) error { return nil }, "func(map[string]interface {}) error does not fit"},
 		{"no parameters", "a.b", func() error { return nil }, "does not fit"},
 		{"no error", "a.b", func(context.Context) {}, "does not fit"},
+		//lint:ignore ST1008 it is to be refused
 		{"an error that is not the last", "a.b", func(context.Context) (error, int) { return nil, 0 }, "does not fit"},
 		{"three results", "a.b", func(context.Context) (int, int, error) { return 0, 0, nil }, "does not fit"},
 		{"arguments that are a text", "a.b", func(context.Context, string) error { return nil }, "does not fit"},
