@@ -32,10 +32,10 @@ type NewTask struct {
 // this process, its parameters are checked too. Options: StartAt, StartAfter, StartTime, MaxAttempts, Timeout, Key,
 // Queue, Priority; without a start time the task is due at once.
 //
-// Errors: ErrNotInstalled, ErrDryRun, ErrUnknownFunc, ErrBadArgs, ErrBadOption, ErrDuplicateKey; after each of them
+// Errors: ErrNotInstalled, ErrDryRun, ErrNoTransaction, ErrUnknownFunc, ErrBadArgs, ErrBadOption, ErrDuplicateKey; after each of them
 // nothing was inserted, and the transaction is still usable. An error of the database is wrapped as it is.
 func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, error) {
-	h, err := open(tx)
+	h, err := openToCreate(tx)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
 	}
@@ -61,7 +61,7 @@ const (
 // CreateBatch inserts many tasks with few statements: all of them or none. It returns the rows in the order given. See
 // Create for all else; errors name the task's index.
 func CreateBatch(tx *gorm.DB, tasks ...NewTask) ([]*TaskModel, error) {
-	h, err := open(tx)
+	h, err := openToCreate(tx)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: create batch: %w", err)
 	}
@@ -162,6 +162,18 @@ func open(tx *gorm.DB) (handle, error) {
 		return handle{}, ErrDryRun
 	}
 	return handle{p: p, store: s, tx: tx, conn: s.primary(tx), ctx: tx.Statement.Context}, nil
+}
+
+// openToCreate is open for what Options.RequireTx applies to.
+func openToCreate(tx *gorm.DB) (handle, error) {
+	h, err := open(tx)
+	if err != nil || !h.p.opts.RequireTx {
+		return h, err
+	}
+	if _, inTx := h.conn.(gorm.TxCommitter); !inTx {
+		return handle{}, ErrNoTransaction
+	}
+	return h, nil
 }
 
 // primary is the handle's connection, but for a pool that is not its DB's: dbresolver leaves a replica's in a handle that

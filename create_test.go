@@ -373,3 +373,32 @@ func TestOuterHandleInsideATransaction(t *testing.T) {
 		})
 	})
 }
+
+func TestRequireTx(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		shop(t, db, outbox.Options{RequireTx: true})
+		t.Run("the outer handle is refused inside a transaction", func(t *testing.T) {
+			_, err := outbox.Create(db, cancelOrder, nil)
+			if !errors.Is(err, outbox.ErrNoTransaction) {
+				t.Errorf("Create gave %v", err)
+			}
+			_, err = outbox.CreateBatch(db, outbox.NewTask{Func: cancelOrder})
+			if !errors.Is(err, outbox.ErrNoTransaction) {
+				t.Errorf("CreateBatch gave %v", err)
+			}
+			if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+				t.Errorf("%d tasks were inserted", n)
+			}
+		})
+		for name, tx := range map[string]*gorm.DB{"plain": db, "prepared": db.Session(&gorm.Session{PrepareStmt: true})} {
+			t.Run("a transaction's handle is accepted, "+name, func(t *testing.T) {
+				if err := tx.Transaction(func(tx *gorm.DB) error {
+					_, err := outbox.Create(tx, cancelOrder, nil)
+					return err
+				}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	})
+}

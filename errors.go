@@ -10,6 +10,9 @@ var (
 	// ErrDryRun: the handle is in DryRun mode, in which nothing can be created or changed.
 	ErrDryRun = errors.New("the *gorm.DB is in DryRun mode")
 
+	// ErrNoTransaction: the handle is not in a transaction, and Options.RequireTx asks for one.
+	ErrNoTransaction = errors.New("the *gorm.DB is not in a transaction, which Options.RequireTx asks for: use the transaction's handle")
+
 	// ErrUnknownFunc: no handler is registered under the path in this process.
 	ErrUnknownFunc = errors.New("unknown function")
 

@@ -87,14 +87,24 @@ func (d *dispatcher) checkPool() {
 	}
 }
 
-// guardHook keeps a hook's panic from doing harm.
+// guardHook keeps a hook from doing harm by a panic or by runtime.Goexit, which a test's t.Fatal calls. The latter would
+// end the goroutine that writes outcomes, so the hook gets one of its own.
 func (p *Plugin) guardHook(name string, call func()) {
-	defer func() {
-		if v := recover(); v != nil {
-			p.log.Error("outbox: hook panicked", "hook", name, "panic", panicText(v))
-		}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		returned := false
+		defer func() {
+			if v := recover(); v != nil {
+				p.log.Error("outbox: hook panicked", "hook", name, "panic", panicText(v))
+			} else if !returned {
+				p.log.Error("outbox: hook called runtime.Goexit", "hook", name)
+			}
+		}()
+		call()
+		returned = true
 	}()
-	call()
+	<-done
 }
 
 // trouble logs once when something begins to fail, and once when it works again.

@@ -75,6 +75,11 @@ type Options struct {
 	// ProducerOnly lets Create accept paths that are not registered in this process.
 	ProducerOnly bool
 
+	// RequireTx makes Create and CreateBatch refuse a handle that is not in a transaction, with ErrNoTransaction: it finds
+	// the outer *gorm.DB that was used inside a transaction by mistake. A BEGIN made by hand on a connection is not seen,
+	// so it is refused as well.
+	RequireTx bool
+
 	// Hooks are told of each task's creation, start and finish, in this order.
 	Hooks []Hooks
 
