@@ -163,9 +163,10 @@ func (d *dispatcher) reconcileSoon() { poke(d.reconcile) }
 
 // reclaim gives back tasks that are claimed by this process without its knowing.
 func (d *dispatcher) reclaim(ctx context.Context) {
-	if !time.Now().Before(d.doubt) {
+	if d.doubt.IsZero() {
 		return
 	}
+	begun := time.Now()
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
 	owned, err := d.store.owned(limited, d.processID())
@@ -184,11 +185,15 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 			back = append(back, *requeue(c.task, 0, 1, 0, nil).requeue)
 		}
 	}
-	if len(back) == 0 {
-		return
-	}
-	if _, err := d.store.write(limited, nil, back); err == nil {
+	if len(back) > 0 {
+		if _, err := d.store.write(limited, nil, back); err != nil {
+			return
+		}
 		d.log.Warn("outbox: claims whose reply was lost are given back", "count", len(back))
 		d.wake()
+	}
+	// Not by the time alone: while the database was away, nobody could look.
+	if begun.After(d.doubt) {
+		d.doubt = time.Time{}
 	}
 }

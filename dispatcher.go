@@ -48,7 +48,7 @@ type dispatcher struct {
 	lanes    []dialect.Lane // due at the last probe
 	more     bool           // the last claim was full: there may be more
 	rotation int
-	doubt    time.Time // until then, claims whose reply was lost may turn up
+	doubt    time.Time // until then, claims whose reply was lost may turn up; zero once it was looked for them after that
 	pause    time.Duration
 	nextDue  *time.Timer
 	txFirst  bool
@@ -217,12 +217,13 @@ func (d *dispatcher) loop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if err := d.dispatch(ctx, probe); err != nil && ctx.Err() == nil {
+		asked, err := d.dispatch(ctx, probe)
+		if err != nil && ctx.Err() == nil {
 			d.trouble.met("claim", err)
 			d.more = false
 			d.pause = min(max(2*d.pause, 100*time.Millisecond), 5*time.Second)
 			d.nextDue.Reset(d.pause)
-		} else if err == nil {
+		} else if err == nil && asked {
 			d.trouble.over("claim")
 			d.pause = 0
 		}
@@ -230,37 +231,37 @@ func (d *dispatcher) loop(ctx context.Context) {
 }
 
 // dispatch fills the free slots. With probe it asks first what is due; without, it only goes on where a claim came back
-// full.
-func (d *dispatcher) dispatch(ctx context.Context, probe bool) error {
+// full. It reports whether it asked the database at all.
+func (d *dispatcher) dispatch(ctx context.Context, probe bool) (asked bool, err error) {
 	free := d.room()
 	if free == 0 {
 		if probe {
 			d.more, d.lanes = true, d.lanes[:0] // ask when there is room
 		}
-		return nil
+		return false, nil
 	}
 	if !d.mayClaim() || !probe && !d.more {
-		return nil
+		return false, nil
 	}
 	if probe || len(d.lanes) == 0 {
 		if err := d.probe(ctx); err != nil {
-			return err
+			return true, err
 		}
 		if len(d.lanes) == 0 {
 			d.more = false
-			return nil
+			return true, nil
 		}
 	} else {
 		d.order() // each queue has its turn also while nobody probes
 	}
 	n, more, err := d.claim(ctx, free, "")
 	if err != nil {
-		return err
+		return true, err
 	}
 	if d.more = more; n == 0 && !more && probe {
 		d.park(ctx)
 	}
-	return nil
+	return true, nil
 }
 
 // room is the number of free slots.

@@ -77,11 +77,16 @@ func (d *dispatcher) heartbeats(ctx context.Context) {
 	tick := time.NewTicker(d.p.opts.Heartbeat)
 	defer tick.Stop()
 	seen := observations{}
+	last := time.Now()
 	for {
-		if d.beat(ctx) {
-			d.observe(ctx, seen)
-		} else {
+		good := d.beat(ctx)
+		// Whoever was frozen, perhaps together with the others, has not watched meanwhile.
+		if !good || time.Since(last) >= d.leaseTime() {
 			clear(seen)
+		}
+		last = time.Now()
+		if good {
+			d.observe(ctx, seen)
 		}
 		select {
 		case <-ctx.Done():

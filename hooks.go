@@ -84,6 +84,7 @@ type hint struct {
 	polls int
 	next  time.Time
 	tasks map[string]bool // those not seen in a claim yet
+	due   time.Time       // the earliest later start time that was created in the transaction; zero means none
 }
 
 const maxHintTasks = 256 // a batch larger than that is found by one probe anyway
@@ -96,14 +97,11 @@ func (w *wakeups) created(conn gorm.ConnPool, tasks []*TaskModel, delay time.Dur
 		return
 	}
 	now := time.Now()
-	if delay > 0 {
-		if due := now.Add(delay); w.dueAt.IsZero() || due.Before(w.dueAt) {
-			w.dueAt = due
-			w.signal()
-		}
+	_, inTx := conn.(gorm.TxCommitter)
+	if delay > 0 && (!inTx || txOver(conn) == nil || !reflect.TypeOf(conn).Comparable()) {
+		w.dueBy(now.Add(delay))
 		return
 	}
-	_, inTx := conn.(gorm.TxCommitter)
 	if inTx && !reflect.TypeOf(conn).Comparable() {
 		return // a foreign pool that cannot be told from others: the scan finds the task
 	}
@@ -121,6 +119,9 @@ func (w *wakeups) created(conn gorm.ConnPool, tasks []*TaskModel, delay time.Dur
 			w.byTx[conn] = h
 		}
 	}
+	if due := now.Add(delay); delay > 0 && (h.due.IsZero() || due.Before(h.due)) {
+		h.due = due // counts from the commit on: before it the database does not show the task
+	}
 	if len(h.tasks) < maxHintTasks {
 		for _, t := range tasks[:min(len(tasks), maxHintTasks)] {
 			h.tasks[t.ID] = true
@@ -128,6 +129,14 @@ func (w *wakeups) created(conn gorm.ConnPool, tasks []*TaskModel, delay time.Dur
 		}
 	}
 	w.signal()
+}
+
+// dueBy has the database asked at a start time; it then tells the next one.
+func (w *wakeups) dueBy(due time.Time) {
+	if w.dueAt.IsZero() || due.Before(w.dueAt) {
+		w.dueAt = due
+		w.signal()
+	}
 }
 
 func (w *wakeups) signal() {
@@ -210,7 +219,14 @@ func (w *wakeups) advance(h *hint, now time.Time) bool {
 			return false
 		}
 		h.ended, h.since = true, now
-		delete(w.byTx, h.conn)
+		soon := !h.due.IsZero() && h.due.Before(now.Add(afterCommit[len(afterCommit)-1]))
+		if !h.due.IsZero() && !soon {
+			w.dueBy(h.due)
+		}
+		if len(h.tasks) == 0 && !soon {
+			w.drop(h)
+			return false
+		}
 	}
 	if !h.ended {
 		// Nobody can tell when this transaction ends: ask at growing intervals, as long as a scan would not be sooner.

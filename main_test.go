@@ -10,5 +10,8 @@ func TestMain(m *testing.M) {
 	if dsn := os.Getenv(dispatcherEnv); dsn != "" {
 		os.Exit(dispatcherMain(dsn))
 	}
+	if dsn := os.Getenv(processEnv); dsn != "" {
+		os.Exit(processMain(dsn))
+	}
 	os.Exit(m.Run())
 }

@@ -40,7 +40,7 @@ const (
 	ReasonPanic       Reason = "panic"       // the handler panicked
 	ReasonGoexit      Reason = "goexit"      // the handler called runtime.Goexit
 	ReasonTimeout     Reason = "timeout"     // the time limit was over
-	ReasonInterrupted Reason = "interrupted" // the process died or gave up; what the run did is not known
+	ReasonInterrupted Reason = "interrupted" // the process died, shut down or lost its claim during the run; what the run did is not known
 	ReasonBadArgs     Reason = "bad_args"    // the stored arguments do not fit the function
 	ReasonTransaction Reason = "transaction" // the handler's transaction was ended or undone behind its back
 	ReasonBadResult   Reason = "bad_result"  // success, but the result could not be stored

@@ -83,7 +83,7 @@ type Options struct {
 	// Hooks are told of each task's creation, start and finish, in this order.
 	Hooks []Hooks
 
-	// Wakers carry wake-ups between processes, such as pgnotify.New(). Without any, a task that another process created
+	// Wakers carry wake-ups between processes, such as pgnotify.New(pgnotify.Options{}). Without any, a task that another process created
 	// starts at the next scan; one that this process created starts at once all the same.
 	Wakers []Waker
 

@@ -169,8 +169,11 @@ func (r *run) judge(result any, e ending) ending {
 		switch {
 		case errors.Is(cause, errTimeout) && errors.Is(e.err, context.DeadlineExceeded):
 			e.reason = ReasonTimeout
-		case r.handler.repeatable() && (errors.Is(cause, errShutdown) || errors.Is(cause, ErrClaimLost)):
+		case !errors.Is(cause, errShutdown) && !errors.Is(cause, ErrClaimLost):
+		case r.handler.repeatable():
 			return ending{giveBack: true, duration: e.duration, err: e.err}
+		case errors.Is(e.err, context.Canceled):
+			e.reason = ReasonInterrupted
 		}
 	case e.reason == ReasonNone && result != nil:
 		e = r.encodeResult(result, e)
@@ -213,6 +216,9 @@ func (r *run) since() time.Duration {
 
 // abandonLater is called when the run's context ends: the handler has the grace to return.
 func (r *run) abandonLater() {
+	if r.ended.Load() {
+		return
+	}
 	cause := context.Cause(r.ctx)
 	time.AfterFunc(r.d.p.opts.CancelGrace, func() { r.abandon(cause) })
 }
@@ -264,6 +270,7 @@ func (r *run) durable(e ending, v verdict, lost bool) {
 		f.Status = StatusSuccess
 		r.d.log.Debug("outbox: task done", r.attrs("duration", e.duration)...)
 	}
+	r.cancel(errEnded) // the outcome may be durable before execute returns
 	for _, hook := range r.d.p.opts.Hooks {
 		r.d.p.guardHook("OnFinish", func() { hook.OnFinish(r.ctx, r.task, f) })
 	}
@@ -288,7 +295,7 @@ func (r *run) attrs(more ...any) []any {
 }
 
 // maxTxTries of a transaction that the database asks to run again.
-const maxTxTries = 5
+const maxTxTries = 10
 
 // transactional runs the handler inside the transaction that finishes the task.
 func (r *run) transactional(args reflect.Value) {
@@ -296,7 +303,7 @@ func (r *run) transactional(args reflect.Value) {
 		e, v, again := r.try(args)
 		if again && try < maxTxTries && r.ctx.Err() == nil {
 			// As many as there are contenders may collide again if they return together.
-			_ = wait(r.ctx, DefaultBackoff(1)>>(7-try))
+			_ = wait(r.ctx, DefaultBackoff(1)>>max(0, 7-try))
 			continue
 		}
 		if r.settled {

@@ -2,7 +2,6 @@ package compat
 
 import (
 	"errors"
-	"fmt"
 	"testing"
 	"time"
 
@@ -112,7 +111,7 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 		t.Errorf("cancel again: %v, want ErrNotFound", err)
 	}
 
-	batch(t, db, kept.ID, 30)
+	batch(t, db, update, orderArgs{kept.ID, "batch"}, 30)
 	stop()
 	if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
 		t.Errorf("%d processes registered after the end", n)
@@ -120,12 +119,12 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 }
 
 // batch creates n tasks at once and waits for them all.
-func batch(t *testing.T, db *gorm.DB, id uint, n int) {
+func batch(t *testing.T, db *gorm.DB, path string, args orderArgs, n int) {
 	t.Helper()
 	before := count(t, db, &outbox.HistoryModel{})
 	tasks := make([]outbox.NewTask, n)
 	for i := range tasks {
-		tasks[i] = outbox.NewTask{Func: update, Args: orderArgs{id, fmt.Sprint("batch ", i)}}
+		tasks[i] = outbox.NewTask{Func: path, Args: args}
 	}
 	created, err := outbox.CreateBatch(db, tasks...)
 	if err != nil {
@@ -139,7 +138,7 @@ func batch(t *testing.T, db *gorm.DB, id uint, n int) {
 		t.Errorf("%d rows of history for a batch of %d", got, n)
 	}
 	var bad []outbox.HistoryModel
-	if err := db.Where("func = ? AND status <> ?", update, outbox.StatusSuccess).Limit(1).Find(&bad).Error; err != nil {
+	if err := db.Where("func = ? AND status <> ?", path, outbox.StatusSuccess).Limit(1).Find(&bad).Error; err != nil {
 		t.Fatal(err)
 	}
 	for _, past := range bad {

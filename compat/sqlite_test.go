@@ -32,12 +32,8 @@ func TestBatchOf3000(t *testing.T) {
 	eachDB(t, func(t *testing.T, d database) {
 		db := d.open(t, nil)
 		p := install(t, db, outbox.Options{})
-		o := order{Item: "pen"}
-		if err := db.Create(&o).Error; err != nil {
-			t.Fatal(err)
-		}
 		start(t, p)
-		batch(t, db, o.ID, 3000)
+		batch(t, db, nothing, orderArgs{}, 3000)
 	})
 }
 
@@ -148,7 +144,8 @@ func TestMaxOpenConns1(t *testing.T) {
 					t.Fatal(err)
 				}
 				pool.SetMaxOpenConns(1)
-				p := install(t, db, outbox.Options{Heartbeat: 20 * time.Millisecond, Scan: "@every 50ms"})
+				p := install(t, db, outbox.Options{
+					Heartbeat: 20 * time.Millisecond, HeartbeatLimit: 30 * time.Second, Scan: "@every 50ms"})
 				round(t, db, p)
 				start(t, p)
 				var ids []string

@@ -34,6 +34,21 @@ func TestCreatedElsewhere(t *testing.T) {
 		p.expect(t, 1)
 	})
 
+	t.Run("is notified of by the commit itself", func(t *testing.T) {
+		// Every task finds an interval of its own, so there are no reminders.
+		p := newPair(t, pgnotify.Options{Interval: time.Nanosecond})
+		p.start(t)
+		tx := p.producer.Begin()
+		defer tx.Rollback()
+		p.create(t, tx, 1)
+		p.create(t, p.producer, 2)
+		p.expect(t, 2) // whatever the first one's creation has sent before its commit is used up
+		if err := tx.Commit().Error; err != nil {
+			t.Fatal(err)
+		}
+		p.expect(t, 1)
+	})
+
 	t.Run("never runs after a rollback", func(t *testing.T) {
 		p := newPair(t, pgnotify.Options{})
 		p.start(t)
@@ -153,7 +168,8 @@ func TestListenWakesOnce(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
 	woken := 0
 	err = pgnotify.New(pgnotify.Options{Channel: t.Name()}).Listen(ctx, pool, func() {
 		woken++

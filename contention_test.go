@@ -1,0 +1,189 @@
+package outbox_test
+
+import (
+	"context"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/testutil"
+)
+
+type counter struct {
+	ID int `gorm:"primaryKey;autoIncrement:false"`
+	N  int
+}
+
+// serializable opens a fresh PostgreSQL database whose transactions are serializable unless they say otherwise.
+func serializable(t *testing.T) *gorm.DB {
+	t.Helper()
+	dsn := testutil.PostgresDSN(t)
+	if !strings.Contains(dsn, "://") {
+		t.Skip("the DSN has another form")
+	}
+	db := openConfig(t, "postgres", dsn+"&default_transaction_isolation=serializable", &gorm.Config{})
+	return db
+}
+
+func counters(t *testing.T, db *gorm.DB) {
+	t.Helper()
+	if err := db.AutoMigrate(&counter{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Create([]counter{{1, 0}, {2, 0}}).Error; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// counted is what a counter says.
+func counted(t *testing.T, db *gorm.DB, id int) int {
+	t.Helper()
+	var c counter
+	if err := db.Where("id = ?", id).Take(&c).Error; err != nil {
+		t.Fatal(err)
+	}
+	return c.N
+}
+
+// increment reads, then writes what it read and one more: only under SERIALIZABLE is nothing lost.
+func increment(tx *gorm.DB, id int) error {
+	var c counter
+	if err := tx.Where("id = ?", id).Take(&c).Error; err != nil {
+		return err
+	}
+	return tx.Model(&counter{}).Where("id = ?", id).Update("n", c.N+1).Error
+}
+
+func TestSerializationFailureIsRunAgain(t *testing.T) {
+	db := serializable(t)
+	counters(t, db)
+	var calls atomic.Int64
+	both := make(chan struct{}, 2) // the first two meet after their reads, so that one must fail
+	p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p.Handle("meet", func(_ context.Context, tx *gorm.DB) error {
+			var c counter
+			if err := tx.Where("id = 1").Take(&c).Error; err != nil {
+				return err
+			}
+			if calls.Add(1) <= 2 {
+				both <- struct{}{}
+				for len(both) < 2 {
+					held(1)
+				}
+			}
+			return tx.Model(&counter{}).Where("id = 1").Update("n", c.N+1).Error
+		})
+		p.Handle("increment", func(_ context.Context, tx *gorm.DB) error { return increment(tx, 2) })
+	})
+	start(t, p)
+	check := func(t *testing.T, id, tasks int, path string) {
+		var ids []string
+		for range tasks {
+			ids = append(ids, create(t, db, path, nil).ID)
+		}
+		for _, id := range ids {
+			if past := ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
+				t.Errorf("%s, %s, attempt %d, %s", past.Status, past.Reason, past.Attempt, text(past.Error))
+			}
+		}
+		if n := counted(t, db, id); n != tasks {
+			t.Errorf("counted %d, want %d", n, tasks)
+		}
+	}
+	t.Run("of two", func(t *testing.T) {
+		check(t, 1, 2, "meet")
+		if n := calls.Load(); n < 3 {
+			t.Errorf("%d calls: nothing failed", n)
+		}
+	})
+	t.Run("of ten at a time", func(t *testing.T) { check(t, 2, 40, "increment") })
+}
+
+func TestHandlerSetsItsIsolation(t *testing.T) {
+	db := testutil.Postgres(t)
+	p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p.Handle("serializable", func(_ context.Context, tx *gorm.DB) error {
+			return tx.Exec("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE").Error
+		})
+	})
+	start(t, p)
+	if past := ended(t, db, create(t, db, "serializable", nil).ID); past.Status != outbox.StatusSuccess {
+		t.Errorf("%s: %s", past.Reason, text(past.Error))
+	}
+}
+
+func TestDeadlockIsRunAgain(t *testing.T) {
+	db := testutil.Postgres(t)
+	counters(t, db)
+	var calls atomic.Int64
+	both := make(chan struct{}, 2)
+	p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p.Handle("lock", func(_ context.Context, tx *gorm.DB, a struct {
+			First  int `json:"first"`
+			Second int `json:"second"`
+		}) error {
+			add := func(id int) error {
+				return tx.Model(&counter{}).Where("id = ?", id).Update("n", gorm.Expr("n + 1")).Error
+			}
+			if err := add(a.First); err != nil {
+				return err
+			}
+			if calls.Add(1) <= 2 {
+				both <- struct{}{}
+				for len(both) < 2 {
+					held(1)
+				}
+			}
+			return add(a.Second)
+		})
+	})
+	start(t, p)
+	a := create(t, db, "lock", outbox.Args{"first": 1, "second": 2})
+	b := create(t, db, "lock", outbox.Args{"first": 2, "second": 1})
+	for _, task := range []*outbox.TaskModel{a, b} {
+		if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
+			t.Errorf("%s, %s, attempt %d, %s", past.Status, past.Reason, past.Attempt, text(past.Error))
+		}
+	}
+	if n, m := counted(t, db, 1), counted(t, db, 2); n != 2 || m != 2 || calls.Load() < 3 {
+		t.Errorf("counted %d and %d in %d calls", n, m, calls.Load())
+	}
+}
+
+func TestTransactionalAndOrdinaryTasksDoNotStarveEachOther(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		const each = 100
+		order := make(chan bool, 2*each)
+		opts := hourly()
+		opts.Concurrency = 2
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("plain", func(context.Context) error { order <- false; return nil })
+			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { order <- true; return nil })
+		})
+		for range each {
+			create(t, db, "plain", nil)
+		}
+		for range each {
+			create(t, db, "plain.tx", nil)
+		}
+		start(t, p)
+		eventually(t, "all have run", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
+		if db.Dialector.Name() != "sqlite" {
+			return // there they are claimed together, in the order of their start times
+		}
+		var ran [2]int
+		for range each {
+			if <-order {
+				ran[1]++
+			} else {
+				ran[0]++
+			}
+		}
+		if ran[0] < each/10 || ran[1] < each/10 {
+			t.Errorf("of the first %d runs %d were ordinary and %d transactional", each, ran[0], ran[1])
+		}
+	})
+}

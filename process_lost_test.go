@@ -1,0 +1,123 @@
+package outbox_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"io"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gorm.io/driver/postgres"
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// lossy is a driver that can swallow the reply to one claim, which takes effect, and be without its database from then on.
+type lossy struct {
+	real        driver.Driver
+	dsn         string
+	armed, down atomic.Bool
+}
+
+func (l *lossy) Driver() driver.Driver { return l.real }
+
+func (l *lossy) Connect(context.Context) (driver.Conn, error) {
+	if l.down.Load() {
+		return nil, io.ErrUnexpectedEOF
+	}
+	c, err := l.real.Open(l.dsn)
+	return &lossyConn{c, l}, err
+}
+
+type lossyConn struct {
+	driver.Conn
+	l *lossy
+}
+
+func (c *lossyConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	if c.l.down.Load() {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return c.Conn.(driver.ConnBeginTx).BeginTx(ctx, opts)
+}
+
+func (c *lossyConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	if c.l.down.Load() {
+		return nil, io.ErrUnexpectedEOF
+	}
+	return c.Conn.(driver.ExecerContext).ExecContext(ctx, query, args)
+}
+
+func (c *lossyConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	if c.l.down.Load() {
+		return nil, io.ErrUnexpectedEOF
+	}
+	rows, err := c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args)
+	if err != nil || !strings.Contains(query, "SET state = 'running'") || !c.l.armed.CompareAndSwap(true, false) {
+		return rows, err
+	}
+	c.l.down.Store(true)
+	values := make([]driver.Value, len(rows.Columns()))
+	for err == nil {
+		err = rows.Next(values)
+	}
+	_ = rows.Close()
+	return nil, io.ErrUnexpectedEOF
+}
+
+func (c *lossyConn) CheckNamedValue(v *driver.NamedValue) error {
+	if checker, ok := c.Conn.(driver.NamedValueChecker); ok {
+		return checker.CheckNamedValue(v)
+	}
+	return driver.ErrSkip
+}
+
+func TestClaimWhoseReplyIsLostIsGivenBack(t *testing.T) {
+	for _, d := range databases {
+		for name, outage := range map[string]time.Duration{"short outage": 0, "outage longer than the limit": processLimit + time.Second} {
+			t.Run(d.name+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				l := &lossy{dsn: d.dsn(t)}
+				plain := processDB(t, l.dsn)
+				known, err := plain.DB()
+				if err != nil {
+					t.Fatal(err)
+				}
+				l.real = known.Driver()
+				pool := sql.OpenDB(l)
+				t.Cleanup(func() { _ = pool.Close() })
+				var dialector gorm.Dialector = postgres.New(postgres.Config{Conn: pool})
+				if d.name == "sqlite" {
+					dialector = sqlite.New(sqlite.Config{Conn: pool})
+				}
+				db, err := gorm.Open(dialector, &gorm.Config{Logger: logger.Discard})
+				if err != nil {
+					t.Fatal(err)
+				}
+				p := install(t, db, processOptions(), func(p *outbox.Plugin) {
+					p.Handle("quick", func(context.Context) error { return nil })
+				})
+				start(t, p)
+				ended(t, db, create(t, db, "quick", nil).ID)
+				l.armed.Store(true)
+				task := create(t, db, "quick", nil)
+				eventually(t, "the reply is lost", l.down.Load)
+				var row outbox.TaskModel
+				eventually(t, "the claim has taken effect", func() bool {
+					return plain.First(&row, "id = ?", task.ID).Error == nil && row.State == outbox.StateRunning
+				})
+				<-time.After(outage)
+				l.down.Store(false)
+				if h := ended(t, db, task.ID); h.Status != outbox.StatusSuccess || h.Attempt != 2 || h.Uncounted != 1 || h.Crashes != 0 {
+					t.Errorf("%+v", h)
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,375 @@
+package outbox_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// processEnv makes the test binary a dispatcher that its parent steers: it says on its standard output which runs start
+// and finish, and lets them go when its standard input says so. Signs through the database would have to wait for
+// SQLite's write lock, which a transactional handler holds.
+const processEnv = "OUTBOX_TEST_PROCESS"
+
+const processLimit = 2 * time.Second
+
+func processOptions(hooks ...outbox.Hooks) outbox.Options {
+	return outbox.Options{
+		Scan: "@every 20ms", Heartbeat: 100 * time.Millisecond, HeartbeatLimit: processLimit, Hooks: hooks,
+		Backoff: func(int) time.Duration { return time.Millisecond }, Logger: slog.New(slog.DiscardHandler),
+	}
+}
+
+// heldHandlers say that they have started and return their process's id when they are let go, whatever their context says.
+func heldHandlers(p *outbox.Plugin, started func(id string), release <-chan struct{}) {
+	held := func(ctx context.Context) (int, error) {
+		task, _ := outbox.TaskFrom(ctx)
+		started(task.ID)
+		<-release
+		return os.Getpid(), nil
+	}
+	p.Handle("ordinary", held)
+	p.Handle("idempotent", held, outbox.Idempotent())
+	p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) (int, error) {
+		task, _ := outbox.TaskFrom(ctx)
+		if err := tx.Create(&effect{task.ID, strconv.Itoa(os.Getpid())}).Error; err != nil {
+			return 0, err
+		}
+		return held(ctx)
+	})
+	p.Handle("quick", func(context.Context) (int, error) { return os.Getpid(), nil })
+}
+
+func processMain(dsn string) int {
+	db, err := openDSN(dsn)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	release := make(chan struct{})
+	go func() {
+		if line, err := bufio.NewReader(os.Stdin).ReadString('\n'); err == nil && line == "go\n" {
+			close(release)
+		}
+	}()
+	p := outbox.New(processOptions(finishHook(func(task *outbox.TaskModel, f outbox.Finish) {
+		how := string(f.Status)
+		if errors.Is(f.Err, outbox.ErrClaimLost) {
+			how = "lost"
+		}
+		fmt.Println("finished", task.ID, how)
+	})))
+	heldHandlers(p, func(id string) { fmt.Println("started", id) }, release)
+	die := func() error { return syscall.Kill(os.Getpid(), syscall.SIGKILL) }
+	p.Handle("poison", func(context.Context) error { return die() }, outbox.Idempotent())
+	p.Handle("poison.tx", func(context.Context, *gorm.DB) error { return die() })
+	if err = db.Use(p); err == nil {
+		err = p.Run(context.Background())
+	}
+	fmt.Fprintln(os.Stderr, err)
+	return 1
+}
+
+// process is a child dispatcher.
+type process struct {
+	*exec.Cmd
+	input io.Writer
+	lines chan string
+}
+
+func startProcess(t *testing.T, dsn string) *process {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), processEnv+"="+dsn)
+	cmd.Stderr = os.Stderr
+	input, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	output, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	c := &process{cmd, input, make(chan string, 1000)}
+	go func() {
+		for s := bufio.NewScanner(output); s.Scan(); {
+			c.lines <- s.Text()
+		}
+		close(c.lines)
+	}()
+	t.Cleanup(c.kill)
+	return c
+}
+
+// kill ends the child at once, also when it is stopped.
+func (c *process) kill() {
+	if c.ProcessState == nil {
+		_ = c.Process.Kill()
+		for range c.lines { // Wait closes the pipe, which must have been read
+		}
+		_ = c.Wait()
+	}
+}
+
+// says waits until the child has said all of these, in any order.
+func (c *process) says(t *testing.T, want ...string) {
+	t.Helper()
+	missing := map[string]bool{}
+	for _, w := range want {
+		missing[w] = true
+	}
+	for len(missing) > 0 {
+		line := receive(t, c.lines)
+		if line == "" {
+			t.Fatalf("the child has ended, without having said %v", missing)
+		}
+		if verb, ok := strings.CutPrefix(line, "finished "); ok && !missing[line] {
+			t.Fatalf("finished %s; want %v", verb, missing)
+		}
+		delete(missing, line)
+	}
+}
+
+func (c *process) signal(t *testing.T, s os.Signal) {
+	t.Helper()
+	if err := c.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (c *process) letGo(t *testing.T) {
+	t.Helper()
+	if _, err := io.WriteString(c.input, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// row is the child's process row.
+func (c *process) row(t *testing.T, db *gorm.DB) (m outbox.ProcessModel) {
+	t.Helper()
+	eventually(t, "the process has a row", func() bool {
+		return db.Where("pid = ?", c.Process.Pid).Limit(1).Find(&m).RowsAffected == 1
+	})
+	return m
+}
+
+// processDB opens a database that children can open too.
+func processDB(t *testing.T, dsn string) *gorm.DB {
+	t.Helper()
+	db, err := openDSN(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := db.DB()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pool.Close() })
+	if err := db.AutoMigrate(&effect{}); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+// eachDSN runs a test on each database and for each kind of handler.
+func eachDSN(t *testing.T, kinds []string, test func(t *testing.T, dsn, kind string)) {
+	t.Helper()
+	for _, d := range databases {
+		for _, kind := range kinds {
+			t.Run(d.name+"/"+kind, func(t *testing.T) {
+				t.Parallel() // they mostly wait for heartbeats
+				test(t, d.dsn(t), kind)
+			})
+		}
+	}
+}
+
+func TestKilledProcessHasItsVerdictInTime(t *testing.T) {
+	released := make(chan struct{})
+	close(released)
+	eachDSN(t, []string{"ordinary", "idempotent", "transactional"}, func(t *testing.T, dsn, kind string) {
+		db := processDB(t, dsn)
+		p := install(t, db, processOptions(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, released) })
+		ids := []string{create(t, db, kind, nil).ID}
+		if kind == "ordinary" {
+			ids = append(ids, create(t, db, kind, nil, outbox.MaxAttempts(2)).ID)
+		}
+		victim := startProcess(t, dsn)
+		var begun []string
+		for _, id := range ids {
+			begun = append(begun, "started "+id)
+		}
+		victim.says(t, begun...)
+		start(t, p)
+		if kind != "transactional" || !strings.HasPrefix(dsn, "file:") { // its own row waits for the victim's transaction
+			eventually(t, "the survivor watches", func() bool { return count(t, db, &outbox.ProcessModel{}) == 2 })
+		}
+		killed := time.Now()
+		victim.kill()
+		past := make([]*outbox.HistoryModel, len(ids))
+		for i, id := range ids {
+			past[i] = ended(t, db, id)
+		}
+		if took := time.Since(killed); took > 3*processLimit {
+			t.Errorf("the verdict took %v; want two limits of %v, and one is allowed for a slow machine", took, processLimit)
+		}
+		if kind == "ordinary" {
+			if h := past[0]; h.Status != outbox.StatusError || h.Reason != outbox.ReasonInterrupted || h.Attempt != 1 || h.Error == nil || !strings.Contains(*h.Error, "unknown") {
+				t.Errorf("the only attempt: %+v", h)
+			}
+			h := past[1]
+			if h.Status != outbox.StatusSuccess || h.Attempt != 2 || h.Uncounted != 0 || h.Crashes != 0 {
+				t.Errorf("with an attempt left: %+v", h)
+			}
+			if len(h.Errors) != 1 || h.Errors[0].Attempt != 1 || h.Errors[0].Reason != outbox.ReasonInterrupted || h.Errors[0].At.IsZero() {
+				t.Errorf("with an attempt left: its errors are %+v", h.Errors)
+			}
+			return
+		}
+		if h := past[0]; h.Status != outbox.StatusSuccess || h.Attempt != 2 || h.Uncounted != 1 || h.Crashes != 1 || len(h.Errors) != 1 {
+			t.Errorf("repeatable: %+v", h)
+		}
+		if n := effects(t, db, ids[0]); kind == "transactional" && n != 1 {
+			t.Errorf("%d effects, want 1", n)
+		}
+	})
+}
+
+func TestPoisonIsGivenUp(t *testing.T) {
+	eachDSN(t, []string{"poison", "poison.tx"}, func(t *testing.T, dsn, kind string) {
+		db := processDB(t, dsn)
+		opts := processOptions()
+		// It survives and judges, though it does not know the function.
+		opts.ProducerOnly, opts.Concurrency = true, 2
+		p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
+		poison := create(t, db, kind, nil)
+		var others []string
+		some := func() {
+			for range 10 {
+				others = append(others, create(t, db, "quick", nil, outbox.MaxAttempts(9)).ID)
+			}
+		}
+		some()
+		start(t, p)
+		for range 3 {
+			c := startProcess(t, dsn)
+			for line := range c.lines {
+				_ = line // until it dies
+			}
+			some()
+			_ = c.Wait()
+			if status, ok := c.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+				t.Fatalf("the child ended otherwise: %v", c.ProcessState)
+			}
+		}
+		h := ended(t, db, poison.ID)
+		if h.Status != outbox.StatusError || h.Reason != outbox.ReasonInterrupted || h.Crashes != 3 || h.Attempt != 3 || len(h.Errors) != 2 {
+			t.Errorf("%+v", h)
+		}
+		for _, id := range others {
+			if h := ended(t, db, id); h.Status != outbox.StatusSuccess {
+				t.Errorf("another task: %+v", h)
+			}
+		}
+	})
+}
+
+func TestStoppedProcessCannotWrite(t *testing.T) {
+	eachDSN(t, []string{"ordinary", "transactional"}, func(t *testing.T, dsn, kind string) {
+		db := processDB(t, dsn)
+		started, release := make(chan string, 10), make(chan struct{})
+		p := install(t, db, processOptions(), func(p *outbox.Plugin) {
+			heldHandlers(p, func(id string) { started <- id }, release)
+		})
+		task := create(t, db, kind, nil, outbox.MaxAttempts(2))
+		zombie := startProcess(t, dsn)
+		before := zombie.row(t, db)
+		zombie.says(t, "started "+task.ID)
+		zombie.signal(t, syscall.SIGSTOP)
+		if kind == "transactional" && strings.HasPrefix(dsn, "file:") {
+			// The zombie's transaction keeps everybody from writing, so nobody can take its task over. When it wakes up
+			// it has to give way by itself.
+			<-time.After(processLimit)
+			zombie.signal(t, syscall.SIGCONT)
+			zombie.letGo(t)
+			h := ended(t, db, task.ID)
+			if n := effects(t, db, task.ID); n != 1 || h.Status != outbox.StatusSuccess {
+				t.Errorf("%d effects, %+v", n, h)
+			}
+			return
+		}
+		stop := start(t, p)
+		if got := receive(t, started); got != task.ID {
+			t.Fatalf("%s was taken over, want %s", got, task.ID)
+		}
+		// The second run is under way: only the fence tells the two apart now.
+		zombie.signal(t, syscall.SIGCONT)
+		zombie.letGo(t)
+		zombie.says(t, "finished "+task.ID+" lost")
+		if now, past, err := outbox.Lookup(db, task.ID); err != nil || past != nil || now.State != outbox.StateRunning || now.Attempt != 2 {
+			t.Fatalf("after the late finish: %+v, %+v, %v", now, past, err)
+		}
+		close(release)
+		h := ended(t, db, task.ID)
+		if h.Status != outbox.StatusSuccess || h.Attempt != 2 || h.Result.String() != strconv.Itoa(os.Getpid()) {
+			t.Errorf("%+v, result %s; want this process's, %d", h, h.Result, os.Getpid())
+		}
+		if n := effects(t, db, task.ID); kind == "transactional" && n != 1 {
+			t.Errorf("%d effects, want 1", n)
+		}
+		stop()
+		var after outbox.ProcessModel
+		eventually(t, "the zombie has a new row", func() bool { after = zombie.row(t, db); return after.ID != before.ID })
+		next := ended(t, db, create(t, db, "quick", nil).ID)
+		if next.ProcessID == nil || *next.ProcessID != after.ID || next.Result.String() != strconv.Itoa(zombie.Process.Pid) {
+			t.Errorf("ran in process %v with result %s, want the new incarnation %s", next.ProcessID, next.Result, after.ID)
+		}
+		if again := ended(t, db, task.ID); again.Version != h.Version || again.Result.String() != h.Result.String() || !again.FinishedAt.Equal(h.FinishedAt) {
+			t.Errorf("history has changed: %+v, was %+v", again, h)
+		}
+	})
+}
+
+// As when a container is frozen, or a machine suspended: nobody could beat, so nobody's silence proves anything.
+func TestFrozenTogetherNobodyIsDeclaredDead(t *testing.T) {
+	eachDSN(t, []string{"ordinary"}, func(t *testing.T, dsn, kind string) {
+		db := processDB(t, dsn)
+		install(t, db, processOptions(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, nil) })
+		task := create(t, db, kind, nil)
+		owner := startProcess(t, dsn)
+		owner.says(t, "started "+task.ID)
+		observer := startProcess(t, dsn)
+		row := observer.row(t, db)
+		beaten := func() bool { return observer.row(t, db).Beats > row.Beats+3 }
+		eventually(t, "the observer has seen the owner", beaten)
+		owner.signal(t, syscall.SIGSTOP)
+		observer.signal(t, syscall.SIGSTOP)
+		<-time.After(processLimit + 500*time.Millisecond)
+		row = observer.row(t, db)
+		observer.signal(t, syscall.SIGCONT)
+		eventually(t, "the observer looks again", beaten)
+		owner.signal(t, syscall.SIGCONT)
+		owner.letGo(t)
+		owner.says(t, "finished "+task.ID+" "+string(outbox.StatusSuccess))
+		if h := ended(t, db, task.ID); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+			t.Errorf("%+v", h)
+		}
+	})
+}

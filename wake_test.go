@@ -1,0 +1,189 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// hourly are options with which only a wake-up or the timer can be in time.
+func hourly(hooks ...outbox.Hooks) outbox.Options {
+	opts := quick(hooks...)
+	opts.Scan = "@every 1h"
+	return opts
+}
+
+// notes registers a handler that tells its task's id.
+func notes(p *outbox.Plugin, path string) <-chan string {
+	ran := make(chan string, 10_000)
+	p.Handle(path, func(ctx context.Context) error {
+		task, _ := outbox.TaskFrom(ctx)
+		ran <- task.ID
+		return nil
+	})
+	return ran
+}
+
+// startAwake runs a plugin and returns when its first look at the tables is over.
+func startAwake(t *testing.T, db *gorm.DB, p *outbox.Plugin, path string, ran <-chan string) (stop func()) {
+	t.Helper()
+	stop = start(t, p)
+	create(t, db, path, nil)
+	receive(t, ran)
+	eventually(t, "no task is left", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
+	return stop
+}
+
+// held keeps a transaction open for a while.
+func held(d time.Duration) { <-time.After(d) }
+
+func TestWakeUpAfterCommit(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		var ran <-chan string
+		p := install(t, db, hourly(), func(p *outbox.Plugin) {
+			ran = notes(p, "note")
+			p.Handle("fails", func(context.Context) error { return errors.New("no") })
+			p.Handle("makes.tx", func(_ context.Context, tx *gorm.DB) error {
+				_, err := outbox.Create(tx, "note", nil)
+				return err
+			})
+			p.Handle("makes.nested", func(_ context.Context, tx *gorm.DB) error {
+				return tx.Transaction(func(tx *gorm.DB) error {
+					_, err := outbox.Create(tx, "note", nil)
+					return err
+				})
+			})
+		})
+		startAwake(t, db, p, "note", ran)
+		in := func(db *gorm.DB, f func(tx *gorm.DB)) func(*testing.T) {
+			return func(t *testing.T) {
+				if err := db.Transaction(func(tx *gorm.DB) error { f(tx); return nil }); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		note := func(tx *gorm.DB, opts ...outbox.Option) *outbox.TaskModel { return create(t, tx, "note", nil, opts...) }
+		batch := func(tx *gorm.DB, n int) {
+			if _, err := outbox.CreateBatch(tx, newNotes(n)...); err != nil {
+				t.Error(err)
+			}
+		}
+		failed := create(t, db, "fails", nil).ID
+		ended(t, db, failed)
+		prepared := db.Session(&gorm.Session{PrepareStmt: true})
+		for _, tt := range []struct {
+			name  string
+			tasks int
+			make  func(*testing.T)
+		}{
+			{"autocommit", 1, func(t *testing.T) { note(db) }},
+			{"autocommit of a prepared session", 1, func(t *testing.T) { note(prepared) }},
+			{"on a connection", 1, func(t *testing.T) {
+				if err := db.Connection(func(c *gorm.DB) error { note(c); return nil }); err != nil {
+					t.Error(err)
+				}
+			}},
+			{"committed at once", 1, in(db, func(tx *gorm.DB) { note(tx) })},
+			{"held open", 1, in(db, func(tx *gorm.DB) { note(tx); held(300 * time.Millisecond) })},
+			{"begun by hand", 1, func(t *testing.T) {
+				tx := db.Begin()
+				note(tx)
+				if err := tx.Commit().Error; err != nil {
+					t.Error(err)
+				}
+			}},
+			{"nested", 1, in(db, func(tx *gorm.DB) { in(tx, func(tx *gorm.DB) { note(tx) })(t); held(50 * time.Millisecond) })},
+			{"prepared session", 1, in(prepared, func(tx *gorm.DB) { note(tx); held(50 * time.Millisecond) })},
+			{"two in one transaction", 2, in(db, func(tx *gorm.DB) { note(tx); held(50 * time.Millisecond); note(tx) })},
+			{"batch by itself", 25, func(t *testing.T) { batch(db, 25) }},
+			{"batch in a transaction", 25, in(db, func(tx *gorm.DB) { batch(tx, 25); held(50 * time.Millisecond) })},
+			{"batch of more than are watched", 600, func(t *testing.T) { batch(db, 600) }},
+			{"rescheduled to now", 1, func(t *testing.T) {
+				task := note(db, outbox.StartAfter(time.Hour))
+				in(db, func(tx *gorm.DB) {
+					if err := outbox.Reschedule(tx, task.ID, time.Now()); err != nil {
+						t.Error(err)
+					}
+					held(50 * time.Millisecond)
+				})(t)
+			}},
+			{"made by a transactional handler", 1, func(t *testing.T) { create(t, db, "makes.tx", nil) }},
+			{"made in a nested transaction of a handler", 1, func(t *testing.T) { create(t, db, "makes.nested", nil) }},
+		} {
+			t.Run(tt.name, func(t *testing.T) {
+				tt.make(t)
+				for range tt.tasks {
+					receive(t, ran)
+				}
+				eventually(t, "no task is left", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
+			})
+		}
+		t.Run("re-run", func(t *testing.T) {
+			task, err := outbox.Rerun(db, failed)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ended(t, db, task.ID)
+		})
+	})
+}
+
+// newNotes are n tasks.
+func newNotes(n int) []outbox.NewTask {
+	list := make([]outbox.NewTask, n)
+	for i := range list {
+		list[i] = outbox.NewTask{Func: "note"}
+	}
+	return list
+}
+
+func TestRolledBackTaskNeverRuns(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		var ran <-chan string
+		p := install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+		startAwake(t, db, p, "note", ran)
+		undo := errors.New("undo")
+		for name, roll := range map[string]func() error{
+			"at once": func() error {
+				return db.Transaction(func(tx *gorm.DB) error { create(t, tx, "note", nil); return undo })
+			},
+			"late": func() error {
+				return db.Transaction(func(tx *gorm.DB) error {
+					create(t, tx, "note", nil)
+					held(100 * time.Millisecond)
+					return undo
+				})
+			},
+			"to a savepoint": func() error {
+				return db.Transaction(func(tx *gorm.DB) error {
+					err := tx.Transaction(func(tx *gorm.DB) error { create(t, tx, "note", nil); return undo })
+					held(50 * time.Millisecond)
+					if !errors.Is(err, undo) {
+						return err
+					}
+					return nil
+				})
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				if err := roll(); err != nil && !errors.Is(err, undo) {
+					t.Fatal(err)
+				}
+				next := create(t, db, "note", nil)
+				if got := receive(t, ran); got != next.ID {
+					t.Errorf("task %s ran, want only %s", got, next.ID)
+				}
+				ended(t, db, next.ID)
+				if n := count(t, db, &outbox.TaskModel{}); n != 0 || len(ran) != 0 {
+					t.Errorf("%d tasks wait, %d more ran", n, len(ran))
+				}
+				eventually(t, "no hint is left", func() bool { transactions, tasks := p.Hints(); return transactions+tasks == 0 })
+			})
+		}
+	})
+}
