@@ -35,6 +35,9 @@ func CancelKey(tx *gorm.DB, key string, opts ...Option) error {
 		if checkText(key, maxKey) != nil {
 			return nil // Key refuses it, so no task has it
 		}
+		if err := h.begin(); err != nil {
+			return err
+		}
 		id, found, err := h.store.one(h.ctx, h.traced(),
 			"SELECT id FROM {tasks} WHERE key = ? AND state IN ('pending', 'parked')", key)
 		if err != nil || !found {

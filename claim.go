@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -158,39 +159,67 @@ func (d *dispatcher) park(ctx context.Context) {
 	}
 }
 
-// reconcileSoon lets the loop look for claims whose reply was lost; in the loop no claim is under way meanwhile.
-func (d *dispatcher) reconcileSoon() { poke(d.reconcile) }
+// reconcileSoon lets the loop look for rows that this process owns without knowing, if there seem to be any; in the loop
+// no claim is under way meanwhile. owned is how many it runs, as the table has it.
+func (d *dispatcher) reconcileSoon(owned int64) {
+	d.mu.Lock()
+	d.strays = owned > int64(len(d.runs))
+	d.mu.Unlock()
+	poke(d.reconcile)
+}
 
-// reclaim gives back tasks that are claimed by this process without its knowing.
+var errOutcomeLost = errors.New("its outcome could not be recorded")
+
+// reclaim finds tasks that are claimed by this process without its knowing: the claim's reply was lost, or the outcome was
+// refused or given up. The first never ran, and go back; the others did, and are interrupted.
 func (d *dispatcher) reclaim(ctx context.Context) {
-	if d.doubt.IsZero() {
+	d.mu.Lock()
+	strays := d.strays
+	d.strays = false
+	d.mu.Unlock()
+	if d.doubt.IsZero() && !strays {
 		return
 	}
-	begun := time.Now()
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
+	begun := time.Now()
 	owned, err := d.store.owned(limited, d.processID())
 	if err != nil {
 		return
 	}
-	known := map[string]bool{}
+	var outcomes []dialect.Outcome
+	var back []dialect.Requeued
 	d.mu.Lock()
+	known := map[string]bool{}
 	for r := range d.runs {
 		known[r.task.ID] = true
 	}
-	d.mu.Unlock()
-	var back []dialect.Requeued
 	for _, c := range owned {
-		if !known[c.task.ID] {
-			back = append(back, *requeue(c.task, 0, 1, 0, nil).requeue)
+		if known[c.task.ID] {
+			continue
+		}
+		e := ending{giveBack: true}
+		if d.hadRun[c.task.ID] {
+			e = ending{reason: ReasonInterrupted, err: errOutcomeLost, text: errOutcomeLost.Error()}
+		}
+		if v := decide(c.task, e, d.backoff); v.outcome != nil {
+			outcomes = append(outcomes, *v.outcome)
+		} else {
+			back = append(back, *v.requeue)
 		}
 	}
-	if len(back) > 0 {
-		if _, err := d.store.write(limited, nil, back); err != nil {
+	d.mu.Unlock()
+	if len(outcomes)+len(back) > 0 {
+		done, err := d.store.write(limited, outcomes, back)
+		if err != nil {
+			d.trouble.met("reclaim", err)
 			return
 		}
-		d.log.Warn("outbox: claims whose reply was lost are given back", "count", len(back))
-		d.wake()
+		d.trouble.over("reclaim")
+		if len(done) > 0 {
+			d.log.Warn("outbox: claimed tasks without a run are given back or ended", "count", len(done))
+			d.wake()
+		}
 	}
 	// Not by the time alone: while the database was away, nobody could look.
 	if begun.After(d.doubt) {

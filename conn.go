@@ -82,7 +82,7 @@ func (h handle) atomically(f func(handle) error) error {
 	committer := tx.(gorm.TxCommitter)
 	defer committer.Rollback()
 	h.conn = tx
-	if err := h.store.d.Begin(h.ctx, h.traced()); err != nil {
+	if err := h.begin(); err != nil {
 		return err
 	}
 	if err := f(h); err != nil {
@@ -90,6 +90,9 @@ func (h handle) atomically(f func(handle) error) error {
 	}
 	return committer.Commit()
 }
+
+// begin readies the caller's transaction for reads that are followed by writes.
+func (h handle) begin() error { return h.store.explain(h.store.d.Begin(h.ctx, h.traced())) }
 
 var errNoTx = errors.New("the connection is not in a transaction")
 
@@ -116,11 +119,13 @@ func (h handle) savepoint(f func(handle) error) (err error) {
 			err = errors.Join(err, fmt.Errorf("release savepoint: %w", undo))
 		}
 	}()
-	if err := f(h); err != nil {
-		finished = true
-		return err
+	if err = h.begin(); err == nil {
+		err = f(h)
 	}
 	finished = true
+	if err != nil {
+		return err
+	}
 	_, err = h.conn.ExecContext(h.ctx, "RELEASE SAVEPOINT "+savepointName)
 	return err
 }

@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"database/sql"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -102,16 +103,22 @@ func TestSerializationFailureIsRunAgain(t *testing.T) {
 	t.Run("of ten at a time", func(t *testing.T) { check(t, 2, 40, "increment") })
 }
 
-func TestHandlerSetsItsIsolation(t *testing.T) {
+func TestIsolation(t *testing.T) {
 	db := testutil.Postgres(t)
 	p := install(t, db, quick(), func(p *outbox.Plugin) {
-		p.Handle("serializable", func(_ context.Context, tx *gorm.DB) error {
+		p.Handle("serializable", func(_ context.Context, tx *gorm.DB) (level string, err error) {
+			return level, tx.Raw("SHOW transaction_isolation").Scan(&level).Error
+		}, outbox.Isolation(sql.LevelSerializable))
+		p.Handle("by.itself", func(_ context.Context, tx *gorm.DB) error {
 			return tx.Exec("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE").Error
 		})
 	})
 	start(t, p)
-	if past := ended(t, db, create(t, db, "serializable", nil).ID); past.Status != outbox.StatusSuccess {
-		t.Errorf("%s: %s", past.Reason, text(past.Error))
+	if past := ended(t, db, create(t, db, "serializable", nil).ID); past.Result.String() != `"serializable"` {
+		t.Errorf("%s, %s: the level is %s", past.Status, text(past.Error), past.Result)
+	}
+	if past := ended(t, db, create(t, db, "by.itself", nil).ID); past.Status != outbox.StatusError {
+		t.Errorf("a handler that sets the level by itself gives %s", past.Status)
 	}
 }
 

@@ -357,7 +357,11 @@ func (h handle) wake(due []*TaskModel) error {
 	}
 	for _, w := range h.p.opts.Wakers {
 		if err := w.Created(h.ctx, h.conn, h.store.pool); err != nil {
-			return fmt.Errorf("wake other processes: %w", err)
+			if _, inTx := h.conn.(gorm.TxCommitter); inTx {
+				return fmt.Errorf("wake other processes: %w", err)
+			}
+			// The tasks are committed, so the caller must not take this for a failure. The scan finds them.
+			h.p.log.Warn("outbox: other processes are not woken", "err", err)
 		}
 	}
 	h.p.wake.created(h.conn, due, 0)

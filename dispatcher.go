@@ -40,7 +40,11 @@ type dispatcher struct {
 	id       string // of the process row; a new one after having been declared dead
 	lastBeat time.Time
 	runs     map[*run]struct{}
+	strays   bool            // the table has more running tasks of this process than it knows
+	hadRun   map[string]bool // ids of runs whose outcome was refused or given up; their rows may still be running
 	lapse    *time.Timer
+
+	alone sync.WaitGroup // writers of outcomes that the database does not take
 
 	woken, scans, slotFree, reconcile chan struct{}
 
@@ -60,7 +64,7 @@ type dispatcher struct {
 func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d := &dispatcher{
 		p: p, store: s, log: p.log, slots: p.opts.Concurrency, finisher: newFinisher(),
-		drain: make(chan struct{}), runs: map[*run]struct{}{}, unserved: map[string]bool{},
+		drain: make(chan struct{}), runs: map[*run]struct{}{}, hadRun: map[string]bool{}, unserved: map[string]bool{},
 		woken: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 	}
@@ -97,7 +101,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 		return errors.New("outbox: run: this plugin is running already")
 	}
 	defer p.running.Store(false)
-	d, stop, err := p.begin(ctx)
+	d, stop, err := p.begin(ctx, true)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil
@@ -109,6 +113,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 
 	background, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
+	p.wake.activate()
 	wg.Go(func() { p.wake.watch(background, d.wake) })
 	wg.Go(func() { d.prune(background) })
 	for _, w := range p.opts.Wakers {
@@ -133,35 +138,32 @@ func (p *Plugin) Run(ctx context.Context) error {
 	return nil
 }
 
-// begin registers the process and starts its heartbeats and its writer; stop ends them.
-func (p *Plugin) begin(ctx context.Context) (d *dispatcher, stop func(), err error) {
+// begin registers the process and starts its heartbeats, with or without a watch on the other processes, and its writer;
+// stop ends them.
+func (p *Plugin) begin(ctx context.Context, watch bool) (d *dispatcher, stop func(), err error) {
 	s, err := p.bound()
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := s.checkSchema(ctx); err != nil {
+	d = p.newDispatcher(s)
+	if err := d.patiently(ctx, s.checkSchema); err != nil {
+		d.lapse.Stop()
 		return nil, nil, err
 	}
 	if err := p.registry.seal(); err != nil {
-		return nil, nil, err
-	}
-	d = p.newDispatcher(s)
-	abort := func(err error) (*dispatcher, func(), error) {
-		p.registry.unseal()
 		d.lapse.Stop()
 		return nil, nil, err
 	}
 	if err := d.patiently(ctx, d.register); err != nil {
-		return abort(err)
-	}
-	if err := d.patiently(ctx, d.unpark); err != nil {
-		return abort(errors.Join(err, s.unregister(context.WithoutCancel(ctx), d.id)))
+		p.registry.unseal()
+		d.lapse.Stop()
+		return nil, nil, err
 	}
 	beats, stopBeats := context.WithCancel(context.Background())
 	written := make(chan struct{})
 	stopWriter := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() { d.heartbeats(beats) })
+	wg.Go(func() { d.heartbeats(beats, watch) })
 	go func() { defer close(written); d.writeOutcomes(stopWriter) }()
 	return d, func() {
 		close(stopWriter)
@@ -185,7 +187,9 @@ func (p *Plugin) begin(ctx context.Context) (d *dispatcher, stop func(), err err
 // patiently tries again while the database is busy, as when another process holds SQLite's write lock.
 func (d *dispatcher) patiently(ctx context.Context, f func(context.Context) error) error {
 	for {
-		err := f(ctx)
+		limited, cancel := context.WithTimeout(ctx, d.statementLimit())
+		err := f(limited)
+		cancel()
 		class := dialect.Classify(err)
 		if err == nil || class != dialect.Busy && class != dialect.Retry || ctx.Err() != nil {
 			d.trouble.over("start")
@@ -212,6 +216,9 @@ func (d *dispatcher) loop(ctx context.Context) {
 			probe = false
 		case <-d.reconcile:
 			d.reclaim(ctx)
+			if len(d.lanes) > 0 {
+				d.park(ctx) // also while every claim finds something else to do
+			}
 			probe = false
 		}
 		if ctx.Err() != nil {

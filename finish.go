@@ -75,24 +75,25 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 	for {
 		group := d.finisher.take()
 		if len(group) > 0 {
-			d.writeGroup(group)
+			d.writeGroup(group, false, false)
 			continue
 		}
 		select {
 		case <-d.finisher.signal:
 		case <-stop:
 			if group = d.finisher.take(); len(group) == 0 {
+				d.alone.Wait()
 				return
 			}
-			d.writeGroup(group)
+			d.writeGroup(group, false, false)
 		}
 	}
 }
 
 // writeGroup makes a group of outcomes durable, however long that takes; their slots stay taken until then. Only a
-// shutdown that has waited long enough gives up: then the tasks are found as interrupted.
-func (d *dispatcher) writeGroup(group []*pendingEnd) {
-	inDoubt := false // an earlier try may have been committed although its reply was lost
+// shutdown that has waited long enough gives up: then the tasks are found as interrupted. inDoubt says that an earlier try
+// may have been committed although its reply was lost, alone that nothing else waits for this group.
+func (d *dispatcher) writeGroup(group []*pendingEnd, inDoubt, alone bool) {
 	for try := 0; ; try++ {
 		var outcomes []dialect.Outcome
 		var requeued []dialect.Requeued
@@ -121,36 +122,49 @@ func (d *dispatcher) writeGroup(group []*pendingEnd) {
 			}
 			return
 		}
-		switch dialect.Classify(err) {
-		case dialect.Data:
-			if len(group) > 1 {
-				d.writeGroup(group[:len(group)/2])
-				d.writeGroup(group[len(group)/2:])
-				return
-			}
+		switch class := dialect.Classify(err); {
+		case len(group) > 1 && (class == dialect.Data || class == dialect.Other && try >= 4):
+			// One of them is the cause.
+			d.writeGroup(group[:len(group)/2], inDoubt, alone)
+			d.writeGroup(group[len(group)/2:], inDoubt, alone)
+			return
+		case class == dialect.Other && try >= 4 && !alone:
+			// The others' outcomes must not wait for what may never succeed.
+			d.alone.Go(func() { d.writeGroup(group, inDoubt, true) })
+			return
+		case class == dialect.Data:
 			if replaceTexts(group[0], err) {
 				d.log.Warn("outbox: outcome refused by the database, its texts are replaced", group[0].run.attrs("err", err)...)
 				continue
 			}
 			// Such as a row whose id history has already. The others' outcomes must not wait for it.
 			d.log.Error("outbox: outcome refused by the database for good, the task stays as it is", group[0].run.attrs("err", err)...)
+			d.unrecorded(group[0])
 			group[0].run.recorded.Store(true)
-			group[0].run.release()
 			poke(d.slotFree)
 			return
-		case dialect.Lost:
+		case class == dialect.Lost:
 			inDoubt = true
 		}
 		d.trouble.met("write outcomes", err)
 		if wait(d.writeCtx, min(50*time.Millisecond<<min(try, 10), 5*time.Second)) != nil {
 			for _, p := range group {
 				d.log.Error("outbox: outcome not recorded", p.run.attrs("err", err)...)
-				p.run.release()
+				d.unrecorded(p)
 			}
 			poke(d.slotFree)
 			return
 		}
 	}
+}
+
+// unrecorded releases a run whose outcome was given up. Its row may still be running, and must not be taken for a claim
+// that nobody has run.
+func (d *dispatcher) unrecorded(p *pendingEnd) {
+	d.mu.Lock()
+	d.hadRun[p.run.task.ID] = true
+	d.mu.Unlock()
+	p.run.release()
 }
 
 // addLanded marks those done whose rows an earlier try has moved. A row that it put back to pending cannot be told from a

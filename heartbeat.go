@@ -72,8 +72,8 @@ func (d *dispatcher) lapsed() {
 	}
 }
 
-// heartbeats runs until ctx is done: beat, then look at the others.
-func (d *dispatcher) heartbeats(ctx context.Context) {
+// heartbeats runs until ctx is done: beat, then, if it is to watch, look at the others.
+func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 	tick := time.NewTicker(d.p.opts.Heartbeat)
 	defer tick.Stop()
 	seen := observations{}
@@ -85,7 +85,7 @@ func (d *dispatcher) heartbeats(ctx context.Context) {
 			clear(seen)
 		}
 		last = time.Now()
-		if good {
+		if good && watch {
 			d.observe(ctx, seen)
 		}
 		select {
@@ -143,7 +143,7 @@ type observation struct {
 func (d *dispatcher) observe(ctx context.Context, seen observations) {
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
-	w, err := d.store.watch(limited)
+	w, err := d.store.watch(limited, d.processID())
 	now := time.Now()
 	if err == nil {
 		for id, beats := range w.beats {
@@ -182,7 +182,7 @@ func (d *dispatcher) observe(ctx context.Context, seen observations) {
 		return
 	}
 	d.trouble.over("watch other processes")
-	d.reconcileSoon()
+	d.reconcileSoon(w.owned)
 }
 
 var errInterrupted = errors.New("interrupted: its process died or lost its connection to the database; what the run did is unknown")
@@ -196,13 +196,19 @@ func (d *dispatcher) takeOver(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		good := 0
 		for _, c := range taken {
+			if c.err != nil {
+				d.trouble.met("take over "+c.task.ID, c.err)
+				continue
+			}
+			good++
 			d.log.Warn("outbox: interrupted task taken over", "task_id", c.task.ID, "func", c.task.Func, "attempt", c.task.Attempt)
 		}
-		if len(taken) > 0 {
+		if good > 0 {
 			d.wake() // the next scan may be far
 		}
-		if all || len(taken) == 0 {
+		if all || good == 0 {
 			return nil
 		}
 	}
@@ -210,10 +216,17 @@ func (d *dispatcher) takeOver(ctx context.Context) error {
 
 // unpark brings back parked tasks that this process can run.
 func (d *dispatcher) unpark(ctx context.Context) error {
-	n, err := d.store.d.Unpark(ctx, d.store.pool, d.funcs, d.p.opts.Queues)
-	if n > 0 {
-		d.log.Info("outbox: parked tasks return", "count", n)
-		d.wake()
+	total := int64(0)
+	for {
+		n, err := d.store.d.Unpark(ctx, d.store.pool, d.funcs, d.p.opts.Queues, maxRows)
+		total += n
+		if err == nil && n == maxRows {
+			continue
+		}
+		if total > 0 {
+			d.log.Info("outbox: parked tasks return", "count", total)
+			d.wake()
+		}
+		return err
 	}
-	return err
 }

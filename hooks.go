@@ -6,6 +6,7 @@ import (
 	"errors"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gorm.io/gorm"
@@ -48,7 +49,8 @@ func (NopHooks) OnFinish(context.Context, *TaskModel, Finish) {}
 // what a lost one leaves.
 type Waker interface {
 	// Created is called after tasks that are due now have been inserted, with the creator's connection, in its
-	// transaction if it has one. An error fails the creation.
+	// transaction if it has one. There an error fails the creation; without a transaction, when the tasks are committed
+	// already, it is only logged.
 	Created(ctx context.Context, conn gorm.ConnPool, pool *sql.DB) error
 
 	// Listen calls wake whenever tasks may be due, until ctx is done. When it returns before, it is called again after
@@ -84,7 +86,9 @@ type hint struct {
 	polls int
 	next  time.Time
 	tasks map[string]bool // those not seen in a claim yet
-	due   time.Time       // the earliest later start time that was created in the transaction; zero means none
+
+	asking, found atomic.Bool // of isOver
+	due           time.Time   // the earliest later start time that was created in the transaction; zero means none
 }
 
 const maxHintTasks = 256 // a batch larger than that is found by one probe anyway
@@ -214,7 +218,7 @@ func (w *wakeups) poll(now time.Time) (ask bool, next time.Time) {
 // advance polls one hint and reports whether the database should be asked.
 func (w *wakeups) advance(h *hint, now time.Time) bool {
 	if !h.ended && h.over != nil {
-		if !h.over() {
+		if !h.isOver() {
 			h.next = now.Add(max(firstPoll, min(now.Sub(h.since)/8, 100*time.Millisecond)))
 			return false
 		}
@@ -245,14 +249,38 @@ func (w *wakeups) advance(h *hint, now time.Time) bool {
 	return true
 }
 
-// watch calls wake when tasks that this process created may have become due, until ctx is done.
-func (w *wakeups) watch(ctx context.Context, wake func()) {
+// isOver asks whether the transaction is over, but waits only briefly for the answer: it is at hand unless the transaction
+// is being rolled back while a statement of it is under way.
+func (h *hint) isOver() bool {
+	if !h.found.Load() && h.asking.CompareAndSwap(false, true) {
+		answered := make(chan struct{})
+		go func() {
+			defer close(answered)
+			h.found.Store(h.over())
+			h.asking.Store(false)
+		}()
+		patience := time.NewTimer(time.Millisecond)
+		defer patience.Stop()
+		select {
+		case <-answered:
+		case <-patience.C:
+		}
+	}
+	return h.found.Load()
+}
+
+// activate makes hints count from now on, until watch returns.
+func (w *wakeups) activate() {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	if w.active++; w.changed == nil {
 		w.changed = make(chan struct{}, 1)
 		w.byTx, w.byTask = map[gorm.ConnPool]*hint{}, map[string]*hint{}
 	}
-	w.mu.Unlock()
+}
+
+// watch calls wake when tasks that this process created may have become due, until ctx is done. It follows activate.
+func (w *wakeups) watch(ctx context.Context, wake func()) {
 	defer func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()

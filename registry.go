@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"maps"
 	"reflect"
@@ -22,6 +23,7 @@ type handler struct {
 	tx         bool         // it takes a *gorm.DB: transactional
 	result     bool         // it returns more than an error
 	idempotent bool
+	isolation  sql.IsolationLevel
 }
 
 // repeatable: an interrupted run may be run again without counting.
@@ -41,6 +43,13 @@ type HandlerOption struct{ apply func(*handler) }
 // Idempotent says that running the handler again after an interrupted run does no harm: such a run then does not count
 // as one of MaxAttempts; the third such run ends the task. Transactional handlers are treated so anyway.
 func Idempotent() HandlerOption { return HandlerOption{func(h *handler) { h.idempotent = true }} }
+
+// Isolation sets the level of a transactional handler's transaction; the default is the database's. The handler cannot set
+// it by itself, because the transaction has begun. A serialization failure is run again, see Handle. On SQLite, where every
+// transaction is serializable, it makes no difference.
+func Isolation(level sql.IsolationLevel) HandlerOption {
+	return HandlerOption{func(h *handler) { h.isolation = level }}
+}
 
 var (
 	contextType = reflect.TypeFor[context.Context]()
@@ -62,7 +71,8 @@ or returns (R, error), where A is a struct with JSON tags, a pointer to one, or 
 //
 // where A is a struct with JSON tags, a pointer to one, or Args. With tx it is transactional: it runs inside the
 // transaction that finishes the task, so its writes, the task's removal and the history row commit together or not at
-// all. R, if not nil, is stored as the result, in JSON.
+// all; when the database asks for it (a serialization failure, a deadlock) the transaction is run again at once, up to ten
+// times within the one attempt. R, if not nil, is stored as the result, in JSON.
 //
 // The keys of a task's arguments and the fields of A must match: a key that no field takes, and a missing key whose
 // field is neither a pointer nor omitempty or omitzero, is an error. If A has a method Validate() error, it is called.

@@ -161,7 +161,9 @@ func (r *run) invoke(call func() (any, error)) (result any, e ending) {
 // judge adds to an ending what the run's context and the result say.
 func (r *run) judge(result any, e ending) ending {
 	var permanent *permanentError
+	var snooze *snoozeError
 	switch {
+	case e.reason == ReasonFailed && errors.As(e.err, &snooze):
 	case e.reason == ReasonFailed && errors.As(e.err, &permanent):
 		e.reason, e.final = ReasonPermanent, true
 	case e.reason == ReasonFailed && r.ctx.Err() != nil:
@@ -257,6 +259,9 @@ func (r *run) durable(e ending, v verdict, lost bool) {
 	f := Finish{Reason: e.reason, Err: e.err, Duration: e.duration, Next: v.next}
 	switch {
 	case lost:
+		r.d.mu.Lock()
+		r.d.hadRun[r.task.ID] = true
+		r.d.mu.Unlock()
 		f.Reason, f.Err = ReasonInterrupted, ErrClaimLost
 		r.d.log.Warn("outbox: claim lost, outcome refused", r.attrs()...)
 	case v.requeue != nil && e.reason != ReasonNone:
@@ -313,9 +318,7 @@ func (r *run) transactional(args reflect.Value) {
 			r.finish(e)
 			return
 		}
-		if r.ended.CompareAndSwap(false, true) {
-			r.durable(e, *v, false)
-		}
+		r.durable(e, *v, false)
 		return
 	}
 }
@@ -327,7 +330,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 		// Nothing of the run has lasted, and it is not the handler's fault.
 		return ending{giveBack: true, delay: time.Second, err: err}, nil, dialect.Classify(err) == dialect.Retry
 	}
-	tx, err := s.pool.BeginTx(r.ctx, nil)
+	tx, err := s.pool.BeginTx(r.ctx, &sql.TxOptions{Isolation: r.handler.isolation})
 	if err != nil {
 		return infrastructure(err)
 	}
@@ -345,6 +348,12 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	if e.reason == ReasonNone && guard.ended.Load() {
 		e = r.failure(ReasonTransaction, ErrTxGuarded, false)
 	}
+	if e.reason == ReasonFailed && r.ctx.Err() == nil && dialect.Classify(e.err) == dialect.Lost {
+		// Was it this transaction's connection that was lost, or something of the handler's own?
+		if _, err := tx.ExecContext(r.ctx, "SAVEPOINT "+runSavepoint); dialect.Classify(err) == dialect.Lost && r.ctx.Err() == nil {
+			return r.cutOff(e), nil, false
+		}
+	}
 	if e.reason != ReasonNone {
 		tx.Rollback()
 		return r.judge(nil, e), nil, e.reason == ReasonFailed && dialect.Classify(e.err) == dialect.Retry
@@ -358,7 +367,8 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 			return r.judge(nil, e), nil, false
 		}
 		if dialect.Classify(err) == dialect.Lost {
-			return infrastructure(err)
+			e.err = err
+			return r.cutOff(e), nil, false
 		}
 		return r.failure(ReasonTransaction, fmt.Errorf(
 			"the transaction was ended or undone while the handler ran (a COMMIT of its own, or an error of the database that it swallowed): %w", err), false), nil, false
@@ -374,16 +384,26 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 		r.lost()
 		return ending{}, nil, false
 	}
-	if r.ended.Load() {
+	if !r.ended.CompareAndSwap(false, true) {
 		return e, nil, false // abandoned: the transaction must not commit after another outcome was given
 	}
 	if err := tx.Commit(); err != nil {
+		committed := false
 		if class := dialect.Classify(err); class == dialect.Lost || errors.Is(err, sql.ErrTxDone) {
-			return r.inDoubt(e, v, err)
+			committed = r.inDoubt(*v.outcome)
 		}
-		return r.unfinished(e, err)
+		if !committed {
+			r.ended.Store(false)
+			return r.unfinished(e, err)
+		}
 	}
 	return e, &v, false
+}
+
+// cutOff: the connection went while the handler ran. Nothing has lasted, but the handler may be the cause, so it counts as
+// a crash.
+func (r *run) cutOff(e ending) ending {
+	return r.failure(ReasonInterrupted, fmt.Errorf("the transaction's connection was lost: %w", e.err), false)
 }
 
 const runSavepoint = "outbox_run"
@@ -409,20 +429,14 @@ func (r *run) lost() {
 	}
 }
 
-// inDoubt finds out what became of a COMMIT whose reply was lost. Locking the task's row waits for the transaction in
-// question: if the row is there then, with our version, nothing was committed; if it is gone, history tells.
-func (r *run) inDoubt(e ending, v verdict, cause error) (ending, *verdict, bool) {
+// inDoubt finds out whether a COMMIT whose reply was lost took effect. Locking the task's row waits for the transaction in
+// question: if the row is there then, nothing was committed; if it is gone, history tells.
+func (r *run) inDoubt(o dialect.Outcome) bool {
 	ctx := context.WithoutCancel(r.ctx)
 	for {
-		committed, err := r.d.store.committed(ctx, r.task)
-		if err == nil && committed {
-			return e, &v, false
-		}
-		if err == nil {
-			return ending{giveBack: true, err: cause, duration: e.duration}, nil, false
-		}
-		if wait(r.d.writeCtx, 500*time.Millisecond) != nil {
-			return ending{giveBack: true, err: cause, duration: e.duration}, nil, false
+		committed, err := r.d.store.committed(ctx, o)
+		if err == nil || wait(r.d.writeCtx, 500*time.Millisecond) != nil {
+			return committed
 		}
 	}
 }
@@ -454,6 +468,7 @@ func tame(err error) (safe error) {
 	var nobody nobodysError // so the whole tree is walked
 	_ = errors.As(err, &nobody)
 	_ = errors.Is(err, errEnded)
+	_ = dialect.Classify(err)
 	return err
 }
 

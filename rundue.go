@@ -10,7 +10,7 @@ import (
 // included, are left for the next call. It fails when the database does, not when a handler does: how tasks ended is
 // in history. When ctx ends, it drains as Run does and returns ctx's error.
 func (p *Plugin) RunDue(ctx context.Context) (int, error) {
-	d, stop, err := p.begin(ctx)
+	d, stop, err := p.begin(ctx, false)
 	if err != nil {
 		return 0, fmt.Errorf("outbox: run due: %w", err)
 	}
@@ -46,6 +46,9 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		return err
 	}
 	if err := d.takeOver(ctx); err != nil {
+		return err
+	}
+	if err := d.unpark(ctx); err != nil {
 		return err
 	}
 	if now, err = d.store.now(ctx); err != nil {

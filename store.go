@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
@@ -238,14 +239,16 @@ type watch struct {
 	beats   map[string]int64 // heartbeats by process
 	orphans bool             // tasks are running whose process has no row
 	parked  bool             // tasks are parked
+	owned   int64            // tasks that the process itself runs, as the table has it
 }
 
-func (s *store) watch(ctx context.Context) (watch, error) {
+func (s *store) watch(ctx context.Context, process string) (watch, error) {
 	w := watch{beats: map[string]int64{}}
 	err := s.query(ctx, s.pool, `SELECT id, beats FROM {processes}
 UNION ALL SELECT 'orphans', count(*) FROM (SELECT 1 AS one FROM {tasks} t WHERE t.state = 'running'
 	AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id) LIMIT 1) o
-UNION ALL SELECT 'parked', count(*) FROM (SELECT 1 AS one FROM {tasks} WHERE state = 'parked' LIMIT 1) k`, nil,
+UNION ALL SELECT 'parked', count(*) FROM (SELECT 1 AS one FROM {tasks} WHERE state = 'parked' LIMIT 1) k
+UNION ALL SELECT 'owned', count(*) FROM {tasks} WHERE state = 'running' AND process_id = ?`, []any{process},
 		func(r *sql.Rows) error {
 			var id string
 			var n int64
@@ -257,6 +260,8 @@ UNION ALL SELECT 'parked', count(*) FROM (SELECT 1 AS one FROM {tasks} WHERE sta
 				w.orphans = n > 0
 			case "parked":
 				w.parked = n > 0
+			case "owned":
+				w.owned = n
 			default:
 				w.beats[id] = n
 			}
@@ -336,7 +341,7 @@ func (s *store) landed(ctx context.Context, outcomes []dialect.Outcome) (map[str
 		if err != nil {
 			return nil, err
 		}
-		if past != nil && past.Version == *o.Version {
+		if past.is(o) {
 			there[o.ID] = true
 		}
 	}
@@ -344,12 +349,12 @@ func (s *store) landed(ctx context.Context, outcomes []dialect.Outcome) (map[str
 }
 
 // committed tells whether the finish of a task, whose COMMIT got no reply, took effect.
-func (s *store) committed(ctx context.Context, t *TaskModel) (bool, error) {
+func (s *store) committed(ctx context.Context, o dialect.Outcome) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	there := false
 	err := s.inTx(ctx, func(tx *sql.Tx) error {
-		return s.query(ctx, tx, "SELECT id FROM {tasks} WHERE id = ?"+s.d.ForUpdate(), []any{t.ID}, func(*sql.Rows) error {
+		return s.query(ctx, tx, "SELECT id FROM {tasks} WHERE id = ?"+s.d.ForUpdate(), []any{o.ID}, func(*sql.Rows) error {
 			there = true
 			return nil
 		})
@@ -357,12 +362,19 @@ func (s *store) committed(ctx context.Context, t *TaskModel) (bool, error) {
 	if err != nil || there {
 		return false, err
 	}
-	past, err := s.history(ctx, s.pool, t.ID)
-	return past != nil && past.Version == t.Version, err
+	past, err := s.history(ctx, s.pool, o.ID)
+	return past.is(o), err
+}
+
+// is reports whether a history row, if there is one, was written by this outcome: a take-over of the same claim leaves its
+// version, too, but another status or reason.
+func (h *HistoryModel) is(o dialect.Outcome) bool {
+	return h != nil && h.Version == *o.Version && string(h.Status) == o.Status && string(h.Reason) == o.Reason
 }
 
 // takeOver takes up to limit tasks away from processes that are gone. What becomes of each was recorded by its claim. Rows
-// that a zombie's transaction has locked are left for later.
+// that a zombie's transaction has locked are left for later. A row that the database refuses comes back with the error; it
+// does not keep the others.
 func (s *store) takeOver(ctx context.Context, limit int, judge func(*TaskModel) verdict) (taken []claimed, all bool, err error) {
 	err = s.inTx(ctx, func(tx *sql.Tx) error {
 		taken = nil
@@ -377,24 +389,71 @@ func (s *store) takeOver(ctx context.Context, limit int, judge func(*TaskModel) 
 			return err
 		}
 		all = len(found) < limit
-		var outcomes []dialect.Outcome
-		var requeued []dialect.Requeued
-		for _, c := range found {
-			if v := judge(c.task); v.outcome != nil {
-				outcomes = append(outcomes, *v.outcome)
-			} else {
-				requeued = append(requeued, *v.requeue)
-			}
+		// Look again, now that the rows are locked: one may have been given back and claimed by a live process between
+		// the statement's snapshot and the lock.
+		alive := map[string]bool{}
+		if err := s.query(ctx, tx, "SELECT id FROM {processes}", nil, func(r *sql.Rows) error {
+			var id string
+			err := r.Scan(&id)
+			alive[id] = true
+			return err
+		}); err != nil {
+			return err
 		}
-		done, err := s.writeIn(ctx, tx, outcomes, requeued)
-		for _, c := range found {
-			if done[c.task.ID] {
-				taken = append(taken, c)
-			}
-		}
+		found = slices.DeleteFunc(found, func(c claimed) bool { return alive[deref(c.task.ProcessID)] })
+		taken, err = s.takeThese(ctx, tx, found, judge)
 		return err
 	})
 	return taken, all, err
+}
+
+// takeThese writes verdicts; where the database refuses some row, one by one.
+func (s *store) takeThese(ctx context.Context, tx *sql.Tx, found []claimed, judge func(*TaskModel) verdict) ([]claimed, error) {
+	if len(found) == 0 {
+		return nil, nil
+	}
+	var outcomes []dialect.Outcome
+	var requeued []dialect.Requeued
+	for _, c := range found {
+		if v := judge(c.task); v.outcome != nil {
+			outcomes = append(outcomes, *v.outcome)
+		} else {
+			requeued = append(requeued, *v.requeue)
+		}
+	}
+	if _, err := tx.ExecContext(ctx, "SAVEPOINT "+savepointName); err != nil {
+		return nil, err
+	}
+	done, err := s.writeIn(ctx, tx, outcomes, requeued)
+	if err == nil {
+		_, err = tx.ExecContext(ctx, "RELEASE SAVEPOINT "+savepointName)
+	} else if class := dialect.Classify(err); class == dialect.Data || class == dialect.Other {
+		if _, undo := tx.ExecContext(ctx, "ROLLBACK TO SAVEPOINT "+savepointName); undo != nil {
+			return nil, errors.Join(err, undo)
+		}
+		if len(found) == 1 {
+			return []claimed{{task: found[0].task, err: err}}, nil
+		}
+		var taken []claimed
+		for i := range found {
+			one, err := s.takeThese(ctx, tx, found[i:i+1:i+1], judge)
+			if err != nil {
+				return nil, err
+			}
+			taken = append(taken, one...)
+		}
+		return taken, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var taken []claimed
+	for _, c := range found {
+		if done[c.task.ID] {
+			taken = append(taken, claimed{task: c.task})
+		}
+	}
+	return taken, nil
 }
 
 // owned are the running tasks of a process.

@@ -131,13 +131,14 @@ type Dialect interface {
 	Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error)
 	Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error)
 	Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]string, error)
-	Unpark(ctx context.Context, c Conn, funcs, queues []string) (int64, error)
+	Unpark(ctx context.Context, c Conn, funcs, queues []string, limit int) (int64, error)
 	Orphans(ctx context.Context, c Conn, limit int, each func(*sql.Rows) error) error
 	Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error)
 
 	// Lock makes a transaction the only one that migrates; the lock ends with the transaction. It may fail as Busy.
 	Lock(ctx context.Context, c Conn) error
-	// Begin readies a fresh transaction for a handler that may read before it writes.
+	// Begin readies a transaction for reads that are followed by writes: it takes the write lock where a transaction that
+	// takes it later may be refused.
 	Begin(ctx context.Context, c Conn) error
 	// ForUpdate ends a SELECT so that it locks the rows; empty where a write locks everything anyway.
 	ForUpdate() string

@@ -90,13 +90,14 @@ WITH o AS MATERIALIZED (
 		t.crashes + o.crashes AS crashes, t.max_attempts, t.timeout_ms, t.version, t.process_id, t.rerun_of,
 		coalesce(o.errors::json, t.errors) AS errors, t.meta, t.created_at, t.started_at,
 		o.status, o.reason, o.result::json, o.error
+), h AS (
+	INSERT INTO {history} (id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
+		timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
+		finished_at)
+	SELECT d.*, {now} FROM d
+	ON CONFLICT (id) DO NOTHING
 )
-INSERT INTO {history} (id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
-	timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
-	finished_at)
-SELECT d.*, {now} FROM d
-ON CONFLICT (id) DO NOTHING
-RETURNING id`
+SELECT id FROM d`
 	p.moveRunning = p.render(strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version", 1))
 	p.moveWaiting = p.render(strings.Replace(move, "{fence}",
 		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1))
@@ -128,9 +129,13 @@ WHERE t.id = ANY (ARRAY(
 	AND t.state || '' = 'pending'
 RETURNING t.func`)
 	p.unpark = p.render(`
-UPDATE {tasks} SET state = 'pending', version = version + 1
-WHERE state = 'parked' AND func = ANY (ARRAY(SELECT json_array_elements_text($1::text::json)))
-	AND ($2::text IS NULL OR queue = ANY (ARRAY(SELECT json_array_elements_text($2::text::json))))`)
+UPDATE {tasks} t SET state = 'pending', version = t.version + 1
+WHERE t.id = ANY (ARRAY(
+	SELECT id FROM {tasks}
+	WHERE state = 'parked' AND func = ANY (ARRAY(SELECT json_array_elements_text($1::text::json)))
+		AND ($2::text IS NULL OR queue = ANY (ARRAY(SELECT json_array_elements_text($2::text::json))))
+	LIMIT $3::bigint FOR UPDATE SKIP LOCKED))
+	AND t.state || '' = 'parked'`)
 
 	p.orphans = p.render(`
 SELECT {t.columns} FROM {tasks} t
@@ -208,8 +213,8 @@ func (p *postgres) Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([
 	return texts(c.QueryContext(ctx, p.at(p.park), encode(lanes), limit))
 }
 
-func (p *postgres) Unpark(ctx context.Context, c Conn, funcs, queues []string) (int64, error) {
-	return affected(c.ExecContext(ctx, p.at(p.unpark), encode(nonNil(funcs)), list(queues)))
+func (p *postgres) Unpark(ctx context.Context, c Conn, funcs, queues []string, limit int) (int64, error) {
+	return affected(c.ExecContext(ctx, p.at(p.unpark), encode(nonNil(funcs)), list(queues), limit))
 }
 
 func (p *postgres) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.Rows) error) error {

@@ -103,8 +103,11 @@ WHERE rowid IN (
 RETURNING func`)
 	s.unpark = s.render(`
 UPDATE {tasks} SET state = 'pending', version = version + 1
-WHERE state = 'parked' AND func IN (SELECT value FROM json_each(?1))
-	AND (?2 IS NULL OR queue IN (SELECT value FROM json_each(?2)))`)
+WHERE rowid IN (
+	SELECT rowid FROM {tasks}
+	WHERE state = 'parked' AND func IN (SELECT value FROM json_each(?1))
+		AND (?2 IS NULL OR queue IN (SELECT value FROM json_each(?2)))
+	LIMIT ?3)`)
 	s.orphans = s.render(`
 SELECT {t.columns} FROM {tasks} t
 WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id)
@@ -225,8 +228,8 @@ func (s *sqlite) Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]s
 	return parked, nil
 }
 
-func (s *sqlite) Unpark(ctx context.Context, c Conn, funcs, queues []string) (int64, error) {
-	return affected(c.ExecContext(ctx, s.at(s.unpark), encode(nonNil(funcs)), list(queues)))
+func (s *sqlite) Unpark(ctx context.Context, c Conn, funcs, queues []string, limit int) (int64, error) {
+	return affected(c.ExecContext(ctx, s.at(s.unpark), encode(nonNil(funcs)), list(queues), limit))
 }
 
 func (s *sqlite) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.Rows) error) error {
