@@ -128,9 +128,9 @@ func (p *Plugin) Run(ctx context.Context) error {
 
 	<-scans.Stop().Done()
 	cancel()
-	wg.Wait()
 	err = d.shutDown(p.opts.ShutdownGrace)
 	stop()
+	wg.Wait() // last: a Waker that does not return must keep nobody's outcome from being recorded
 	d.log.Info("outbox: stopped", "process", d.processID())
 	if err != nil {
 		return fmt.Errorf("outbox: run: %w", err)

@@ -139,8 +139,8 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, inDoubt, alone bool) {
 			}
 			// Such as a row whose id history has already. The others' outcomes must not wait for it.
 			d.log.Error("outbox: outcome refused by the database for good, the task stays as it is", group[0].run.attrs("err", err)...)
-			d.unrecorded(group[0])
 			group[0].run.recorded.Store(true)
+			d.unrecorded(group[0])
 			poke(d.slotFree)
 			return
 		case class == dialect.Lost:
@@ -164,6 +164,7 @@ func (d *dispatcher) unrecorded(p *pendingEnd) {
 	d.mu.Lock()
 	d.hadRun[p.run.task.ID] = true
 	d.mu.Unlock()
+	p.run.over(Finish{Reason: ReasonInterrupted, Err: errOutcomeLost, Duration: p.ending.duration})
 	p.run.release()
 }
 

@@ -22,8 +22,8 @@ type Hooks interface {
 	// OnStart is called before the handler, in the run's goroutine. The context that it returns goes to the handler.
 	OnStart(ctx context.Context, task *TaskModel) context.Context
 
-	// OnFinish is called once per run, when its outcome is durable or was refused, in no particular goroutine. The
-	// context is the one that OnStart returned, which has ended.
+	// OnFinish is called once per run, when its outcome is durable, was refused or could not be recorded, in no
+	// particular goroutine. The context is the one that OnStart returned, which has ended.
 	OnFinish(ctx context.Context, task *TaskModel, f Finish)
 }
 
@@ -31,7 +31,7 @@ type Hooks interface {
 type Finish struct {
 	Status   Status        // success or error; empty when the task goes back to pending
 	Reason   Reason        // says more; empty on success
-	Err      error         // what the handler returned, or ErrClaimLost when the outcome was refused
+	Err      error         // what the handler returned; ErrClaimLost when the outcome was refused
 	Duration time.Duration // of the handler
 	Next     time.Duration // until the next attempt, when the task goes back to pending
 }

@@ -275,15 +275,20 @@ func (r *run) durable(e ending, v verdict, lost bool) {
 		f.Status = StatusSuccess
 		r.d.log.Debug("outbox: task done", r.attrs("duration", e.duration)...)
 	}
-	r.cancel(errEnded) // the outcome may be durable before execute returns
-	for _, hook := range r.d.p.opts.Hooks {
-		r.d.p.guardHook("OnFinish", func() { hook.OnFinish(r.ctx, r.task, f) })
-	}
+	r.over(f)
 	if r.started.Load() {
 		r.d.ran.Add(1)
 	}
 	r.recorded.Store(true)
 	r.release()
+}
+
+// over tells the hooks how the run ended.
+func (r *run) over(f Finish) {
+	r.cancel(errEnded) // the outcome may be durable before execute returns
+	for _, hook := range r.d.p.opts.Hooks {
+		r.d.p.guardHook("OnFinish", func() { hook.OnFinish(r.ctx, r.task, f) })
+	}
 }
 
 // release frees the slot with the second call: one is the outcome's, one the handler's.

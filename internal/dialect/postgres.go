@@ -115,17 +115,22 @@ FROM o
 WHERE t.id = ANY (ARRAY(SELECT id FROM o)) AND t.id = o.id AND t.state || '' = 'running' AND t.version = o.version
 RETURNING t.id`)
 
-	// Only the head of each lane is looked at: that is where tasks stand that nobody takes, and it bounds the cost.
+	// Only the head of each lane is looked at: that is where tasks stand that nobody takes, and it bounds the cost. What is
+	// looked at but not parked is not locked, or another process's claim would pass it over.
 	p.park = p.render(`
 UPDATE {tasks} t SET state = 'parked', version = t.version + 1
 WHERE t.id = ANY (ARRAY(
-	SELECT c.id FROM json_to_recordset($1::text::json) AS l(queue text, priority smallint) CROSS JOIN LATERAL (
-		SELECT h.id, h.func, h.queue FROM {tasks} h
-		WHERE h.state = 'pending' AND h.queue = l.queue AND h.priority = l.priority AND h.run_at <= {now}
-		ORDER BY h.run_at LIMIT $2::bigint FOR UPDATE SKIP LOCKED) c
-	WHERE NOT EXISTS (SELECT 1 FROM {processes} p
-		WHERE c.func IN (SELECT json_array_elements_text(p.functions))
-			AND (p.queues IS NULL OR c.queue IN (SELECT json_array_elements_text(p.queues))))))
+	SELECT k.id FROM {tasks} k
+	WHERE k.id = ANY (ARRAY(
+		SELECT c.id FROM json_to_recordset($1::text::json) AS l(queue text, priority smallint) CROSS JOIN LATERAL (
+			SELECT h.id, h.func, h.queue FROM {tasks} h
+			WHERE h.state = 'pending' AND h.queue = l.queue AND h.priority = l.priority AND h.run_at <= {now}
+			ORDER BY h.run_at LIMIT $2::bigint) c
+		WHERE NOT EXISTS (SELECT 1 FROM {processes} p
+			WHERE c.func IN (SELECT json_array_elements_text(p.functions))
+				AND (p.queues IS NULL OR c.queue IN (SELECT json_array_elements_text(p.queues))))))
+		AND k.state || '' = 'pending'
+	FOR UPDATE SKIP LOCKED))
 	AND t.state || '' = 'pending'
 RETURNING t.func`)
 	p.unpark = p.render(`

@@ -1,0 +1,360 @@
+package outbox_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/testutil"
+)
+
+// What one task, one row or one caller does must harm only itself.
+
+// refuse makes history refuse the row of one task: for its data, or with an error that says nothing of the cause.
+func refuse(t *testing.T, db *gorm.DB, id string, data bool) {
+	t.Helper()
+	if db.Dialector.Name() == "sqlite" {
+		raise := "SELECT RAISE(ABORT, 'not this one')"
+		if !data {
+			raise = "SELECT json('not JSON')"
+		}
+		mustRun(t, db, fmt.Sprintf("CREATE TRIGGER refuse BEFORE INSERT ON outbox_history WHEN NEW.id = '%s' BEGIN %s; END", id, raise))
+		return
+	}
+	state := "check_violation"
+	if !data {
+		state = "raise_exception"
+	}
+	mustRun(t, db,
+		"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this one' USING ERRCODE = '"+state+"'; END $$",
+		fmt.Sprintf("CREATE TRIGGER refuse BEFORE INSERT ON outbox_history FOR EACH ROW WHEN (NEW.id = '%s') EXECUTE FUNCTION refuse()", id))
+}
+
+// orphan makes a waiting task one that a process had claimed which is gone.
+func orphan(t *testing.T, db *gorm.DB, id string) {
+	t.Helper()
+	set := map[string]any{"state": "running", "attempt": 1, "version": 2, "process_id": "gone"}
+	if r := db.Model(&outbox.TaskModel{}).Where("id = ?", id).Updates(set); r.Error != nil || r.RowsAffected != 1 {
+		t.Fatal(r.RowsAffected, r.Error)
+	}
+}
+
+func TestOrphanThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		p := install(t, db, producer(), nil)
+		var ids []string
+		for range 5 {
+			ids = append(ids, create(t, db, "gone", nil).ID)
+			orphan(t, db, ids[len(ids)-1])
+		}
+		refuse(t, db, ids[2], true)
+		if _, err := p.RunDue(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for i, id := range ids {
+			task, past, err := outbox.Lookup(db, id)
+			switch {
+			case err != nil:
+				t.Error(err)
+			case i == 2 && (task == nil || task.State != outbox.StateRunning):
+				t.Errorf("the refused one: %+v, %+v", task, past)
+			case i != 2 && (past == nil || past.Reason != outbox.ReasonInterrupted):
+				t.Errorf("task %d: %+v, %+v", i, task, past)
+			}
+		}
+	})
+}
+
+func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
+	for name, data := range map[string]bool{"for its data": true, "for no known reason": false} {
+		t.Run(name, func(t *testing.T) {
+			eachDB(t, func(t *testing.T, db *gorm.DB) {
+				finished := make(chan outbox.Finish, 100)
+				gate := make(chan struct{})
+				opts := producer()
+				opts.Hooks = []outbox.Hooks{finishHook(func(task *outbox.TaskModel, f outbox.Finish) {
+					if task.Func == "bad" {
+						finished <- f
+					}
+				})}
+				opts.ShutdownGrace, opts.CancelGrace = 100*time.Millisecond, 100*time.Millisecond
+				p := install(t, db, opts, func(p *outbox.Plugin) {
+					wait := func(context.Context) error { <-gate; return nil }
+					p.Handle("good", wait)
+					p.Handle("bad", wait)
+				})
+				var good []string
+				bad := create(t, db, "bad", nil).ID
+				for range 5 {
+					good = append(good, create(t, db, "good", nil).ID)
+				}
+				refuse(t, db, bad, data)
+				stop, done := runAsync(t, p)
+				eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
+				close(gate)
+				for _, id := range append(good, create(t, db, "good", nil).ID) {
+					if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+						t.Errorf("%+v", past)
+					}
+				}
+				if data {
+					receiveGivenUp(t, finished) // at once, for waiting would not help
+				}
+				stop()
+				if err := receive(t, done); !data && err == nil {
+					t.Error("Run does not tell that an outcome is lost")
+				}
+				if !data {
+					receiveGivenUp(t, finished)
+				}
+			})
+		})
+	}
+}
+
+// receiveGivenUp waits for what the hooks are told of a run whose outcome could not be recorded.
+func receiveGivenUp(t *testing.T, finished <-chan outbox.Finish) {
+	t.Helper()
+	f := receive(t, finished)
+	if f.Status != "" || f.Reason != outbox.ReasonInterrupted || f.Err == nil || f.Duration == 0 {
+		t.Errorf("the hooks were told %+v", f)
+	}
+}
+
+func TestRowEditedWhileItRunsEndsAsInterrupted(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		started, leave := make(chan struct{}), make(chan struct{})
+		p := install(t, db, processOptions(), func(p *outbox.Plugin) {
+			p.Handle("held", func(context.Context) error { close(started); <-leave; return nil })
+		})
+		start(t, p)
+		task := create(t, db, "held", nil)
+		receive(t, started)
+		if err := db.Model(&outbox.TaskModel{}).Where("id = ?", task.ID).Update("version", gorm.Expr("version + 1")).Error; err != nil {
+			t.Fatal(err)
+		}
+		close(leave)
+		if past := ended(t, db, task.ID); past.Status != outbox.StatusError || past.Reason != outbox.ReasonInterrupted || past.Attempt != 1 {
+			t.Errorf("%+v", past)
+		}
+	})
+}
+
+func TestHandlerThatLosesItsOwnConnection(t *testing.T) {
+	db := testutil.Postgres(t)
+	const suicide = "SELECT pg_terminate_backend(pg_backend_pid())"
+	p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p.Handle("returns", func(_ context.Context, tx *gorm.DB) error { return tx.Exec(suicide).Error })
+		p.Handle("swallows", func(_ context.Context, tx *gorm.DB) error { tx.Exec(suicide); return nil })
+		p.Handle("another", func(context.Context, *gorm.DB) error { return fmt.Errorf("read a file: %w", io.ErrUnexpectedEOF) })
+	})
+	start(t, p)
+	for path, want := range map[string]struct {
+		reason           outbox.Reason
+		attempt, crashes int
+	}{
+		"returns":  {outbox.ReasonInterrupted, 3, 3},
+		"swallows": {outbox.ReasonInterrupted, 3, 3},
+		"another":  {outbox.ReasonFailed, 1, 0},
+	} {
+		t.Run(path, func(t *testing.T) {
+			past := ended(t, db, create(t, db, path, nil).ID)
+			if past.Status != outbox.StatusError || past.Reason != want.reason || past.Attempt != want.attempt || past.Crashes != want.crashes {
+				t.Errorf("%s, %s, attempt %d, %d crashes, %s", past.Status, past.Reason, past.Attempt, past.Crashes, text(past.Error))
+			}
+		})
+	}
+}
+
+func TestTaskWhoseIDHistoryHasIsNotStuck(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		ran := make(chan struct{}, 2)
+		p := install(t, db, quick(), func(p *outbox.Plugin) {
+			p.Handle("plain", func(context.Context) error { ran <- struct{}{}; return nil })
+			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { ran <- struct{}{}; return nil })
+		})
+		for _, path := range []string{"plain", "plain.tx"} {
+			task := create(t, db, path, nil)
+			old := outbox.HistoryModel{ID: task.ID, Func: "old", Args: outbox.JSON("{}"), Queue: "default", Status: outbox.StatusCancelled,
+				RunAt: task.RunAt, CreatedAt: task.CreatedAt, FinishedAt: task.CreatedAt}
+			if err := db.Create(&old).Error; err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n, err := p.RunDue(t.Context()); n != 2 || err != nil {
+			t.Errorf("ran %d, %v", n, err)
+		}
+		if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+			t.Errorf("%d tasks are left", n)
+		}
+		if n := count(t, db.Where("func = 'old'"), &outbox.HistoryModel{}); n != 2 {
+			t.Errorf("%d of the 2 old rows are as they were", n)
+		}
+	})
+}
+
+// deferredSQLite opens a database whose transactions take the write lock with their first write, not when they begin.
+func deferredSQLite(t *testing.T) *gorm.DB {
+	t.Helper()
+	dsn := testutil.SQLiteDSN(t)
+	plain := strings.Replace(dsn, "_txlock=immediate", "_txlock=deferred", 1)
+	if plain == dsn {
+		t.Fatalf("the DSN %s has another form", dsn)
+	}
+	return openConfig(t, "sqlite", plain, &gorm.Config{})
+}
+
+func TestChangesOnSQLiteTakeTheWriteLockFirst(t *testing.T) {
+	db := deferredSQLite(t)
+	install(t, db, producer(), nil)
+	past := create(t, db, "some", nil)
+	if err := outbox.Cancel(db, past.ID); err != nil {
+		t.Fatal(err)
+	}
+	// A transaction that has read cannot write any more once another has written.
+	if errs := together(8, func(i int) error {
+		for n := range 20 {
+			key := fmt.Sprint(i, "-", n)
+			if err := db.Transaction(func(tx *gorm.DB) error {
+				if err := outbox.CancelKey(tx, key); err != nil {
+					return err
+				}
+				_, err := outbox.Create(tx, "some", nil, outbox.Key(key))
+				return err
+			}); err != nil {
+				return err
+			}
+			if err := db.Transaction(func(tx *gorm.DB) error {
+				_, err := outbox.Rerun(tx, past.ID)
+				if errors.Is(err, outbox.ErrConflict) {
+					return nil
+				}
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); errors.Join(errs...) != nil {
+		t.Error(errors.Join(errs...))
+	}
+}
+
+func TestSnoozeDuringShutdownKeepsItsTime(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		started := make(chan struct{})
+		opts := quick()
+		opts.ShutdownGrace = time.Millisecond
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("snoozes", func(ctx context.Context) error {
+				close(started)
+				<-ctx.Done()
+				return outbox.Snooze(time.Hour)
+			}, outbox.Idempotent())
+		})
+		stop := start(t, p)
+		task := create(t, db, "snoozes", nil)
+		receive(t, started)
+		stop()
+		waiting, _, err := outbox.Lookup(db, task.ID)
+		if err != nil || waiting == nil || waiting.RunAt.Before(task.RunAt.Add(59*time.Minute)) || waiting.Uncounted != 1 {
+			t.Errorf("%+v, %v", waiting, err)
+		}
+	})
+}
+
+// deaf is a Waker that fails.
+type deaf struct{}
+
+func (deaf) Created(context.Context, gorm.ConnPool, *sql.DB) error { return errors.New("deaf") }
+
+func (deaf) Listen(ctx context.Context, _ *sql.DB, _ func()) error { <-ctx.Done(); return nil }
+
+func TestWakerThatFails(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		opts := producer()
+		opts.Wakers = []outbox.Waker{deaf{}}
+		install(t, db, opts, nil)
+		t.Run("in a transaction, it fails the creation", func(t *testing.T) {
+			err := db.Transaction(func(tx *gorm.DB) error {
+				_, err := outbox.Create(tx, "some", nil)
+				return err
+			})
+			if err == nil || !strings.Contains(err.Error(), "deaf") || count(t, db, &outbox.TaskModel{}) != 0 {
+				t.Errorf("got %v", err)
+			}
+		})
+		t.Run("outside, the task is there already", func(t *testing.T) {
+			if task := create(t, db, "some", nil); !taskExists(t, db, task.ID) {
+				t.Error("the task is not there")
+			}
+		})
+	})
+}
+
+func TestTransactionThatHangsInItsRollbackBlocksNobody(t *testing.T) {
+	db := testutil.Postgres(t)
+	var ran <-chan string
+	p := install(t, db, quick(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+	stop := start(t, p)
+	ctx, cancel := context.WithCancel(t.Context())
+	tx := db.WithContext(ctx).Begin()
+	create(t, tx, "note", nil)
+	slept := make(chan struct{})
+	begun := make(chan struct{})
+	go func() {
+		defer close(slept)
+		close(begun)
+		// Not with the transaction's context: its end waits for the statement then.
+		tx.WithContext(context.WithoutCancel(ctx)).Exec("SELECT pg_sleep(5)")
+	}()
+	<-begun
+	eventually(t, "it sleeps", func() bool {
+		var n int64
+		err := db.Raw("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'").Scan(&n).Error
+		return err == nil && n > 0
+	})
+	cancel()
+	task := create(t, db, "note", nil)
+	if id := receive(t, ran); id != task.ID {
+		t.Errorf("%s ran", id)
+	}
+	stop()
+	select {
+	case <-slept:
+		t.Error("it was waited for")
+	default:
+	}
+	<-slept
+}
+
+func TestParkLocksOnlyWhatItParks(t *testing.T) {
+	db := testutil.Postgres(t) // elsewhere all writes are one after the other
+	var ran <-chan string
+	p := install(t, db, producer(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+	able := outbox.ProcessModel{ID: "able", Functions: outbox.JSON(`["note"]`), StartedAt: time.Now(), BeatAt: time.Now()}
+	if err := db.Create(&able).Error; err != nil {
+		t.Fatal(err)
+	}
+	task := create(t, db, "note", nil)
+	create(t, db, "unknown", nil)
+	tx := db.Begin()
+	defer tx.Rollback()
+	if funcs, err := p.Park(t.Context(), tx.Statement.ConnPool); err != nil || len(funcs) != 1 || funcs[0] != "unknown" {
+		t.Fatalf("parked %v, %v", funcs, err)
+	}
+	if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
+		t.Errorf("ran %d, %v", n, err)
+	}
+	if len(ran) != 1 || <-ran != task.ID {
+		t.Error("the task did not run")
+	}
+}
