@@ -1,0 +1,35 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// What tests need to see of the statements that change state.
+
+// Statements are those of the plugin's database, and the pool they run on.
+func (p *Plugin) Statements() (dialect.Dialect, *sql.DB) { return p.store.d, p.store.pool }
+
+// Intercept puts other statements in the place of the plugin's. It belongs before Run.
+func (p *Plugin) Intercept(wrap func(dialect.Dialect) dialect.Dialect) { p.store.d = wrap(p.store.d) }
+
+// TakeOver gives back every task whose process is gone, and returns their ids.
+func (p *Plugin) TakeOver(ctx context.Context) (ids []string, err error) {
+	taken, _, err := p.store.takeOver(ctx, 1000, func(t *TaskModel) verdict { return requeue(t, 0, 1, 0, nil) })
+	for _, c := range taken {
+		ids = append(ids, c.task.ID)
+	}
+	return ids, err
+}
+
+// Committed looks whether an outcome took effect whose COMMIT got no reply.
+func (p *Plugin) Committed(ctx context.Context, o dialect.Outcome) (bool, error) {
+	return p.store.committed(ctx, o)
+}
+
+// Landed looks which outcomes of a group took effect whose statement got no reply.
+func (p *Plugin) Landed(ctx context.Context, outcomes ...dialect.Outcome) (map[string]bool, error) {
+	return p.store.landed(ctx, outcomes)
+}
