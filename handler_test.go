@@ -335,27 +335,3 @@ func TestBadRowHarmsOnlyItself(t *testing.T) {
 		}
 	})
 }
-
-// Somebody who copies a row of history back by hand gives it the id that history has already.
-func TestRowThatHistoryHasAlreadyHarmsOnlyItself(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
-			p.Handle("plain", func(context.Context) error { return nil })
-		})
-		twice := create(t, db, "plain", nil)
-		start(t, p)
-		first := ended(t, db, twice.ID)
-		if err := db.Create(twice).Error; err != nil {
-			t.Fatal(err)
-		}
-		for range 3 {
-			if past := ended(t, db, create(t, db, "plain", nil).ID); past.Status != outbox.StatusSuccess {
-				t.Errorf("another task: %+v", past)
-			}
-		}
-		var again outbox.HistoryModel
-		if err := db.First(&again, "id = ?", twice.ID).Error; err != nil || !again.FinishedAt.Equal(first.FinishedAt) {
-			t.Errorf("history was changed: %+v, %v", again, err)
-		}
-	})
-}
