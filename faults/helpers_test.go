@@ -1,0 +1,239 @@
+package faults_test
+
+import (
+	"context"
+	"database/sql"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"gorm.io/driver/postgres"
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/testutil"
+)
+
+// database is one that every case runs on, unless the case says why it cannot be had there.
+type database struct {
+	name      string
+	driver    string // as it is registered with database/sql
+	dsn       func(testing.TB) string
+	dialector func(*sql.DB) gorm.Dialector
+}
+
+var databases = []database{
+	{"sqlite", "sqlite3", testutil.SQLiteDSN, func(pool *sql.DB) gorm.Dialector { return sqlite.New(sqlite.Config{Conn: pool}) }},
+	{"postgres", "pgx", testutil.PostgresDSN, func(pool *sql.DB) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) }},
+}
+
+func named(name string) database {
+	for _, d := range databases {
+		if d.name == name {
+			return d
+		}
+	}
+	panic("no database " + name)
+}
+
+// each runs a test on a fresh database of each kind. They run in parallel, because they mostly wait.
+func each(t *testing.T, test func(t *testing.T, d database, dsn string)) {
+	t.Parallel()
+	for _, d := range databases {
+		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, d, d.dsn(t))
+		})
+	}
+}
+
+// on runs a test on one kind of database, for faults that the others cannot have.
+func on(t *testing.T, name string, test func(t *testing.T, d database, dsn string)) {
+	t.Parallel()
+	t.Run(name, func(t *testing.T) {
+		d := named(name)
+		test(t, d, d.dsn(t))
+	})
+}
+
+// effect is written by handlers, inside their transaction where they have one; no key hides a second one.
+type effect struct {
+	Task    string
+	Attempt int
+}
+
+// open opens a database through a tap, which may be nil, and makes the table of effects.
+func (d database) open(t testing.TB, dsn string, tp *tap) *gorm.DB {
+	t.Helper()
+	db, pool, err := d.connect(dsn, tp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = pool.Close() })
+	if err := db.AutoMigrate(&effect{}); err != nil {
+		t.Fatal(err)
+	}
+	return db
+}
+
+func (d database) connect(dsn string, tp *tap) (*gorm.DB, *sql.DB, error) {
+	plain, err := sql.Open(d.driver, dsn)
+	if err != nil {
+		return nil, nil, err
+	}
+	pool := plain
+	if tp != nil {
+		pool = sql.OpenDB(&tapConnector{tap: tp, real: plain.Driver(), dsn: dsn})
+		_ = plain.Close()
+	}
+	pool.SetMaxOpenConns(30)
+	pool.SetMaxIdleConns(30)
+	db, err := gorm.Open(d.dialector(pool), &gorm.Config{Logger: logger.Discard})
+	return db, pool, err
+}
+
+const limit = 600 * time.Millisecond // of heartbeats, where a test waits for it
+
+// quick are options whose scans, heartbeats and retries come soon.
+func quick(change ...func(*outbox.Options)) outbox.Options {
+	o := outbox.Options{
+		Scan: "@every 20ms", Heartbeat: 100 * time.Millisecond, HeartbeatLimit: limit,
+		Backoff: func(int) time.Duration { return time.Millisecond }, Logger: slog.New(slog.DiscardHandler),
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	return o
+}
+
+// patient gives heartbeats the time that a busy machine may need: for tests in which nobody is to be declared dead.
+func patient(o *outbox.Options) { o.Heartbeat, o.HeartbeatLimit = 100*time.Millisecond, 30*time.Second }
+
+// install makes a plugin, lets setup register handlers, and migrates.
+func install(t testing.TB, db *gorm.DB, opts outbox.Options, setup func(*outbox.Plugin)) *outbox.Plugin {
+	t.Helper()
+	p := outbox.New(opts)
+	if setup != nil {
+		setup(p)
+	}
+	if err := db.Use(p); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// start runs the plugin until the test ends, or until the returned function is called, which waits for the drain.
+func start(t testing.TB, p *outbox.Plugin) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+// receive waits for a value.
+func receive[T any](t testing.TB, c <-chan T) (v T) {
+	t.Helper()
+	select {
+	case v = <-c:
+	case <-time.After(time.Minute):
+		t.Fatal("nothing came within a minute")
+	}
+	return v
+}
+
+// eventually waits until a condition holds.
+func eventually(t testing.TB, what string, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(time.Minute)
+	for !holds() {
+		select {
+		case <-tick.C:
+		case <-end:
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}
+
+// ended waits for a task's history row; errors of the database, which may be the fault under test, are waited out.
+func ended(t testing.TB, db *gorm.DB, id string) *outbox.HistoryModel {
+	t.Helper()
+	var past *outbox.HistoryModel
+	eventually(t, "task "+id+" ends", func() bool {
+		_, past, _ = outbox.Lookup(db, id)
+		return past != nil
+	})
+	return past
+}
+
+func create(t testing.TB, tx *gorm.DB, path string, args any, opts ...outbox.Option) *outbox.TaskModel {
+	t.Helper()
+	task, err := outbox.Create(tx, path, args, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return task
+}
+
+// count rows of a model.
+func count(t testing.TB, db *gorm.DB, model any) int64 {
+	t.Helper()
+	var n int64
+	if err := db.Model(model).Count(&n).Error; err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// effects of a task.
+func effects(t testing.TB, db *gorm.DB, task string) int64 {
+	t.Helper()
+	return count(t, db.Where("task = ?", task), &effect{})
+}
+
+// leave writes the effect of a run.
+func leave(ctx context.Context, db *gorm.DB) error {
+	task, _ := outbox.TaskFrom(ctx)
+	return db.WithContext(ctx).Create(&effect{task.ID, task.Attempt}).Error
+}
+
+// fine is a handler that has nothing to do.
+func fine(context.Context) error { return nil }
+
+// text of a history row's error.
+func text(h *outbox.HistoryModel) string {
+	if h.Error == nil {
+		return ""
+	}
+	return *h.Error
+}
+
+// run a statement or end the test.
+func run(t testing.TB, db *gorm.DB, statement string, args ...any) {
+	t.Helper()
+	if err := db.Exec(statement, args...).Error; err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
