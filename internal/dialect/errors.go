@@ -15,18 +15,67 @@ import (
 type Class int
 
 const (
-	Other   Class = iota
-	Retry         // the transaction was undone and may be run again: serialization failure, deadlock
-	Busy          // a lock is held or the database is short of something: wait, then try again
-	Lost          // the connection is gone or the server is going: whether the statement took effect is unknown
-	Data          // the database refuses the values
-	Missing       // a table is not there
+	Other   Class = iota // give up, or ask a person: nothing that the library does will help
+	Retry                // run the whole transaction again: it was undone for the sake of others
+	Busy                 // wait, then try again: a lock is held, or the database is short of something
+	Lost                 // reconnect and look: whether the statement took effect is unknown
+	Data                 // the database refuses the values
+	Missing              // a table is not there
+	Undone               // an earlier error has undone the transaction, and it only waits for its rollback
 )
+
+// States by SQLSTATE, or by its class of two characters where all of that class ask for the same. What is not here is Other.
+//
+// Source: PostgreSQL, "Appendix A. PostgreSQL Error Codes", https://www.postgresql.org/docs/current/errcodes-appendix.html
+var states = map[string]Class{
+	"08":    Lost,    // connection exception
+	"22":    Data,    // data exception
+	"23":    Data,    // integrity constraint violation
+	"25006": Busy,    // read_only_sql_transaction: a standby, or a server that was made read-only
+	"25P02": Undone,  // in_failed_sql_transaction
+	"25P03": Lost,    // idle_in_transaction_session_timeout: the session is over
+	"25P04": Lost,    // transaction_timeout: the session is over
+	"28":    Busy,    // invalid authorization specification: as while a password is changed
+	"3D000": Busy,    // invalid_catalog_name: the database is not there (yet)
+	"3F000": Missing, // invalid_schema_name
+	"40001": Retry,   // serialization_failure
+	"40003": Lost,    // statement_completion_unknown
+	"40P01": Retry,   // deadlock_detected
+	"42P01": Missing, // undefined_table
+	"44000": Data,    // with_check_option_violation
+	"53":    Busy,    // insufficient resources: disk full, out of memory, too many connections
+	"54":    Data,    // program limit exceeded
+	"55006": Busy,    // object_in_use
+	"55P03": Busy,    // lock_not_available: a lock timeout
+	"57":    Lost,    // operator intervention: the server or this session is being shut down
+	"57014": Busy,    // query_canceled: a statement timeout
+	"58":    Busy,    // system error: an I/O error
+	"P0":    Data,    // PL/pgSQL error: what a trigger raises
+}
+
+// Primary result codes of SQLite; an extended code has one in its lowest byte. What is not here is Other.
+//
+// Source: SQLite, "Result and Error Codes", https://www.sqlite.org/rescode.html
+var sqliteCodes = map[int]Class{
+	4:  Retry, // ABORT: a rollback came in between
+	5:  Busy,  // BUSY: another connection holds the lock
+	6:  Busy,  // LOCKED: this connection does, or one that shares its cache
+	7:  Busy,  // NOMEM
+	8:  Busy,  // READONLY
+	9:  Busy,  // INTERRUPT
+	10: Busy,  // IOERR
+	13: Busy,  // FULL
+	14: Busy,  // CANTOPEN
+	15: Busy,  // PROTOCOL: a race for the write-ahead log's locks
+	17: Retry, // SCHEMA: it was changed while a statement was prepared
+	18: Data,  // TOOBIG
+	19: Data,  // CONSTRAINT
+	20: Data,  // MISMATCH
+	25: Data,  // RANGE
+}
 
 // Classify sorts an error. Drivers are not imported for it: PostgreSQL's are read through SQLState(), SQLite's through
 // Code() or the fields Code and ExtendedCode.
-//
-// Sources: PostgreSQL, "Appendix A. Error Codes"; SQLite, "Result and Error Codes" (rescode.html).
 func Classify(err error) Class {
 	var state interface{ SQLState() string }
 	switch {
@@ -51,46 +100,17 @@ func Classify(err error) Class {
 }
 
 func classifyState(state string) Class {
-	switch state {
-	case "40001", "40P01": // serialization_failure, deadlock_detected
-		return Retry
-	case "55P03", "55006": // lock_not_available, object_in_use
-		return Busy
-	case "42P01", "3F000": // undefined_table, invalid_schema_name
-		return Missing
-	case "57014": // query_canceled: a statement timeout
-		return Busy
-	case "25006": // read_only_sql_transaction: a standby, or a server that was made read-only
-		return Busy
+	if class, ok := states[state]; ok {
+		return class
 	}
-	if len(state) < 2 {
-		return Other
-	}
-	switch state[:2] {
-	case "08", "57": // connection exception, operator intervention
-		return Lost
-	case "53": // insufficient resources
-		return Busy
-	case "22", "23", "54": // data exception, integrity constraint violation, program limit exceeded
-		return Data
-	}
-	return Other
+	return states[state[:min(2, len(state))]]
 }
 
 func classifySQLite(code int, err error) Class {
-	switch code & 0xff {
-	case 5, 6: // SQLITE_BUSY, SQLITE_LOCKED
-		return Busy
-	case 7, 8, 9, 10, 13, 14: // NOMEM, READONLY, INTERRUPT, IOERR, FULL, CANTOPEN
-		return Busy
-	case 18, 19, 20, 25: // TOOBIG, CONSTRAINT, MISMATCH, RANGE
-		return Data
-	case 1: // SQLITE_ERROR, which has no finer code for this
-		if strings.Contains(err.Error(), "no such table") {
-			return Missing
-		}
+	if code&0xff == 1 && strings.Contains(err.Error(), "no such table") { // ERROR has no finer code for this
+		return Missing
 	}
-	return Other
+	return sqliteCodes[code&0xff]
 }
 
 // sqliteCode reads a code from the error types of SQLite's drivers, whose packages must not be imported here. Errors that

@@ -19,7 +19,7 @@ func (s state) Error() string    { return "ERROR: something (SQLSTATE " + string
 func (s state) SQLState() string { return string(s) }
 
 func (c Class) String() string {
-	return [...]string{"Other", "Retry", "Busy", "Lost", "Data", "Missing"}[c]
+	return [...]string{"Other", "Retry", "Busy", "Lost", "Data", "Missing", "Undone"}[c]
 }
 
 func TestClassify(t *testing.T) {
@@ -51,7 +51,22 @@ func TestClassify(t *testing.T) {
 		{"unique", state("23505"), Data},
 		{"too complex", state("54001"), Data},
 		{"syntax error", state("42601"), Other},
-		{"aborted transaction", state("25P02"), Other},
+		{"insufficient privilege", state("42501"), Other},
+		{"aborted transaction", state("25P02"), Undone},
+		{"no transaction", state("25P01"), Other},
+		{"no such savepoint", state("3B001"), Other},
+		{"idle in transaction for too long", state("25P03"), Lost},
+		{"transaction timeout", state("25P04"), Lost},
+		{"wrong password", state("28P01"), Busy},
+		{"no such database", state("3D000"), Busy},
+		{"no such prepared statement", state("26000"), Other},
+		{"statement completion unknown", state("40003"), Lost},
+		{"I/O error", state("58030"), Busy},
+		{"raised by a trigger", state("P0001"), Data},
+		{"view's check option", state("44000"), Data},
+		{"database dropped", state("57P04"), Lost},
+		{"configuration limit exceeded", state("53400"), Busy},
+		{"data corrupted", state("XX001"), Other},
 		{"an empty state", state(""), Other},
 		{"a state that is none", state("x"), Other},
 		{"wrapped", fmt.Errorf("insert: %w", state("40001")), Retry},
@@ -108,6 +123,15 @@ func TestClassifySQLiteCodes(t *testing.T) {
 		{"mismatch", 20, none, Data},
 		{"no such table", 1, errors.New("no such table: outbox_tasks"), Missing},
 		{"another mistake", 1, errors.New(`near "FORM": syntax error`), Other},
+		{"aborted by a rollback", 516, none, Retry},
+		{"no memory", 7, none, Busy},
+		{"disk I/O error, write", 778, none, Busy},
+		{"locking protocol", 15, none, Busy},
+		{"schema changed", 17, none, Retry},
+		{"range", 25, none, Data},
+		{"raised by a trigger", 1811, none, Data},
+		{"misuse", 21, none, Other},
+		{"not a database", 26, none, Other},
 		{"corrupt", 11, none, Other},
 		{"none", 0, none, Other},
 	} {
