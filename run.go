@@ -36,6 +36,7 @@ var (
 	errShutdown = errors.New("the dispatcher shuts down")
 	errTimeout  = fmt.Errorf("the time limit is over: %w", context.DeadlineExceeded)
 	errEnded    = errors.New("the run is over")
+	errNoReply  = errors.New("the database does not answer")
 )
 
 func (d *dispatcher) newRun(c claimed) *run {
@@ -335,27 +336,37 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 		// Nothing of the run has lasted, and it is not the handler's fault.
 		return ending{giveBack: true, delay: time.Second, err: err}, nil, dialect.Classify(err) == dialect.Retry
 	}
-	tx, err := s.pool.BeginTx(r.ctx, &sql.TxOptions{Isolation: r.handler.isolation})
+	// On a connection that is half open no reply ever comes. The handler has its Timeout; what is done around it has this.
+	ctx, giveUp := context.WithCancelCause(r.ctx)
+	defer giveUp(errEnded)
+	limit := max(r.d.p.opts.HeartbeatLimit, time.Second)
+	watch := time.AfterFunc(limit, func() { giveUp(errNoReply) })
+	defer watch.Stop()
+	tx, err := s.pool.BeginTx(ctx, &sql.TxOptions{Isolation: r.handler.isolation})
 	if err != nil {
 		return infrastructure(err)
 	}
 	defer tx.Rollback()
-	if err := s.d.Begin(r.ctx, tx); err != nil {
+	if err := s.d.Begin(ctx, tx); err != nil {
 		return infrastructure(err)
 	}
-	if _, err := tx.ExecContext(r.ctx, "SAVEPOINT "+runSavepoint); err != nil {
+	if _, err := tx.ExecContext(ctx, "SAVEPOINT "+runSavepoint); err != nil {
 		return infrastructure(err)
 	}
-	guard := &guardedTx{Tx: tx}
+	if !watch.Stop() {
+		return infrastructure(errNoReply)
+	}
+	guard := &guardedTx{Tx: tx, s: s}
 	db := s.handlerDB(r.ctx, guard)
 	result, e := r.invoke(func() (any, error) { return r.handler.call(r.ctx, db, args) })
 	guard.closed.Store(true)
+	watch.Reset(limit)
 	if e.reason == ReasonNone && guard.ended.Load() {
 		e = r.failure(ReasonTransaction, ErrTxGuarded, false)
 	}
 	if e.reason == ReasonFailed && r.ctx.Err() == nil && dialect.Classify(e.err) == dialect.Lost {
 		// Was it this transaction's connection that was lost, or something of the handler's own?
-		if _, err := tx.ExecContext(r.ctx, "SAVEPOINT "+runSavepoint); dialect.Classify(err) == dialect.Lost && r.ctx.Err() == nil {
+		if _, err := tx.ExecContext(ctx, "SAVEPOINT "+runSavepoint); dialect.Classify(err) == dialect.Lost && r.ctx.Err() == nil {
 			return r.cutOff(e), nil, false
 		}
 	}
@@ -365,24 +376,15 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	}
 	// A savepoint that is gone shows that the transaction was ended, or undone by the database after an error that the
 	// handler swallowed; whatever the handler wrote since then would have been committed by itself.
-	if _, err := tx.ExecContext(r.ctx, "RELEASE SAVEPOINT "+runSavepoint); err != nil {
+	if _, err := tx.ExecContext(ctx, "RELEASE SAVEPOINT "+runSavepoint); err != nil {
 		tx.Rollback()
-		if r.ctx.Err() != nil {
-			e = ending{reason: ReasonFailed, err: r.ctx.Err(), text: errorText(context.Cause(r.ctx)), duration: e.duration}
-			return r.judge(nil, e), nil, false
-		}
-		if dialect.Classify(err) == dialect.Lost {
-			e.err = err
-			return r.cutOff(e), nil, false
-		}
-		return r.failure(ReasonTransaction, fmt.Errorf(
-			"the transaction was ended or undone while the handler ran (a COMMIT of its own, or an error of the database that it swallowed): %w", err), false), nil, false
+		return r.unreleased(ctx, e, err), nil, false
 	}
 	e = r.judge(result, e)
 	v := decide(r.task, e, r.d.backoff)
-	moved, err := s.d.Move(r.ctx, tx, dialect.FromRunning, []dialect.Outcome{*v.outcome})
+	moved, err := s.d.Move(ctx, tx, dialect.FromRunning, []dialect.Outcome{*v.outcome})
 	if err != nil {
-		return r.unfinished(e, err)
+		return r.unfinished(ctx, e, err)
 	}
 	if len(moved) == 0 {
 		tx.Rollback()
@@ -399,10 +401,30 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 		}
 		if !committed {
 			r.ended.Store(false)
-			return r.unfinished(e, err)
+			return r.unfinished(ctx, e, err)
 		}
 	}
 	return e, &v, false
+}
+
+// unreleased: the savepoint that was set before the handler ran cannot be released after it.
+func (r *run) unreleased(ctx context.Context, e ending, err error) ending {
+	switch class := dialect.Classify(err); {
+	case r.ctx.Err() != nil:
+		e = ending{reason: ReasonFailed, err: r.ctx.Err(), text: errorText(context.Cause(r.ctx)), duration: e.duration}
+		return r.judge(nil, e)
+	case context.Cause(ctx) == errNoReply:
+		e.err = errNoReply
+		return r.cutOff(e)
+	case class == dialect.Lost:
+		e.err = err
+		return r.cutOff(e)
+	case class == dialect.Undone:
+		return r.failure(ReasonTransaction, fmt.Errorf(
+			"the database has undone the transaction after an error that the handler swallowed, nothing of it stays: %w", err), false)
+	}
+	return r.failure(ReasonTransaction, fmt.Errorf("the transaction was ended while the handler ran, by a statement of its own or after an error that it swallowed;"+
+		" if that was a COMMIT, what the handler had written stays and cannot be taken back: %w", err), true)
 }
 
 // cutOff: the connection went while the handler ran. Nothing has lasted, but the handler may be the cause, so it counts as
@@ -414,7 +436,11 @@ func (r *run) cutOff(e ending) ending {
 const runSavepoint = "outbox_run"
 
 // unfinished: the finishing statements failed, so the transaction is undone.
-func (r *run) unfinished(e ending, err error) (ending, *verdict, bool) {
+func (r *run) unfinished(ctx context.Context, e ending, err error) (ending, *verdict, bool) {
+	if context.Cause(ctx) == errNoReply {
+		e.err = errNoReply // not for ever: what the handler did may be why it takes so long
+		return r.cutOff(e), nil, false
+	}
 	switch dialect.Classify(err) {
 	case dialect.Retry:
 		return r.failure(ReasonTransaction, err, false), nil, true

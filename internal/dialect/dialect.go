@@ -140,6 +140,9 @@ type Dialect interface {
 	// Begin readies a transaction for reads that are followed by writes: it takes the write lock where a transaction that
 	// takes it later may be refused.
 	Begin(ctx context.Context, c Conn) error
+	// StillIn reports whether an open transaction is still one. Where it can be gone, after some errors or because
+	// somebody has ended it with a statement, the next statements would be committed one by one.
+	StillIn(ctx context.Context, c Conn) bool
 	// ForUpdate ends a SELECT so that it locks the rows; empty where a write locks everything anyway.
 	ForUpdate() string
 	// HasTable reports whether the version table is there.

@@ -239,6 +239,10 @@ func (p *postgres) Lock(ctx context.Context, c Conn) error {
 
 func (p *postgres) Begin(context.Context, Conn) error { return nil }
 
+// StillIn does not ask: after an error the server refuses every statement until the rollback. Of an explicit COMMIT the
+// savepoint tells.
+func (p *postgres) StillIn(context.Context, Conn) bool { return true }
+
 func (p *postgres) HasTable(ctx context.Context, c Conn) (bool, error) {
 	found, err := texts(c.QueryContext(ctx, "SELECT 'yes' WHERE to_regclass($1) IS NOT NULL", p.render("{version}")))
 	return len(found) > 0, err

@@ -258,6 +258,16 @@ func (s *sqlite) Begin(ctx context.Context, c Conn) error {
 	return err
 }
 
+// StillIn tries to begin a transaction, which fails in one and changes nothing. After a full disk, an I/O error, an
+// interruption of a writing statement or too little memory SQLite may have rolled back (lang_transaction.html).
+func (s *sqlite) StillIn(ctx context.Context, c Conn) bool {
+	if _, err := c.ExecContext(ctx, "BEGIN"); err != nil {
+		return true
+	}
+	_, _ = c.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+	return false
+}
+
 func (s *sqlite) HasTable(ctx context.Context, c Conn) (bool, error) {
 	schema, bare, ok := strings.Cut(s.names.Version, ".")
 	if !ok {
