@@ -31,7 +31,7 @@ func refuse(t *testing.T, db *gorm.DB, id string, data bool) {
 	}
 	state := "check_violation"
 	if !data {
-		state = "raise_exception"
+		state = "internal_error"
 	}
 	mustRun(t, db,
 		"CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this one' USING ERRCODE = '"+state+"'; END $$",
