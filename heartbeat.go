@@ -61,6 +61,12 @@ func (d *dispatcher) mayClaim() bool {
 	return time.Since(d.lastBeat) < d.leaseTime()
 }
 
+// stillOurs reports whether a claim may be run: its reply may have come when the handlers of this process had been told to
+// stop, because the last good beat was too old or others had declared the process dead.
+func (d *dispatcher) stillOurs(t *TaskModel) bool {
+	return d.mayClaim() && deref(t.ProcessID) == d.processID()
+}
+
 // lapsed is called when the last good beat is too old: others may soon take the tasks over, so handlers are told to stop.
 func (d *dispatcher) lapsed() {
 	d.mu.Lock()

@@ -63,7 +63,7 @@ func (r *run) execute() {
 		r.finish(ending{giveBack: true, delay: time.Minute})
 		return
 	}
-	if r.d.draining.Load() {
+	if r.d.draining.Load() || !r.d.stillOurs(r.task) {
 		r.finish(ending{giveBack: true})
 		return
 	}

@@ -1,0 +1,68 @@
+package outbox
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// TestLoop runs whole dispatchers under a fake clock, on a database in memory that delays, fails before and fails after
+// the fact, whose processes are cut off, killed and restarted. What happens follows from the seed, but for the order in
+// which goroutines run. OUTBOX_LOOP_SEED=n runs one seed and logs, OUTBOX_LOOP_SEEDS=n as many as you like.
+//
+// After each seed: every task has ended exactly once, transactional work is there exactly once, nothing ran too often or
+// too early, no more was claimed than there were slots, all slots are free again, nobody was buried alive, handlers of a
+// process that had lost its lease were told, and each Run returned within its bound.
+func TestLoop(t *testing.T) {
+	if only := os.Getenv("OUTBOX_LOOP_SEED"); only != "" {
+		seed, err := strconv.Atoi(only)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			s := simOf(t, seed)
+			s.log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+			s.run()
+		})
+		return
+	}
+	seeds, _ := strconv.Atoi(cmp.Or(os.Getenv("OUTBOX_LOOP_SEEDS"), map[bool]string{true: "200", false: "2000"}[testing.Short()]))
+	const workers = 4
+	for w := range workers {
+		t.Run(strconv.Itoa(w), func(t *testing.T) {
+			t.Parallel()
+			for seed := w; seed < seeds && !t.Failed(); seed += workers {
+				t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { simOf(t, seed).run() })
+				})
+			}
+		})
+	}
+}
+
+// Seed 34 found it: others may soon take the tasks of a process over that is silent, so its handlers have been told to stop;
+// a claim whose reply came after that started another.
+func TestLoopStartsNothingAfterItsLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 0, false)
+		begun := time.Now()
+		s.addNode().fault = func(what string) (f memFault) {
+			since := time.Since(begun)
+			switch beat := strings.Contains(what, "beat_at = {now}"); {
+			case beat && since > time.Second && since < 8*time.Second:
+				f.err = errLost
+			case what == "CLAIM" && since < 8*time.Second:
+				f.after = 3 * simStatement / 4
+			}
+			return f
+		}
+		s.create("task", "plain", simLease-time.Second/2, func(m *TaskModel) { m.MaxAttempts = 1 })
+		s.run()
+	})
+}
