@@ -219,6 +219,11 @@ func TestOrphansAreThoseOfNoProcess(t *testing.T) {
 				want = append(want, id)
 			}
 		}
+		d, pool := p.Statements()
+		found := 0
+		if err := d.Orphans(t.Context(), pool, 1000, func(*sql.Rows) error { found++; return nil }); err != nil || found != len(want) {
+			t.Errorf("found %d, %v; want %d", found, err, len(want))
+		}
 		if db.Name() != "sqlite" { // where nothing can be locked but everything
 			// A zombie's transaction, perhaps for a long time.
 			zombie := db.Begin()

@@ -189,3 +189,33 @@ func TestOutcomeOfALostClaimIsRefused(t *testing.T) {
 		}
 	})
 }
+
+// The handle is closed from the handler's return on, thus also while the run still works on the transaction.
+func TestClosedTransaction(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		kept := make(chan gorm.ConnPool, 1)
+		p := install(t, db, quick(), func(p *outbox.Plugin) {
+			p.Handle("keeps", func(_ context.Context, tx *gorm.DB) error { kept <- tx.Statement.ConnPool; return nil })
+		})
+		create(t, db, "keeps", nil)
+		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
+			t.Fatal(n, err)
+		}
+		tx, ctx := <-kept, context.Background()
+		_, execErr := tx.ExecContext(ctx, "SELECT 1")
+		rows, queryErr := tx.QueryContext(ctx, "SELECT 1")
+		stmt, prepareErr := tx.PrepareContext(ctx, "SELECT 1")
+		for what, err := range map[string]error{"Exec": execErr, "Query": queryErr, "Prepare": prepareErr} {
+			if !errors.Is(err, outbox.ErrTxClosed) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if rows != nil || stmt != nil {
+			t.Error("got rows or a statement")
+		}
+		// A row that was asked for on the finished *sql.Tx says sql.ErrTxDone.
+		if err := tx.QueryRowContext(ctx, "SELECT 1").Err(); !errors.Is(err, context.Canceled) {
+			t.Errorf("QueryRow: %v", err)
+		}
+	})
+}
