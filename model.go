@@ -119,6 +119,20 @@ type ProcessModel struct {
 	Beats     int64     `gorm:"column:beats;not null"`   // heartbeats so far; a process whose count stands still is dead
 }
 
+// AuditModel is one change that an administrator made to one task: a row of outbox_audit. It is written in the change's
+// transaction, by package admin, and never changes; nothing prunes it. Ids are UUIDv7, so their order is that of the rows.
+type AuditModel struct {
+	ID     string    `gorm:"column:id;primaryKey;size:36"`
+	At     time.Time `gorm:"column:at;not null"`              // by the database's clock
+	Actor  string    `gorm:"column:actor;size:255;not null"`  // as the application's Authorize named them
+	Action string    `gorm:"column:action;size:32;not null"`  // rerun, run_now, cancel, reschedule or discard
+	TaskID string    `gorm:"column:task_id;size:36;not null"` // as it was when the change was made
+	Func   string    `gorm:"column:func;size:255;not null"`
+	Reason string    `gorm:"column:reason;not null"` // what the administrator gave; may be empty
+	Before JSON      `gorm:"column:before;not null"` // object: the task's state, version and what the change replaced
+	After  JSON      `gorm:"column:after;not null"`  // object: what it became, such as the new task's id
+}
+
 // TableName follows the naming strategy: outbox_tasks, with the application's prefix and schema.
 func (TaskModel) TableName(namer schema.Namer) string { return namer.TableName("OutboxTask") }
 
@@ -130,11 +144,17 @@ func (HistoryModel) TableName(namer schema.Namer) string {
 // TableName follows the naming strategy: outbox_processes.
 func (ProcessModel) TableName(namer schema.Namer) string { return namer.TableName("OutboxProcess") }
 
+// TableName follows the naming strategy: outbox_audit, which has no plural.
+func (AuditModel) TableName(namer schema.Namer) string {
+	return namer.JoinTableName("outbox_audit")
+}
+
 func names(namer schema.Namer) dialect.Names {
 	return dialect.Names{
 		Tasks:     TaskModel{}.TableName(namer),
 		History:   HistoryModel{}.TableName(namer),
 		Processes: ProcessModel{}.TableName(namer),
+		Audit:     AuditModel{}.TableName(namer),
 		Version:   namer.JoinTableName("outbox_schema"),
 		Index:     namer.IndexName,
 	}

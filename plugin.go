@@ -219,6 +219,22 @@ func init() {
 		}
 		return s.gorm, nil
 	}
+	bridge.Dialect = func(plugin any) (dialect.Dialect, error) {
+		s, err := plugin.(*Plugin).bound()
+		if err != nil {
+			return nil, err
+		}
+		return s.d, nil
+	}
+	bridge.LimitsOf = func(plugin any) bridge.Limits {
+		p := plugin.(*Plugin)
+		return bridge.Limits{
+			Funcs:         p.registry.paths(func(*handler) bool { return true }),
+			RetainSuccess: p.opts.RetainSuccess,
+			RetainErrors:  p.opts.RetainErrors,
+			MaxArgs:       p.opts.MaxArgs,
+		}
+	}
 }
 
 // Migrate creates the tables, or brings them to this version; when they are up to date it does nothing. Any number of

@@ -96,7 +96,7 @@ func TestSchemaByNamingStrategy(t *testing.T) {
 				db = openConfig(t, d.name, dsn, &gorm.Config{NamingStrategy: namer,
 					Logger: logger.New(log.New(&out, "", 0), logger.Config{LogLevel: logger.Info})})
 				p, ran := shop(t, db, outbox.Options{})
-				for _, model := range []any{&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}} {
+				for _, model := range []any{&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}, &outbox.AuditModel{}} {
 					if !db.Migrator().HasTable(model) {
 						t.Fatalf("no table for %T", model)
 					}
@@ -114,7 +114,7 @@ func TestSchemaByNamingStrategy(t *testing.T) {
 				t.Run("AutoMigrate afterwards executes no DDL", func(t *testing.T) {
 					before := catalog(t, db)
 					out.Reset()
-					if err := db.AutoMigrate(&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}); err != nil {
+					if err := db.AutoMigrate(&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}, &outbox.AuditModel{}); err != nil {
 						t.Fatal(err)
 					}
 					if out.Len() == 0 {

@@ -25,7 +25,7 @@ type Conn interface {
 
 // Names are the tables of one plugin, as GORM's naming strategy gives them: unquoted, perhaps qualified by a schema.
 type Names struct {
-	Tasks, History, Processes, Version string
+	Tasks, History, Processes, Audit, Version string
 
 	// Index names an index of a table.
 	Index func(table, what string) string
@@ -119,7 +119,7 @@ type Dialect interface {
 	// Instant is an SQL expression of the instant that the next parameter holds, formatted by Time.
 	Instant() string
 	// Rebind turns the question marks of a portable statement into this database's placeholders, and {tasks},
-	// {history}, {processes} and {now} into names.
+	// {history}, {processes}, {audit} and {now} into names.
 	Rebind(query string) string
 
 	Insert(ctx context.Context, c Conn, rows []NewRow, each func(*sql.Rows) error) error
@@ -202,14 +202,15 @@ func newBase(names Names, clock func() time.Time, quote byte, now string, litera
 		return strings.Join(parts, ".")
 	}
 	for what, table := range map[string]string{
-		"tasks": names.Tasks, "history": names.History, "processes": names.Processes, "version": names.Version,
+		"tasks": names.Tasks, "history": names.History, "processes": names.Processes,
+		"audit": names.Audit, "version": names.Version,
 	} {
 		schema, bare := "", table
 		if i := strings.LastIndexByte(table, '.'); i >= 0 {
 			schema, bare = quoted(table[:i])+".", table[i+1:]
 		}
 		b.pairs = append(b.pairs, "{"+what+"}", quoted(table), "{"+what+".schema}", schema, "{"+what+".bare}", quoted(bare))
-		for _, index := range []string{"claim", "key", "process", "parked", "status"} {
+		for _, index := range []string{"claim", "key", "process", "parked", "status", "task"} {
 			b.pairs = append(b.pairs, "{"+what+"."+index+"}", quoted(names.Index(table, index)))
 		}
 	}

@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS {history} (
     rerun_id     varchar(36)
 );
 CREATE INDEX IF NOT EXISTS {history.status} ON {history} (status, finished_at);
+CREATE INDEX IF NOT EXISTS {history.key} ON {history} (key) WHERE key IS NOT NULL;
 CREATE TABLE IF NOT EXISTS {processes} (
     id          varchar(36)  NOT NULL PRIMARY KEY,
     host        varchar(255) NOT NULL,
@@ -65,4 +66,16 @@ CREATE TABLE IF NOT EXISTS {processes} (
     beat_at     timestamptz  NOT NULL,
     beats       bigint       NOT NULL
 );
+CREATE TABLE IF NOT EXISTS {audit} (
+    id      varchar(36)  NOT NULL PRIMARY KEY,
+    at      timestamptz  NOT NULL,
+    actor   varchar(255) NOT NULL,
+    action  varchar(32)  NOT NULL,
+    task_id varchar(36)  NOT NULL,
+    func    varchar(255) NOT NULL,
+    reason  text         NOT NULL,
+    before  json         NOT NULL,
+    after   json         NOT NULL
+);
+CREATE INDEX IF NOT EXISTS {audit.task} ON {audit} (task_id);
 INSERT INTO {version} (version, migrated_at) SELECT {v}, {now} WHERE NOT EXISTS (SELECT 1 FROM {version} WHERE version = {v});

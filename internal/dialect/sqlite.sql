@@ -54,6 +54,7 @@ CREATE TABLE IF NOT EXISTS {history} (
     rerun_id     text
 );
 CREATE INDEX IF NOT EXISTS {history.schema}{history.status} ON {history.bare} (status, finished_at);
+CREATE INDEX IF NOT EXISTS {history.schema}{history.key} ON {history.bare} (key) WHERE key IS NOT NULL;
 CREATE TABLE IF NOT EXISTS {processes} (
     id           text     NOT NULL PRIMARY KEY,
     host         text     NOT NULL,
@@ -65,4 +66,16 @@ CREATE TABLE IF NOT EXISTS {processes} (
     beat_at      datetime NOT NULL,
     beats        integer  NOT NULL
 );
+CREATE TABLE IF NOT EXISTS {audit} (
+    id      text     NOT NULL PRIMARY KEY,
+    at      datetime NOT NULL,
+    actor   text     NOT NULL,
+    action  text     NOT NULL,
+    task_id text     NOT NULL,
+    func    text     NOT NULL,
+    reason  text     NOT NULL,
+    before  text     NOT NULL,
+    after   text     NOT NULL
+);
+CREATE INDEX IF NOT EXISTS {audit.schema}{audit.task} ON {audit.bare} (task_id);
 INSERT INTO {version} (version, migrated_at) SELECT {v}, {now} WHERE NOT EXISTS (SELECT 1 FROM {version} WHERE version = {v});

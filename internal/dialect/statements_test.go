@@ -12,7 +12,8 @@ import (
 // plain names: what GORM's naming strategy makes of an index.
 func plain(prefix string) Names {
 	return Names{
-		Tasks: prefix + "tasks", History: prefix + "history", Processes: prefix + "processes", Version: prefix + "schema",
+		Tasks: prefix + "tasks", History: prefix + "history", Processes: prefix + "processes",
+		Audit: prefix + "audit", Version: prefix + "schema",
 		Index: func(table, what string) string { return "idx_" + strings.ReplaceAll(table, ".", "_") + "_" + what },
 	}
 }
@@ -64,7 +65,7 @@ func TestEveryPlaceholderIsFilled(t *testing.T) {
 				t.Errorf("%s: %q is left in %s", name, left.FindString(text), text)
 			}
 		}
-		for _, text := range append(d.Schema(), d.Rebind("SELECT {columns}, {t.columns} FROM {tasks}, {history}, {processes}, {version} WHERE {now}"), d.Now(), d.Instant()) {
+		for _, text := range append(d.Schema(), d.Rebind("SELECT {columns}, {t.columns} FROM {tasks}, {history}, {processes}, {audit}, {version} WHERE {now}"), d.Now(), d.Instant()) {
 			if text == "" || left.MatchString(text) {
 				t.Errorf("%q is left in %s", left.FindString(text), text)
 			}
@@ -136,8 +137,8 @@ func TestSchema(t *testing.T) {
 					t.Errorf("not one repeatable statement: %s", s)
 				}
 			}
-			if len(list) != 10 {
-				t.Errorf("%d statements: four tables, five indexes and the version are 10", len(list))
+			if len(list) != 13 {
+				t.Errorf("%d statements: five tables, seven indexes and the version are 13", len(list))
 			}
 			text := strings.Join(list, "\n")
 			for _, column := range Columns {
