@@ -1,0 +1,164 @@
+// Package admin is the administrator's pages: an http.Handler that shows what waits, what runs, what failed and why, and
+// lets those who may do something about it. Mount it under any prefix with http.StripPrefix:
+//
+//	pages, err := admin.New(plugin, admin.Options{Authorize: authorize})
+//	mux.Handle("/admin/", http.StripPrefix("/admin", pages))
+//
+// Every request is asked of Options.Authorize, with the action that it needs; there is no default that lets anybody in.
+// The pages are plain HTML with forms and work without JavaScript; beside them is a JSON API. See docs/admin.md.
+package admin
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/bridge"
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// Action is what a request wants to do. Whoever may not is not shown the button, and refused all the same.
+type Action string
+
+const (
+	View       Action = "view"       // every page and every list; without it nothing else is possible
+	ViewArgs   Action = "view_args"  // see arguments and results, and search in arguments
+	Rerun      Action = "rerun"      // make a new task from one that has ended
+	EditArgs   Action = "edit_args"  // give a re-run other arguments; needs Rerun as well
+	RunNow     Action = "run_now"    // make a waiting task due
+	Reschedule Action = "reschedule" // give a waiting task another start time
+	Cancel     Action = "cancel"     // end a waiting task
+	Discard    Action = "discard"    // delete a failed task from history before its time
+)
+
+// Actor is who sends a request. The name goes into the audit.
+type Actor struct{ Name string }
+
+// ErrUnauthenticated, returned by Authorize, means that the request does not say who sends it: 401. Every other error
+// means that the sender may not do it: 403. The errors' texts are not shown.
+var ErrUnauthenticated = errors.New("admin: not authenticated")
+
+// Options of the pages.
+type Options struct {
+	// Authorize says who sends a request, or refuses the action. It is required. It is asked with View first, then with
+	// what the request wants to do, and for each button that a page may show; so it should be quick. It must be safe for
+	// concurrent use.
+	Authorize func(*http.Request, Action) (Actor, error)
+
+	// Redact returns what may be shown of a task's arguments, a JSON object, or of its result; nil shows nothing. Whatever
+	// shows or searches them goes through it. Error texts do not: they are the handlers' own. Nil shows everything.
+	Redact func(path string, args []byte) []byte
+
+	// Title is the name at the top of each page. Empty means "Outbox".
+	Title string
+
+	// TrustedOrigins ("https://admin.example.com") may send forms although a proxy has rewritten the Host.
+	TrustedOrigins []string
+
+	// QueryTimeout is how long one page may keep the database busy before it says so instead. Zero means 5 s.
+	QueryTimeout time.Duration
+
+	// Logger gets errors of the database, which pages do not show. Nil means slog.Default().
+	Logger *slog.Logger
+}
+
+// site is the handler.
+type site struct {
+	plugin *outbox.Plugin
+	db     *gorm.DB
+	d      dialect.Dialect
+	limits func() bridge.Limits
+	opts   Options
+	cross  *http.CrossOriginProtection
+
+	mu     sync.Mutex
+	cached map[string]cached
+}
+
+// New returns the pages of a plugin that db.Use has been called with. It fails without Options.Authorize. The handler is
+// safe for concurrent use, and starts nothing.
+func New(p *outbox.Plugin, opts Options) (http.Handler, error) {
+	if p == nil {
+		return nil, errors.New("admin: new: the plugin is nil")
+	}
+	if opts.Authorize == nil {
+		return nil, errors.New("admin: new: Options.Authorize is nil: say who may do what; for a small team, BasicAuth does")
+	}
+	db, err := bridge.DB(p)
+	if err != nil {
+		return nil, fmt.Errorf("admin: new: %w", err)
+	}
+	d, err := bridge.Dialect(p)
+	if err != nil {
+		return nil, fmt.Errorf("admin: new: %w", err)
+	}
+	opts.Title = cmp.Or(opts.Title, "Outbox")
+	opts.QueryTimeout = cmp.Or(opts.QueryTimeout, 5*time.Second)
+	opts.Logger = cmp.Or(opts.Logger, slog.Default())
+	s := &site{plugin: p, db: db, d: d, opts: opts, cross: http.NewCrossOriginProtection(),
+		limits: func() bridge.Limits { return bridge.LimitsOf(p) }, cached: map[string]cached{}}
+	for _, origin := range opts.TrustedOrigins {
+		if err := s.cross.AddTrustedOrigin(origin); err != nil {
+			return nil, fmt.Errorf("admin: new: TrustedOrigins: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// conn is the database for one request.
+func (s *site) conn(ctx context.Context) *gorm.DB { return s.db.WithContext(ctx) }
+
+// now is the database's clock, which dates everything that the pages show.
+func (s *site) now(ctx context.Context) (time.Time, error) {
+	text, err := s.d.Clock(ctx, s.db.Statement.ConnPool)
+	if err != nil {
+		return time.Time{}, err
+	}
+	return time.Parse("2006-01-02 15:04:05.999999-07:00", text)
+}
+
+// cached is an answer that may be some seconds old, so that many open pages cost the database no more than one.
+type cached struct {
+	at    time.Time
+	value any
+}
+
+const cacheAge = 10 * time.Second
+
+// cache returns what is remembered under a key, or asks. With an error it returns what was known last, and since when.
+func cache[T any](s *site, key string, ask func() (T, error)) (value T, stale time.Time, err error) {
+	s.mu.Lock()
+	old, found := s.cached[key]
+	s.mu.Unlock()
+	if found && time.Since(old.at) < cacheAge {
+		return old.value.(T), time.Time{}, nil
+	}
+	if value, err = ask(); err == nil {
+		s.mu.Lock()
+		s.cached[key] = cached{time.Now(), value}
+		s.mu.Unlock()
+		return value, time.Time{}, nil
+	}
+	if found {
+		return old.value.(T), old.at, err
+	}
+	return value, time.Time{}, err
+}
+
+// forget makes the next page ask again: after a change the figures should show it.
+func (s *site) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key, c := range s.cached {
+		c.at = time.Time{}
+		s.cached[key] = c
+	}
+}

@@ -1,0 +1,315 @@
+package admin
+
+import (
+	"bytes"
+	"encoding/json"
+	"mime"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// taskJSON is a task as lists and exports give it, from either table.
+type taskJSON struct {
+	ID          string     `json:"id"`
+	State       string     `json:"state"`
+	Func        string     `json:"func"`
+	Key         *string    `json:"key,omitempty"`
+	Queue       string     `json:"queue"`
+	Priority    int        `json:"priority"`
+	RunAt       time.Time  `json:"run_at"`
+	Attempt     int        `json:"attempt"`
+	MaxAttempts int        `json:"max_attempts"`
+	Version     int64      `json:"version"`
+	CreatedAt   time.Time  `json:"created_at"`
+	StartedAt   *time.Time `json:"started_at,omitempty"`
+	FinishedAt  *time.Time `json:"finished_at,omitempty"`
+	Reason      string     `json:"reason,omitempty"`
+	Error       string     `json:"error,omitempty"` // its beginning
+	RerunID     *string    `json:"rerun_id,omitempty"`
+}
+
+// state of a row, as a person would say it.
+func (r row) state(at time.Time) string {
+	switch {
+	case r.FinishedAt != nil:
+		return stateOf(r.Status, r.RerunID != nil)
+	case r.State == outbox.StatePending && r.RunAt.After(at):
+		return scheduled
+	}
+	return string(r.State)
+}
+
+func (r row) json(at time.Time) taskJSON {
+	t := taskJSON{ID: r.ID, State: r.state(at), Func: r.Func, Key: r.Key, Queue: r.Queue, Priority: r.Priority, RunAt: r.RunAt.UTC(),
+		Attempt: r.Attempt, MaxAttempts: r.MaxAttempts, Version: r.Version, CreatedAt: r.CreatedAt.UTC(), Reason: string(r.Reason), RerunID: r.RerunID}
+	if r.StartedAt != nil {
+		t.StartedAt = utc(*r.StartedAt)
+	}
+	if r.FinishedAt != nil {
+		t.FinishedAt = utc(*r.FinishedAt)
+	}
+	if r.Error != nil {
+		t.Error = *r.Error
+	}
+	return t
+}
+
+func (q *request) json(v any) error {
+	q.w.Header().Set("Content-Type", "application/json")
+	enc := json.NewEncoder(q.w)
+	enc.SetEscapeHTML(true)
+	return enc.Encode(v)
+}
+
+type listJSON struct {
+	Data       any    `json:"data"`
+	NextCursor string `json:"next_cursor,omitempty"`
+}
+
+func (q *request) apiOverview() error {
+	span, err := q.span()
+	if err != nil {
+		return err
+	}
+	f, _, err := cache(q.s, "overview "+span, func() (figures, error) { return q.s.figures(q.ctx, span) })
+	if err != nil {
+		return err
+	}
+	return q.json(f)
+}
+
+func (q *request) apiList() error {
+	v := q.r.URL.Query()
+	if err := only(v, filterParams...); err != nil {
+		return err
+	}
+	f, err := q.parseFilter(v)
+	if err != nil {
+		return err
+	}
+	at, err := q.s.now(q.ctx)
+	if err != nil {
+		return err
+	}
+	p, err := q.s.fetch(q.ctx, f, at)
+	if err != nil {
+		return err
+	}
+	tasks := make([]taskJSON, len(p.rows))
+	for i, r := range p.rows {
+		tasks[i] = r.json(at)
+	}
+	out := listJSON{Data: tasks}
+	if p.older != nil {
+		out.NextCursor = p.older.String()
+	}
+	return q.json(out)
+}
+
+func (q *request) apiDetail(id string) error {
+	if err := only(q.r.URL.Query()); err != nil {
+		return err
+	}
+	at, err := q.s.now(q.ctx)
+	if err != nil {
+		return err
+	}
+	d, err := q.load(id, at)
+	if err != nil {
+		return err
+	}
+	c := d.Common
+	t := row{ID: c.ID, Func: c.Func, Key: c.Key, Queue: c.Queue, Priority: c.Priority, RunAt: c.RunAt, State: c.State, Attempt: c.Attempt,
+		MaxAttempts: c.MaxAttempts, Version: c.Version, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt}
+	if h := d.Past; h != nil {
+		t.Status, t.Reason, t.Error, t.FinishedAt, t.RerunID = h.Status, h.Reason, h.Error, &h.FinishedAt, h.RerunID
+	}
+	out := struct {
+		taskJSON
+		RerunOf *string         `json:"rerun_of,omitempty"`
+		Args    json.RawMessage `json:"args,omitempty"`
+		Result  json.RawMessage `json:"result,omitempty"`
+		Errors  outbox.Attempts `json:"errors"`
+		Process *process        `json:"process,omitempty"`
+		Actions []Action        `json:"actions"`
+		Audit   []auditJSON     `json:"audit"`
+	}{taskJSON: t.json(at), RerunOf: c.RerunOf, Args: document(d.Args), Result: document(d.Result), Errors: d.Errors,
+		Process: d.Process, Actions: d.Actions, Audit: auditOf(d.Audit)}
+	return q.json(out)
+}
+
+// document is JSON as it is; what a redactor made that is none becomes a text.
+func document(text string) json.RawMessage {
+	if text == "" || json.Valid([]byte(text)) {
+		return json.RawMessage(text)
+	}
+	b, _ := json.Marshal(text)
+	return b
+}
+
+func (q *request) apiFunctions() error {
+	if err := only(q.r.URL.Query()); err != nil {
+		return err
+	}
+	list, _, err := cache(q.s, "functions", q.allFunctions)
+	if err != nil {
+		return err
+	}
+	return q.json(listJSON{Data: list})
+}
+
+func (q *request) apiProcesses() error {
+	list, err := q.allProcesses()
+	if err != nil {
+		return err
+	}
+	return q.json(listJSON{Data: list})
+}
+
+type auditJSON struct {
+	ID     string      `json:"id"`
+	At     time.Time   `json:"at"`
+	Actor  string      `json:"actor"`
+	Action string      `json:"action"`
+	TaskID string      `json:"task_id"`
+	Func   string      `json:"func"`
+	Reason string      `json:"reason"`
+	Before outbox.JSON `json:"before"`
+	After  outbox.JSON `json:"after"`
+}
+
+func auditOf(rows []outbox.AuditModel) []auditJSON {
+	list := make([]auditJSON, len(rows))
+	for i, m := range rows {
+		list[i] = auditJSON{m.ID, m.At.UTC(), m.Actor, m.Action, m.TaskID, m.Func, m.Reason, m.Before, m.After}
+	}
+	return list
+}
+
+func (q *request) apiAudit() error {
+	p, err := q.auditRows()
+	if err != nil {
+		return err
+	}
+	out := listJSON{Data: auditOf(p.Rows)}
+	if p.Older != "" {
+		out.NextCursor = p.Rows[len(p.Rows)-1].ID
+	}
+	return q.json(out)
+}
+
+// body reads a JSON document of exactly this shape.
+func (q *request) body(v any) error {
+	kind, _, err := mime.ParseMediaType(q.r.Header.Get("Content-Type"))
+	if err != nil || kind != "application/json" {
+		return fail(http.StatusUnsupportedMediaType, "The body must be of type application/json.")
+	}
+	dec := json.NewDecoder(q.r.Body)
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		var big *http.MaxBytesError
+		if asMax(err, &big) {
+			return err
+		}
+		return fail(http.StatusBadRequest, "The body is not the JSON that is expected: %s.", shorten(err.Error(), 200))
+	}
+	if dec.More() {
+		return fail(http.StatusBadRequest, "The body has more than one document.")
+	}
+	return nil
+}
+
+func (q *request) apiChange(id string, action Action) error {
+	if err := q.need(action); err != nil {
+		return err
+	}
+	var in struct {
+		Version *int64          `json:"version"`
+		At      string          `json:"at"`
+		Args    json.RawMessage `json:"args"`
+		Reason  string          `json:"reason"`
+	}
+	if err := q.body(&in); err != nil {
+		return err
+	}
+	c := change{action: action, id: id, reason: strings.TrimSpace(in.Reason)}
+	if in.Version == nil {
+		return fail(http.StatusBadRequest, "version is missing: give that of the task as you know it.")
+	}
+	c.version = *in.Version
+	if len(in.Args) > 0 && !bytes.Equal(in.Args, []byte("null")) {
+		c.args = in.Args
+	}
+	if action == Reschedule || in.At != "" {
+		var err error
+		if c.at, err = parseTime(in.At); err != nil || action != Reschedule {
+			return fail(http.StatusBadRequest, "at must be a time such as 2006-01-02T15:04:05Z, and belongs to reschedule.")
+		}
+	}
+	created, err := q.change(c)
+	if err != nil {
+		return err
+	}
+	return q.json(struct {
+		ID      string `json:"id"`
+		RerunID string `json:"rerun_id,omitempty"`
+	}{id, created})
+}
+
+func (q *request) apiBulk() error {
+	var in struct {
+		Action Action            `json:"action"`
+		Tasks  []pick            `json:"tasks"`
+		Filter map[string]string `json:"filter"`
+		AsOf   time.Time         `json:"as_of"`
+		Count  int               `json:"count"`
+		Reason string            `json:"reason"`
+	}
+	if err := q.need(View); err != nil {
+		return err
+	}
+	if err := q.body(&in); err != nil {
+		return err
+	}
+	if !slices.Contains(bulkActions, in.Action) {
+		return fail(http.StatusBadRequest, "action must be one of: rerun, run_now, cancel, discard.")
+	}
+	if err := q.need(in.Action); err != nil {
+		return err
+	}
+	b := bulk{action: in.Action, reason: strings.TrimSpace(in.Reason), picked: in.Tasks, asOf: in.AsOf, count: in.Count}
+	if err := checkReason(b.reason); err != nil {
+		return err
+	}
+	switch {
+	case (in.Filter == nil) == (len(in.Tasks) == 0):
+		return fail(http.StatusBadRequest, "Give either tasks, or filter with as_of and count.")
+	case len(in.Tasks) > maxLimit:
+		return fail(http.StatusBadRequest, "At most %d tasks.", maxLimit)
+	case in.Filter != nil:
+		if in.AsOf.IsZero() || in.Count < 1 {
+			return fail(http.StatusBadRequest, "With a filter come as_of and count: when what was shown, and how many it was.")
+		}
+		v := map[string][]string{}
+		for name, value := range in.Filter {
+			v[name] = []string{value}
+		}
+		if err := only(v, filterParams...); err != nil {
+			return err
+		}
+		f, err := q.parseFilter(v)
+		if err != nil {
+			return err
+		}
+		b.filter = &f
+	}
+	res, err := q.bulk(b)
+	if err != nil {
+		return err
+	}
+	return q.json(res)
+}

@@ -1,0 +1,124 @@
+package admin
+
+import (
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+)
+
+const (
+	hashScheme = "pbkdf2-sha256"
+	iterations = 600_000 // what OWASP asks for
+	realm      = `Basic realm="outbox", charset="UTF-8"`
+)
+
+// errBasic makes the browser ask for a password; the application's own way to sign in must not.
+var errBasic = fmt.Errorf("%w: basic", ErrUnauthenticated)
+
+// HashPassword makes what BasicAuth takes of a password: PBKDF2 with SHA-256, 600,000 iterations and a random salt.
+func HashPassword(password string) (string, error) {
+	salt := make([]byte, 16)
+	rand.Read(salt)
+	sum, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
+	if err != nil {
+		return "", fmt.Errorf("admin: hash password: %w", err)
+	}
+	enc := base64.RawStdEncoding.EncodeToString
+	return strings.Join([]string{hashScheme, strconv.Itoa(iterations), enc(salt), enc(sum)}, "$"), nil
+}
+
+// BasicAuth is an Options.Authorize for small teams: users, each with a hash that HashPassword made, who may do
+// everything. It panics without users or on what is no such hash. Serve the pages with TLS only: the browser sends the
+// password with every request.
+//
+// Names and passwords are compared in constant time, one at a time, so that guessing cannot take all processors; it does
+// not slow down who guesses otherwise. To let some users do less, wrap it:
+//
+//	basic := admin.BasicAuth(users)
+//	authorize := func(r *http.Request, a admin.Action) (admin.Actor, error) {
+//		actor, err := basic(r, a)
+//		if err == nil && actor.Name != "alice" && a != admin.View {
+//			err = errors.New("only alice")
+//		}
+//		return actor, err
+//	}
+func BasicAuth(users map[string]string) func(*http.Request, Action) (Actor, error) {
+	if len(users) == 0 {
+		panic("admin: BasicAuth without users")
+	}
+	b := &basic{users: map[string]hash{}, key: make([]byte, 32), known: map[string][]byte{}}
+	rand.Read(b.key)
+	for name, text := range users {
+		h, err := parseHash(text)
+		if err != nil || name == "" || strings.Contains(name, ":") {
+			panic(fmt.Sprintf("admin: BasicAuth: user %q needs a name without colon and what HashPassword returns", name))
+		}
+		b.users[name] = h
+		b.none = h
+	}
+	return b.authorize
+}
+
+type hash struct {
+	rounds    int
+	salt, sum []byte
+}
+
+type basic struct {
+	users map[string]hash
+	none  hash // unknown names cost as much
+	key   []byte
+
+	mu    sync.Mutex
+	known map[string][]byte // of each user, the MAC of the password that was right: the next request is quick
+}
+
+func (b *basic) authorize(r *http.Request, _ Action) (Actor, error) {
+	name, password, ok := r.BasicAuth()
+	if !ok {
+		return Actor{}, errBasic
+	}
+	mac := hmac.New(sha256.New, b.key)
+	mac.Write([]byte(name + ":" + password))
+	sum := mac.Sum(nil)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if right, ok := b.known[name]; ok && hmac.Equal(right, sum) {
+		return Actor{Name: name}, nil
+	}
+	h, exists := b.users[name]
+	if !exists {
+		h = b.none
+	}
+	got, err := pbkdf2.Key(sha256.New, password, h.salt, h.rounds, len(h.sum))
+	if err != nil || subtle.ConstantTimeCompare(got, h.sum) != 1 || !exists {
+		return Actor{}, errBasic
+	}
+	b.known[name] = sum
+	return Actor{Name: name}, nil
+}
+
+func parseHash(text string) (h hash, err error) {
+	parts := strings.Split(text, "$")
+	if len(parts) != 4 || parts[0] != hashScheme {
+		return h, fmt.Errorf("not %s", hashScheme)
+	}
+	if h.rounds, err = strconv.Atoi(parts[1]); err != nil || h.rounds < 100_000 || h.rounds > 100_000_000 {
+		return h, fmt.Errorf("%q rounds", parts[1])
+	}
+	if h.salt, err = base64.RawStdEncoding.DecodeString(parts[2]); err != nil || len(h.salt) < 16 {
+		return h, fmt.Errorf("salt")
+	}
+	if h.sum, err = base64.RawStdEncoding.DecodeString(parts[3]); err != nil || len(h.sum) != sha256.Size {
+		return h, fmt.Errorf("sum")
+	}
+	return h, nil
+}

@@ -1,0 +1,178 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// bulkActions can be done to many tasks at once.
+var bulkActions = []Action{Rerun, RunNow, Cancel, Discard}
+
+const (
+	batchSize   = 100 // changes of one transaction
+	bulkTimeout = time.Minute
+	maxSkipped  = 1000 // that are listed
+)
+
+// bulk is a change of many tasks: those that are picked, or all that a filter showed.
+type bulk struct {
+	action Action
+	reason string
+	picked []pick
+	filter *filter
+	asOf   time.Time // when the filter's tasks were shown
+	count  int       // and how many they were
+}
+
+type pick struct {
+	ID      string `json:"id"`
+	Version int64  `json:"version"`
+}
+
+// result of a bulk change.
+type result struct {
+	Changed int       `json:"changed"`
+	Skipped []skipped `json:"skipped"`
+	More    bool      `json:"more,omitempty"` // not all was done: it took too long, or there were more than 10,000
+	counts  map[string]int
+}
+
+type skipped struct {
+	ID     string `json:"id"`
+	Reason string `json:"reason"`
+}
+
+var skipReasons = []string{"running", "gone", "changed", "key_held", "unknown_function", "bad_args"}
+
+// skipReason says in a word why a task was left as it is; "" for an error that is not the task's.
+func skipReason(err error) string {
+	var p *problem
+	switch {
+	case errors.Is(err, outbox.ErrRunning):
+		return "running"
+	case errors.Is(err, outbox.ErrNotFound):
+		return "gone"
+	case errors.Is(err, outbox.ErrDuplicateKey):
+		return "key_held"
+	case errors.Is(err, outbox.ErrUnknownFunc):
+		return "unknown_function"
+	case errors.Is(err, outbox.ErrBadArgs):
+		return "bad_args"
+	case errors.Is(err, outbox.ErrConflict), errors.As(err, &p) && p.Status == http.StatusConflict:
+		return "changed"
+	}
+	return ""
+}
+
+func (q *request) bulk(b bulk) (res result, err error) {
+	res = result{Skipped: []skipped{}, counts: map[string]int{}}
+	ctx, cancel := context.WithTimeout(q.r.Context(), bulkTimeout)
+	defer cancel()
+	q.ctx = ctx
+	defer q.s.forget()
+	if b.filter == nil {
+		for part := range slices.Chunk(b.picked, batchSize) {
+			if err = q.batch(ctx, b, part, &res); err != nil {
+				break
+			}
+		}
+		return res, partly(&res, err)
+	}
+	f := *b.filter
+	f.Limit, f.Cursor, f.asOf = batchSize, nil, b.asOf
+	switch {
+	case f.State == all || f.State == running:
+		return res, fail(http.StatusBadRequest, "Choose a state first: tasks of %s cannot be changed together.", f.State)
+	case f.Args != "" && q.s.opts.Redact != nil:
+		return res, fail(http.StatusBadRequest, "Where arguments are redacted, what a search in them finds has to be picked one by one.")
+	}
+	n, err := q.s.count(ctx, f, b.asOf)
+	if err != nil {
+		return res, err
+	}
+	if n > b.count {
+		return res, fail(http.StatusConflict, "%d tasks were shown; %d match now. Reload the list and look again.", b.count, n)
+	}
+	for done := 0; done < maxCount; {
+		p, err := q.s.fetch(ctx, f, b.asOf)
+		if err != nil {
+			return res, partly(&res, err)
+		}
+		part := make([]pick, len(p.rows))
+		for i, r := range p.rows {
+			part[i] = pick{r.ID, r.Version}
+		}
+		if err := q.batch(ctx, b, part, &res); err != nil {
+			return res, partly(&res, err)
+		}
+		done += len(part)
+		if f.Cursor = p.older; f.Cursor == nil {
+			return res, nil
+		}
+	}
+	res.More = true
+	return res, nil
+}
+
+// partly reports what was done before an error, if something was: that has been committed.
+func partly(res *result, err error) error {
+	if err != nil && res.Changed > 0 {
+		res.More = true
+		return nil
+	}
+	return err
+}
+
+// batch changes some tasks in one transaction; those that do not allow it are skipped.
+func (q *request) batch(ctx context.Context, b bulk, part []pick, res *result) error {
+	changed, left := 0, []skipped{}
+	err := q.s.conn(ctx).Transaction(func(tx *gorm.DB) error {
+		if err := q.s.d.Begin(ctx, tx.Statement.ConnPool); err != nil {
+			return err
+		}
+		for _, p := range part {
+			_, err := q.s.applyIn(ctx, tx, q.actor, change{action: b.action, id: p.ID, version: p.Version, reason: b.reason})
+			if err == nil {
+				changed++
+				continue
+			}
+			why := skipReason(err)
+			if why == "" {
+				return err
+			}
+			left = append(left, skipped{p.ID, why})
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	res.Changed += changed
+	for _, s := range left {
+		res.counts[s.Reason]++
+	}
+	res.Skipped = append(res.Skipped, left[:min(len(left), maxSkipped-len(res.Skipped))]...)
+	return nil
+}
+
+// summary is the part of a URL that says what was done: enumerated words and numbers only.
+func (res result) summary() string {
+	var parts []string
+	for _, why := range skipReasons {
+		if n := res.counts[why]; n > 0 {
+			parts = append(parts, why+"."+itoa(n))
+		}
+	}
+	if res.More {
+		parts = append(parts, "more.1")
+	}
+	return strings.Join(parts, "~")
+}

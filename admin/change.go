@@ -1,0 +1,177 @@
+package admin
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// changes are the actions on a task, as they stand in URLs.
+var changes = []Action{Rerun, RunNow, Reschedule, Cancel, Discard}
+
+const maxReason = 1000
+
+// change is what somebody wants to do with one task.
+type change struct {
+	action  Action
+	id      string
+	version int64 // the task must still be at it
+	at      time.Time
+	args    []byte // nil means those that the task had
+	reason  string
+}
+
+func checkReason(s string) error {
+	if len(s) > maxReason || !utf8.ValidString(s) || containsNUL(s) {
+		return fail(http.StatusBadRequest, "A reason is a text of at most %d bytes.", maxReason)
+	}
+	return nil
+}
+
+func containsNUL(s string) bool {
+	for i := range len(s) {
+		if s[i] == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// apply changes one task and writes the audit, in one transaction. It returns the new task's id, of a re-run.
+func (s *site) apply(ctx context.Context, actor Actor, c change) (id string, err error) {
+	err = s.conn(ctx).Transaction(func(tx *gorm.DB) error {
+		if err := s.d.Begin(ctx, tx.Statement.ConnPool); err != nil {
+			return err
+		}
+		id, err = s.applyIn(ctx, tx, actor, c)
+		return err
+	})
+	if err == nil {
+		s.forget()
+	}
+	return id, err
+}
+
+// applyIn does it in a transaction that stays usable when the task does not allow it.
+func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) (string, error) {
+	task, past, err := outbox.Lookup(tx, c.id)
+	if err != nil {
+		return "", err
+	}
+	before := map[string]any{}
+	path := ""
+	if task != nil {
+		path = task.Func
+		before["state"], before["version"], before["run_at"] = task.State, task.Version, task.RunAt.UTC()
+		if task.Version != c.version {
+			return "", changed(string(task.State), task.Version)
+		}
+	} else {
+		path = past.Func
+		before["state"], before["version"], before["reason"] = past.Status, past.Version, past.Reason
+		if past.Version != c.version {
+			return "", changed(string(past.Status), past.Version)
+		}
+		if past.RerunID != nil && (c.action == Rerun || c.action == Discard) {
+			return "", &problem{Type: "about:blank", Title: "Conflict", Status: http.StatusConflict,
+				Detail: "The task has been re-run already, as " + *past.RerunID + ".", Now: &now{string(past.Status), past.Version}}
+		}
+	}
+	if task == nil && c.action != Rerun && c.action != Discard {
+		return "", changed(string(past.Status), past.Version)
+	}
+	after := map[string]any{}
+	created := ""
+	switch c.action {
+	case Rerun:
+		var opts []outbox.Option
+		if c.args != nil {
+			opts = append(opts, outbox.WithArgs(outbox.JSON(c.args)))
+			after["args"] = "edited"
+		}
+		again, err := outbox.Rerun(tx, c.id, opts...)
+		if err != nil {
+			return "", err
+		}
+		created = again.ID
+		after["task"] = again.ID
+	case RunNow:
+		if err := outbox.Reschedule(tx, c.id, time.Now(), outbox.IfVersion(c.version)); err != nil {
+			return "", err
+		}
+		after["state"], after["version"], after["run_at"] = outbox.StatePending, c.version+1, "now"
+	case Reschedule:
+		if err := outbox.Reschedule(tx, c.id, c.at, outbox.IfVersion(c.version)); err != nil {
+			return "", err
+		}
+		after["state"], after["version"], after["run_at"] = outbox.StatePending, c.version+1, c.at.UTC()
+	case Cancel:
+		if err := outbox.Cancel(tx, c.id, outbox.IfVersion(c.version)); err != nil {
+			return "", err
+		}
+		after["state"] = outbox.StatusCancelled
+	case Discard:
+		if task != nil || past.Status != outbox.StatusError {
+			return "", fail(http.StatusConflict, "Only a failed task can be discarded.")
+		}
+		r, err := tx.Statement.ConnPool.ExecContext(ctx,
+			s.d.Rebind("DELETE FROM {history} WHERE id = ? AND status = 'error' AND rerun_id IS NULL"), c.id)
+		if err != nil {
+			return "", err
+		}
+		if n, err := r.RowsAffected(); err != nil || n == 0 {
+			return "", errors.Join(err, outbox.ErrConflict)
+		}
+		before["error"], before["finished_at"] = firstLine(past.Error), past.FinishedAt.UTC()
+		after["state"] = "discarded"
+	default:
+		return "", fmt.Errorf("no such change: %q", c.action)
+	}
+	return created, s.record(ctx, tx, outbox.AuditModel{Actor: actor.Name, Action: string(c.action), TaskID: c.id, Func: path,
+		Reason: c.reason, Before: encode(before), After: encode(after)})
+}
+
+func changed(state string, version int64) error {
+	return &problem{Type: "about:blank", Title: "Conflict", Status: http.StatusConflict,
+		Detail: fmt.Sprintf("The task has changed since it was shown: it is %s now, version %d.", state, version), Now: &now{state, version}}
+}
+
+func encode(v any) outbox.JSON {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic("admin: plain values do not encode: " + err.Error())
+	}
+	return b
+}
+
+// record writes the audit. It goes past GORM's callbacks, like the change itself: both or none.
+func (s *site) record(ctx context.Context, tx *gorm.DB, m outbox.AuditModel) error {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return err
+	}
+	_, err = tx.Statement.ConnPool.ExecContext(ctx, s.d.Rebind(`
+INSERT INTO {audit} (id, at, actor, action, task_id, func, reason, before, after) VALUES (?, {now}, ?, ?, ?, ?, ?, ?, ?)`),
+		id.String(), shorten(clean(m.Actor), 200), m.Action, m.TaskID, m.Func, m.Reason, m.Before.String(), m.After.String())
+	return err
+}
+
+// clean makes a name storable.
+func clean(s string) string {
+	var b []rune
+	for _, r := range s { // what is not UTF-8 comes as utf8.RuneError
+		if r != 0 {
+			b = append(b, r)
+		}
+	}
+	return string(b)
+}

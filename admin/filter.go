@@ -1,0 +1,214 @@
+package admin
+
+import (
+	"encoding/base64"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// The states of the list: those of the tables, told apart as a person would.
+const (
+	all       = "all"
+	pending   = "pending"   // due
+	scheduled = "scheduled" // due later
+	running   = "running"
+	parked    = "parked"
+	failed    = "failed"  // ended as error and nobody has re-run it
+	handled   = "handled" // ended as error and has been re-run
+	done      = "done"
+	cancelled = "cancelled"
+)
+
+var states = []string{all, pending, scheduled, running, parked, failed, handled, done, cancelled}
+
+// finished says whether a state's tasks are in history.
+func finished(state string) bool {
+	return state == failed || state == handled || state == done || state == cancelled
+}
+
+// filter is what a list shows. All of it is in the URL, so that a URL shows the same to everybody who may see it.
+type filter struct {
+	State, Func, Queue, Key, ID string
+	Args, Error                 string // parts of the text
+	From, To                    time.Time
+	Limit                       int
+	Cursor                      *cursor
+
+	asOf time.Time // only what was there then, for changes of all that was shown
+}
+
+// cursor is a place in a list: what follows it, or with back what precedes it.
+type cursor struct {
+	back bool
+	at   time.Time
+	id   string
+}
+
+const (
+	defaultLimit = 50
+	maxLimit     = 200
+	maxParam     = 255
+)
+
+var filterParams = []string{"state", "func", "queue", "key", "id", "args", "error", "from", "to", "limit", "cursor"}
+
+// noticeParams say what the last form has done; see notice.
+var noticeParams = []string{"did", "n", "skipped"}
+
+func only(v url.Values, names ...string) error {
+	for name := range v {
+		if !slices.Contains(names, name) {
+			return fail(http.StatusBadRequest, "There is no parameter %s. There are: %s.", shorten(name, 60), strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
+// parseFilter reads a filter, and refuses what it does not know with what it does.
+func parseFilter(v url.Values) (f filter, err error) {
+	text := func(name string) string {
+		s := strings.TrimSpace(v.Get(name))
+		switch {
+		case err != nil:
+		case len(v[name]) > 1:
+			err = fail(http.StatusBadRequest, "%s is given twice.", name)
+		case len(s) > maxParam || !utf8.ValidString(s) || strings.ContainsRune(s, 0):
+			err = fail(http.StatusBadRequest, "%s must be a text of at most %d bytes.", name, maxParam)
+		}
+		return s
+	}
+	instant := func(name string) time.Time {
+		s := text(name)
+		if s == "" || err != nil {
+			return time.Time{}
+		}
+		t, bad := parseTime(s)
+		if bad != nil {
+			err = fail(http.StatusBadRequest, "%s must be a time: 2006-01-02T15:04 in UTC, or 2006-01-02T15:04:05+01:00.", name)
+		}
+		return t
+	}
+	f = filter{State: text("state"), Func: text("func"), Queue: text("queue"), Key: text("key"), ID: text("id"),
+		Args: text("args"), Error: text("error"), From: instant("from"), To: instant("to"), Limit: defaultLimit}
+	if f.State == "" {
+		f.State = all
+	}
+	if s := text("limit"); s != "" && err == nil {
+		n, bad := strconv.Atoi(s)
+		if bad != nil || n < 1 || n > maxLimit {
+			err = fail(http.StatusBadRequest, "limit must be a number from 1 to %d.", maxLimit)
+		}
+		f.Limit = n
+	}
+	if s := text("cursor"); s != "" && err == nil {
+		f.Cursor, err = parseCursor(s)
+	}
+	if err == nil && !slices.Contains(states, f.State) {
+		err = fail(http.StatusBadRequest, "state must be one of: %s.", strings.Join(states, ", "))
+	}
+	return f, err
+}
+
+func parseTime(s string) (time.Time, error) {
+	for _, layout := range []string{"2006-01-02T15:04", "2006-01-02T15:04:05", time.RFC3339Nano, time.DateOnly} {
+		if t, err := time.Parse(layout, s); err == nil && t.Year() >= 1 && t.UTC().Year() <= 9999 {
+			return t.UTC(), nil
+		}
+	}
+	return time.Time{}, fmt.Errorf("no time")
+}
+
+func (c cursor) String() string {
+	direction := "a"
+	if c.back {
+		direction = "b"
+	}
+	return base64.RawURLEncoding.EncodeToString([]byte(direction + strconv.FormatInt(c.at.UnixMicro(), 10) + "|" + c.id))
+}
+
+func parseCursor(s string) (*cursor, error) {
+	bad := fail(http.StatusBadRequest, "cursor must be one that a list gave.")
+	raw, err := base64.RawURLEncoding.DecodeString(s)
+	if err != nil || len(raw) < 2 || raw[0] != 'a' && raw[0] != 'b' {
+		return nil, bad
+	}
+	micros, id, ok := strings.Cut(string(raw[1:]), "|")
+	n, err := strconv.ParseInt(micros, 10, 64)
+	if !ok || err != nil || len(id) > 36 || !utf8.ValidString(id) || strings.ContainsRune(id, 0) {
+		return nil, bad
+	}
+	at := time.UnixMicro(n).UTC()
+	if y := at.Year(); y < 0 || y > 9999 {
+		return nil, bad
+	}
+	return &cursor{back: raw[0] == 'b', at: at, id: id}, nil
+}
+
+// values is the filter as a URL has it.
+func (f filter) values() url.Values {
+	v := url.Values{}
+	set := func(name, s string) {
+		if s != "" {
+			v.Set(name, s)
+		}
+	}
+	if f.State != all {
+		set("state", f.State)
+	}
+	set("func", f.Func)
+	set("queue", f.Queue)
+	set("key", f.Key)
+	set("id", f.ID)
+	set("args", f.Args)
+	set("error", f.Error)
+	set("from", formTime(f.From))
+	set("to", formTime(f.To))
+	if f.Limit != defaultLimit {
+		set("limit", strconv.Itoa(f.Limit))
+	}
+	if f.Cursor != nil {
+		set("cursor", f.Cursor.String())
+	}
+	return v
+}
+
+func formTime(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	if t.Second() == 0 && t.Nanosecond() == 0 {
+		return t.Format("2006-01-02T15:04")
+	}
+	return t.Format("2006-01-02T15:04:05.999999Z07:00")
+}
+
+// url is a link to the list, relative to the root of the pages, with one thing changed.
+func (f filter) url() string {
+	if v := f.values().Encode(); v != "" {
+		return "tasks?" + v
+	}
+	return "tasks"
+}
+
+func (f filter) with(state string) filter {
+	f.State, f.Cursor = state, nil
+	return f
+}
+
+// Narrowed says whether the filter is more than a state.
+func (f filter) Narrowed() bool {
+	return f.Func+f.Queue+f.Key+f.ID+f.Args+f.Error != "" || !f.From.IsZero() || !f.To.IsZero()
+}
+
+func shorten(s string, runes int) string {
+	if utf8.RuneCountInString(s) <= runes {
+		return s
+	}
+	return string([]rune(s)[:runes]) + "…"
+}

@@ -1,0 +1,195 @@
+package admin
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// form reads a form that may have these fields.
+func (q *request) form(fields ...string) (url.Values, error) {
+	if err := q.r.ParseForm(); err != nil {
+		var big *http.MaxBytesError
+		if asMax(err, &big) {
+			return nil, err
+		}
+		return nil, fail(http.StatusBadRequest, "The form cannot be read.")
+	}
+	return q.r.PostForm, only(q.r.PostForm, fields...)
+}
+
+// changeForm does what a button on a task's page says.
+func (q *request) changeForm(id string, action Action) error {
+	if err := q.need(action); err != nil {
+		return err
+	}
+	v, err := q.form("version", "at", "args", "reason")
+	if err != nil {
+		return err
+	}
+	c := change{action: action, id: id, reason: strings.TrimSpace(v.Get("reason"))}
+	if c.version, err = strconv.ParseInt(v.Get("version"), 10, 64); err != nil {
+		return fail(http.StatusBadRequest, "version must be a number.")
+	}
+	if action == Reschedule {
+		if c.at, err = parseTime(v.Get("at")); err != nil {
+			return fail(http.StatusBadRequest, "at must be a time: 2006-01-02T15:04 in UTC, or 2006-01-02T15:04:05+01:00.")
+		}
+	}
+	if v.Has("args") {
+		c.args = []byte(v.Get("args"))
+	}
+	created, err := q.change(c)
+	if err != nil {
+		return err
+	}
+	target := id
+	if created != "" {
+		target = created
+	}
+	if action == Discard {
+		return q.see("tasks?state=failed&did=discard&n=1")
+	}
+	return q.see("tasks/" + url.PathEscape(target) + "?did=" + string(action) + "&n=1")
+}
+
+// change checks what forms and JSON have in common, and does it.
+func (q *request) change(c change) (string, error) {
+	if err := checkReason(c.reason); err != nil {
+		return "", err
+	}
+	if c.args != nil {
+		if c.action != Rerun {
+			return "", fail(http.StatusBadRequest, "Only a re-run takes other arguments.")
+		}
+		if err := q.need(EditArgs); err != nil {
+			return "", err
+		}
+	}
+	return q.s.apply(q.ctx, q.actor, c)
+}
+
+// bulkForm changes the picked tasks, or all that the list showed. What destroys asks first.
+func (q *request) bulkForm() error {
+	v, err := q.form("action", "pick", "all", "filter", "asof", "count", "reason", "confirmed")
+	if err != nil {
+		return err
+	}
+	b := bulk{action: Action(v.Get("action")), reason: strings.TrimSpace(v.Get("reason"))}
+	if !slices.Contains(bulkActions, b.action) {
+		return fail(http.StatusBadRequest, "action must be one of: rerun, run_now, cancel, discard.")
+	}
+	if err := q.need(b.action); err != nil {
+		return err
+	}
+	if err := checkReason(b.reason); err != nil {
+		return err
+	}
+	back, err := url.ParseQuery(v.Get("filter"))
+	if err == nil {
+		err = only(back, filterParams...)
+	}
+	if err != nil {
+		return fail(http.StatusBadRequest, "filter must be that of a list.")
+	}
+	f, err := q.parseFilter(back)
+	if err != nil {
+		return err
+	}
+	n := len(v["pick"])
+	if v.Get("all") != "" {
+		asOf, bad := time.Parse(time.RFC3339Nano, v.Get("asof"))
+		count, wrong := strconv.Atoi(v.Get("count"))
+		if bad != nil || wrong != nil {
+			return fail(http.StatusBadRequest, "asof and count must be those of the list.")
+		}
+		b.filter, b.asOf, b.count, n = &f, asOf, count, count
+	} else {
+		for _, text := range v["pick"] {
+			id, version, ok := cutLast(text, ".")
+			number, bad := strconv.ParseInt(version, 10, 64)
+			if !ok || bad != nil {
+				return fail(http.StatusBadRequest, "pick must be an id, a dot and a version.")
+			}
+			b.picked = append(b.picked, pick{id, number})
+		}
+		if n == 0 {
+			return fail(http.StatusBadRequest, "No task is picked: tick some, or choose all that match.")
+		}
+		if n > maxLimit {
+			return fail(http.StatusBadRequest, "At most %d tasks can be picked.", maxLimit)
+		}
+	}
+	if (b.action == Cancel || b.action == Discard) && v.Get("confirmed") != "yes" {
+		return q.render(http.StatusOK, "confirm", "Are you sure?", confirmation{Action: b.action, Count: n, All: b.filter != nil, Form: v, Back: f.url()})
+	}
+	res, err := q.bulk(b)
+	if err != nil {
+		return err
+	}
+	to := f.values()
+	to.Set("did", string(b.action))
+	to.Set("n", itoa(res.Changed))
+	if s := res.summary(); s != "" {
+		to.Set("skipped", s)
+	}
+	return q.see("tasks?" + to.Encode())
+}
+
+type confirmation struct {
+	Action Action
+	Count  int
+	All    bool
+	Form   url.Values
+	Back   string
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}
+
+// parseFilter also refuses to search where the sender may not look.
+func (q *request) parseFilter(v url.Values) (filter, error) {
+	f, err := parseFilter(v)
+	if err == nil && f.Args != "" {
+		err = q.need(ViewArgs)
+	}
+	return f, err
+}
+
+// notice says what the last form has done. It comes from the URL, so it holds words and numbers that we know, no text.
+type notice struct {
+	Did     Action
+	N       int
+	Skipped []countOf
+	More    bool
+}
+
+func parseNotice(v url.Values) *notice {
+	n := &notice{Did: Action(v.Get("did"))}
+	count, err := strconv.Atoi(v.Get("n"))
+	if !slices.Contains(changes, n.Did) || err != nil || count < 0 || count > maxCount {
+		return nil
+	}
+	n.N = count
+	for part := range strings.SplitSeq(v.Get("skipped"), "~") {
+		why, number, _ := strings.Cut(part, ".")
+		count, err := strconv.Atoi(number)
+		switch {
+		case err != nil || count < 1 || count > maxCount:
+		case why == "more":
+			n.More = true
+		case slices.Contains(skipReasons, why):
+			n.Skipped = append(n.Skipped, countOf{strings.ReplaceAll(why, "_", " "), count})
+		}
+	}
+	return n
+}

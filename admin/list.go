@@ -1,0 +1,314 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// row is a task in a list, from either table, without its large columns.
+type row struct {
+	ID          string
+	Func        string
+	Args        *string // nil when larger than maxPreview
+	Key         *string
+	Queue       string
+	Priority    int
+	RunAt       time.Time
+	State       outbox.State
+	Attempt     int
+	Uncounted   int
+	MaxAttempts int
+	Version     int64
+	ProcessID   *string
+	CreatedAt   time.Time
+	StartedAt   *time.Time
+	Status      outbox.Status
+	Reason      outbox.Reason
+	Error       *string
+	FinishedAt  *time.Time
+	RerunID     *string
+}
+
+const (
+	maxPreview = 4096 // of arguments, in characters
+	previews   = "CASE WHEN length(CAST(args AS text)) <= 4096 THEN CAST(args AS text) END AS args"
+	columns    = "id, func, " + previews + ", key, queue, priority, run_at, attempt, uncounted, max_attempts, version, process_id, created_at, started_at"
+	ofTasks    = columns + ", state"
+	ofHistory  = columns + ", status, reason, substr(error, 1, 400) AS error, finished_at, rerun_id"
+
+	// searchCap is how many rows a search reads that the database cannot do, since it must not see behind the redactor.
+	searchCap = 2000
+)
+
+// source is one table's part of a list, with an order that an index has.
+type source struct {
+	model   any
+	columns string
+	where   []string // states as literals, since partial indexes need them
+	params  []any
+	order   string // run_at, finished_at, or id alone
+	desc    bool
+}
+
+// sources of a state. Waiting tasks come lane by lane, because that is how the index has them in the order of start.
+func (s *site) sources(ctx context.Context, f filter, at time.Time) ([]source, error) {
+	tasks := func(where ...string) source {
+		return source{model: &outbox.TaskModel{}, columns: ofTasks, where: where, order: "id", desc: true}
+	}
+	history := func(where ...string) source {
+		return source{model: &outbox.HistoryModel{}, columns: ofHistory, where: where, order: "finished_at", desc: true}
+	}
+	switch f.State {
+	case running:
+		return []source{tasks("state = 'running'")}, nil
+	case parked:
+		return []source{tasks("state = 'parked'")}, nil
+	case failed:
+		return []source{history("status = 'error'", "rerun_id IS NULL")}, nil
+	case handled:
+		return []source{history("status = 'error'", "rerun_id IS NOT NULL")}, nil
+	case done:
+		return []source{history("status = 'success'")}, nil
+	case cancelled:
+		return []source{history("status = 'cancelled'")}, nil
+	case pending, scheduled:
+		lanes, err := s.d.Probe(ctx, s.db.Statement.ConnPool)
+		if err != nil {
+			return nil, err
+		}
+		comparison := "run_at <= " + s.d.Instant()
+		if f.State == scheduled {
+			comparison = "run_at > " + s.d.Instant()
+		}
+		var list []source
+		for _, l := range lanes {
+			if f.Queue != "" && l.Queue != f.Queue {
+				continue
+			}
+			src := tasks("state = 'pending'", "queue = ?", "priority = ?", comparison)
+			src.params = []any{l.Queue, l.Priority, s.d.Time(at)}
+			src.order, src.desc = "run_at", false
+			list = append(list, src)
+		}
+		return list, nil
+	}
+	byID := history()
+	byID.order = "id"
+	return []source{tasks(), byID}, nil
+}
+
+// query is a source's statement, but for its columns, its order and its limit.
+func (s *site) query(ctx context.Context, src source, f filter) *gorm.DB {
+	tx := s.conn(ctx).Model(src.model)
+	params := src.params
+	for _, w := range src.where {
+		n := strings.Count(w, "?")
+		tx = tx.Where(w, params[:n]...)
+		params = params[n:]
+	}
+	for column, value := range map[string]string{"func": f.Func, "queue": f.Queue, "key": f.Key, "id": f.ID} {
+		if value != "" {
+			tx = tx.Where(column+" = ?", value)
+		}
+	}
+	if f.Args != "" && s.opts.Redact == nil {
+		tx = tx.Where(`lower(CAST(args AS text)) LIKE lower(?) ESCAPE '!'`, contains(f.Args))
+	}
+	if f.Error != "" {
+		if _, ok := src.model.(*outbox.HistoryModel); ok {
+			tx = tx.Where(`lower(error) LIKE lower(?) ESCAPE '!'`, contains(f.Error))
+		} else {
+			tx = tx.Where(`lower(CAST(errors AS text)) LIKE lower(?) ESCAPE '!'`, contains(f.Error))
+		}
+	}
+	dated := "run_at"
+	if _, ok := src.model.(*outbox.HistoryModel); ok {
+		dated = "finished_at"
+	}
+	if f.State == all {
+		dated = "created_at"
+	}
+	if !f.From.IsZero() {
+		tx = tx.Where(dated+" >= "+s.d.Instant(), s.d.Time(f.From))
+	}
+	if !f.To.IsZero() {
+		tx = tx.Where(dated+" <= "+s.d.Instant(), s.d.Time(f.To))
+	}
+	if !f.asOf.IsZero() {
+		if dated != "finished_at" {
+			dated = "created_at"
+		}
+		tx = tx.Where(dated+" <= "+s.d.Instant(), s.d.Time(f.asOf))
+	}
+	return tx
+}
+
+// contains is a LIKE pattern for a part of a text.
+func contains(s string) string {
+	return "%" + strings.NewReplacer("!", "!!", "%", "!%", "_", "!_").Replace(s) + "%"
+}
+
+// page is a part of a list.
+type page struct {
+	rows         []row
+	newer, older *cursor // nil where the list ends
+}
+
+// fetch reads the part of a list that its cursor names.
+func (s *site) fetch(ctx context.Context, f filter, at time.Time) (page, error) {
+	list, err := s.sources(ctx, f, at)
+	if err != nil {
+		return page{}, err
+	}
+	limit := f.Limit + 1 // one more tells whether there are more
+	var rows []row
+	next, more, read := f.Cursor, true, 0
+	for more && len(rows) < limit && read < searchCap {
+		var part []row
+		for _, src := range list {
+			some, err := s.part(ctx, src, f, next, limit)
+			if err != nil {
+				return page{}, err
+			}
+			part = append(part, some...)
+		}
+		back := next != nil && next.back
+		order(part, list, back)
+		more = len(part) >= limit
+		part = part[:min(len(part), limit)]
+		read += len(part)
+		if len(part) > 0 {
+			last := part[len(part)-1]
+			next = &cursor{back: back, at: last.place(list), id: last.ID}
+		}
+		if f.Args == "" || s.opts.Redact == nil {
+			rows = part
+			break
+		}
+		for _, r := range part {
+			if s.matches(ctx, r, f.Args) {
+				rows = append(rows, r)
+			}
+		}
+	}
+	p := page{}
+	cut := len(rows) > f.Limit
+	unread := !cut && more && read >= searchCap
+	rows = rows[:min(len(rows), f.Limit)]
+	back := f.Cursor != nil && f.Cursor.back
+	if back {
+		slices.Reverse(rows)
+	}
+	p.rows = rows
+	if len(rows) > 0 {
+		first, last := rows[0], rows[len(rows)-1]
+		if f.Cursor != nil && !back || back && cut {
+			p.newer = &cursor{back: true, at: first.place(list), id: first.ID}
+		}
+		if back || cut {
+			p.older = &cursor{at: last.place(list), id: last.ID}
+		}
+	}
+	if unread && !back {
+		p.older = next // the search goes on from where it stopped
+	}
+	return p, nil
+}
+
+// part reads a source from a cursor on, in the cursor's direction.
+func (s *site) part(ctx context.Context, src source, f filter, c *cursor, limit int) ([]row, error) {
+	tx := s.query(ctx, src, f).Select(src.columns)
+	desc := src.desc != (c != nil && c.back)
+	sign, direction := ">", ""
+	if desc {
+		sign, direction = "<", " DESC"
+	}
+	if src.order == "id" {
+		if c != nil {
+			tx = tx.Where("id "+sign+" ?", c.id)
+		}
+		tx = tx.Order("id" + direction)
+	} else {
+		if c != nil {
+			tx = tx.Where("("+src.order+", id) "+sign+" ("+s.d.Instant()+", ?)", s.d.Time(c.at), c.id)
+		}
+		tx = tx.Order(src.order + direction + ", id" + direction)
+	}
+	var rows []row
+	return rows, tx.Limit(limit).Find(&rows).Error
+}
+
+// place is a row's time in the order of the list.
+func (r row) place(list []source) time.Time {
+	switch list[0].order {
+	case "run_at":
+		return r.RunAt
+	case "finished_at":
+		return *r.FinishedAt
+	}
+	return time.Time{}
+}
+
+// order merges what several sources gave, in the direction of reading.
+func order(rows []row, list []source, back bool) {
+	if len(list) < 2 {
+		return
+	}
+	slices.SortFunc(rows, func(a, b row) int {
+		n := a.place(list).Compare(b.place(list))
+		if n == 0 {
+			n = strings.Compare(a.ID, b.ID)
+		}
+		if list[0].desc != back {
+			return -n
+		}
+		return n
+	})
+}
+
+// matches searches what the redactor has left of the arguments. Large ones have to be read first.
+func (s *site) matches(ctx context.Context, r row, part string) bool {
+	raw := []byte(nil)
+	if r.Args != nil {
+		raw = []byte(*r.Args)
+	} else if task, past, err := outbox.Lookup(s.conn(ctx), r.ID); err == nil && task != nil {
+		raw = task.Args
+	} else if err == nil {
+		raw = past.Args
+	}
+	shown := s.redact(r.Func, raw)
+	return bytes.Contains(bytes.ToLower(shown), bytes.ToLower([]byte(part)))
+}
+
+// redact is what may be shown of a document of a function.
+func (s *site) redact(path string, raw []byte) []byte {
+	if s.opts.Redact == nil || raw == nil {
+		return raw
+	}
+	return s.opts.Redact(path, bytes.Clone(raw))
+}
+
+// maxCount is how far counts go: beyond it is "10,000+".
+const maxCount = 10_000
+
+// count counts what a filter finds, up to one more than maxCount.
+func (s *site) count(ctx context.Context, f filter, at time.Time) (int, error) {
+	list, err := s.sources(ctx, f, at)
+	total := 0
+	for _, src := range list {
+		if err != nil || total > maxCount {
+			break
+		}
+		var n int64
+		err = s.conn(ctx).Table("(?) AS part", s.query(ctx, src, f).Select("1 AS one").Limit(maxCount+1-total)).Count(&n).Error
+		total += int(n)
+	}
+	return total, err
+}

@@ -1,0 +1,184 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+const (
+	maxBody = 1 << 20
+	maxPath = 1024
+
+	policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
+		"form-action 'self'; frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+)
+
+// request is one request on its way.
+type request struct {
+	s     *site
+	w     http.ResponseWriter
+	r     *http.Request
+	ctx   context.Context // with the limit of a page
+	actor Actor
+	page  string // for the log: which page, without what the sender put into it
+	up    string // from the request's URL to the root of the pages: "./" or "../"…
+	api   bool
+	may   map[Action]bool
+}
+
+// ServeHTTP is the way of every request: headers, cross-site check, permission, page.
+func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	path := strings.TrimPrefix(r.URL.EscapedPath(), "/")
+	parts := strings.Split(path, "/")
+	for i, part := range parts { // an id may hold anything
+		if text, err := url.PathUnescape(part); err == nil {
+			parts[i] = text
+		}
+	}
+	q := &request{s: s, w: w, r: r, page: parts[0], up: "./" + strings.Repeat("../", len(parts)-1), api: parts[0] == "api", may: map[Action]bool{}}
+	h := w.Header()
+	h.Set("Content-Security-Policy", policy)
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "same-origin") // with no-referrer the Origin of forms would be null
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Cache-Control", "no-store")
+	ctx, cancel := context.WithTimeout(r.Context(), s.opts.QueryTimeout)
+	defer cancel()
+	q.ctx = ctx
+	if err := s.cross.Check(r); err != nil {
+		q.refuse(fail(http.StatusForbidden, "The request came from another site."))
+		return
+	}
+	if len(path) > maxPath {
+		q.refuse(fail(http.StatusNotFound, "There is no such page."))
+		return
+	}
+	if parts[0] == "assets" && len(parts) == 2 { // no secrets, and the page of a 401 needs them
+		q.asset(parts[1])
+		return
+	}
+	if err := q.need(View); err != nil {
+		q.refuse(err)
+		return
+	}
+	if r.URL.Path == "" && r.URL.RawPath == "" && r.Method == http.MethodGet {
+		// Mounted without its slash: relative links would miss the prefix.
+		base := r.RequestURI
+		if i := strings.IndexByte(base, '?'); i >= 0 {
+			base = base[:i]
+		}
+		if last := base[strings.LastIndexByte(base, '/')+1:]; last != "" {
+			w.Header().Set("Location", "./"+last+"/")
+			w.WriteHeader(http.StatusMovedPermanently)
+			return
+		}
+	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
+	if err := q.route(parts); err != nil {
+		q.refuse(err)
+	}
+}
+
+func (q *request) route(parts []string) error {
+	get := func(f func() error) error { return q.method(f, http.MethodGet, http.MethodHead) }
+	post := func(f func() error) error { return q.method(f, http.MethodPost) }
+	n := len(parts)
+	switch {
+	case n == 1 && parts[0] == "":
+		return get(q.overview)
+	case n == 1 && parts[0] == "tasks":
+		return get(q.list)
+	case n == 1 && parts[0] == "export":
+		return get(q.export)
+	case n == 1 && parts[0] == "functions":
+		return get(q.functions)
+	case n == 1 && parts[0] == "processes":
+		return get(q.processes)
+	case n == 1 && parts[0] == "audit":
+		return get(q.audit)
+	case n == 2 && parts[0] == "tasks" && parts[1] == "bulk":
+		return post(q.bulkForm)
+	case n == 2 && parts[0] == "tasks" && parts[1] != "":
+		return get(func() error { return q.detail(parts[1]) })
+	case n == 3 && parts[0] == "tasks" && slices.Contains(changes, Action(parts[2])):
+		return post(func() error { return q.changeForm(parts[1], Action(parts[2])) })
+	case parts[0] == "api" && n > 2 && parts[1] == "v1":
+		return q.routeAPI(parts[2:], get, post)
+	}
+	return fail(http.StatusNotFound, "There is no such page.")
+}
+
+func (q *request) routeAPI(parts []string, get, post func(func() error) error) error {
+	n := len(parts)
+	switch {
+	case n == 1 && parts[0] == "overview":
+		return get(q.apiOverview)
+	case n == 1 && parts[0] == "tasks":
+		return get(q.apiList)
+	case n == 1 && parts[0] == "functions":
+		return get(q.apiFunctions)
+	case n == 1 && parts[0] == "processes":
+		return get(q.apiProcesses)
+	case n == 1 && parts[0] == "audit":
+		return get(q.apiAudit)
+	case n == 2 && parts[0] == "tasks" && parts[1] == "bulk":
+		return post(q.apiBulk)
+	case n == 2 && parts[0] == "tasks" && parts[1] != "":
+		return get(func() error { return q.apiDetail(parts[1]) })
+	case n == 3 && parts[0] == "tasks" && slices.Contains(changes, Action(parts[2])):
+		return post(func() error { return q.apiChange(parts[1], Action(parts[2])) })
+	}
+	return fail(http.StatusNotFound, "There is no such resource. There are: overview, tasks, tasks/{id}, functions, processes, audit.")
+}
+
+func (q *request) method(f func() error, allowed ...string) error {
+	if !slices.Contains(allowed, q.r.Method) {
+		q.w.Header().Set("Allow", strings.Join(allowed, ", "))
+		return fail(http.StatusMethodNotAllowed, "Only %s is possible here.", strings.Join(allowed, " or "))
+	}
+	return f()
+}
+
+// need refuses a request whose sender may not do something.
+func (q *request) need(a Action) error {
+	actor, err := q.s.opts.Authorize(q.r, a)
+	if err == nil && actor.Name == "" {
+		err = errors.New("an actor without a name")
+	}
+	switch {
+	case err == nil:
+		q.actor, q.may[a] = actor, true
+		return nil
+	case errors.Is(err, ErrUnauthenticated):
+		if errors.Is(err, errBasic) {
+			q.w.Header().Set("WWW-Authenticate", realm)
+		}
+		return fail(http.StatusUnauthorized, "Sign in to see this.")
+	}
+	return fail(http.StatusForbidden, "You may not do this (%s).", a)
+}
+
+// can says whether a page may show a button.
+func (q *request) can(a Action) bool {
+	may, asked := q.may[a]
+	if !asked {
+		_, err := q.s.opts.Authorize(q.r, a)
+		may = err == nil
+		q.may[a] = may
+	}
+	return may
+}
+
+// see sends the browser on, relative to the root of the pages: http.Redirect would go wrong under a prefix.
+func (q *request) see(target string) error {
+	q.w.Header().Set("Location", q.up+target)
+	q.w.WriteHeader(http.StatusSeeOther)
+	return nil
+}

@@ -1,0 +1,322 @@
+package admin
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// figures are the numbers of the overview, at one moment.
+type figures struct {
+	At             time.Time      `json:"at"`
+	Counts         map[string]int `json:"counts"` // by state; more than 10,000 means at least that
+	FailedDay      int            `json:"failed_24h"`
+	DoneDay        int            `json:"done_24h"`
+	OldestDue      *time.Time     `json:"oldest_due,omitempty"`      // start time of the task that has waited longest
+	NextScheduled  *time.Time     `json:"next_scheduled,omitempty"`  // start time of the next one
+	LongestRunning *time.Time     `json:"longest_running,omitempty"` // start of the run that has taken longest
+	P50            *time.Duration `json:"p50_ns,omitempty"`          // of the last successes
+	P95            *time.Duration `json:"p95_ns,omitempty"`
+	Buckets        []bucket       `json:"throughput"`
+	Trouble        []trouble      `json:"trouble"`
+	Parked         []countOf      `json:"parked,omitempty"`
+	Functions      []function     `json:"-"`
+	Processes      []process      `json:"-"`
+}
+
+type bucket struct {
+	From   time.Time `json:"from"`
+	OK     int       `json:"ok"`
+	Failed int       `json:"failed"`
+}
+
+// trouble is a kind of failure: tasks of one function with the same first line of error.
+type trouble struct {
+	Func   string    `json:"func"`
+	Error  string    `json:"error"`
+	Reason string    `json:"reason"`
+	Count  int       `json:"count"`
+	Last   time.Time `json:"last"`
+}
+
+type countOf struct {
+	Func  string `json:"func"`
+	Count int    `json:"count"`
+}
+
+// function is what the pages know of one path.
+type function struct {
+	Path      string         `json:"path"`
+	Here      bool           `json:"registered_here"`
+	Processes int            `json:"processes"` // live ones that run it
+	Waiting   int            `json:"waiting"`
+	Running   int            `json:"running"`
+	Parked    int            `json:"parked"`
+	OK        int            `json:"ok"`
+	Failed    int            `json:"failed"`
+	P50       *time.Duration `json:"p50_ns,omitempty"`
+	P95       *time.Duration `json:"p95_ns,omitempty"`
+	durations []time.Duration
+}
+
+type process struct {
+	ID        string    `json:"id"`
+	Host      string    `json:"host"`
+	PID       int64     `json:"pid"`
+	Slots     int       `json:"slots"`
+	Running   int       `json:"running"`
+	Queues    []string  `json:"queues"` // empty means all
+	Functions []string  `json:"functions"`
+	StartedAt time.Time `json:"started_at"`
+	BeatAt    time.Time `json:"beat_at"`
+	Silent    bool      `json:"silent"` // no heartbeat for longer than the default limit
+}
+
+// ranges of the chart: how long, and in how many bars.
+var ranges = map[string]struct {
+	length time.Duration
+	bars   int
+}{"1h": {time.Hour, 30}, "24h": {24 * time.Hour, 24}, "7d": {7 * 24 * time.Hour, 28}}
+
+// silentAfter is the default HeartbeatLimit; that of another process is not known.
+const silentAfter = 30 * time.Second
+
+// sample is how many of the last ends the durations, the functions and the troubles are told from.
+const sample = 1000
+
+func (s *site) figures(ctx context.Context, span string) (f figures, err error) {
+	at, err := s.now(ctx)
+	if err != nil {
+		return f, err
+	}
+	f = figures{At: at, Counts: map[string]int{}, Trouble: []trouble{}}
+	for _, state := range states[1:] {
+		if state == handled {
+			continue
+		}
+		if f.Counts[state], err = s.count(ctx, filter{State: state}, at); err != nil {
+			return f, err
+		}
+	}
+	day := at.Add(-24 * time.Hour)
+	if f.FailedDay, err = s.count(ctx, filter{State: failed, From: day}, at); err != nil {
+		return f, err
+	}
+	if f.DoneDay, err = s.count(ctx, filter{State: done, From: day}, at); err != nil {
+		return f, err
+	}
+	for state, dst := range map[string]**time.Time{pending: &f.OldestDue, scheduled: &f.NextScheduled} {
+		p, err := s.fetch(ctx, filter{State: state, Limit: 1}, at)
+		if err != nil {
+			return f, err
+		}
+		if len(p.rows) > 0 {
+			*dst = utc(p.rows[0].RunAt)
+		}
+	}
+	var busy []row
+	if err = s.conn(ctx).Model(&outbox.TaskModel{}).Select("id, func, started_at").Where("state = 'running' AND process_id > ''").
+		Order("started_at").Limit(1).Find(&busy).Error; err != nil {
+		return f, err
+	}
+	if len(busy) > 0 && busy[0].StartedAt != nil {
+		f.LongestRunning = utc(*busy[0].StartedAt)
+	}
+	if f.Buckets, err = s.throughput(ctx, span, at); err != nil {
+		return f, err
+	}
+	if f.Trouble, err = s.trouble(ctx, day); err != nil {
+		return f, err
+	}
+	if f.Processes, err = s.listProcesses(ctx, at); err != nil {
+		return f, err
+	}
+	if f.Functions, err = s.listFunctions(ctx, f.Processes); err != nil {
+		return f, err
+	}
+	var durations []time.Duration
+	for _, fn := range f.Functions {
+		durations = append(durations, fn.durations...)
+		if fn.Parked > 0 {
+			f.Parked = append(f.Parked, countOf{fn.Path, fn.Parked})
+		}
+	}
+	f.P50, f.P95 = quantiles(durations)
+	return f, nil
+}
+
+func utc(t time.Time) *time.Time { t = t.UTC(); return &t }
+
+func (s *site) throughput(ctx context.Context, span string, at time.Time) ([]bucket, error) {
+	r := ranges[span]
+	step := r.length / time.Duration(r.bars)
+	end := at.Truncate(step).Add(step)
+	list := make([]bucket, r.bars)
+	for i := range list {
+		from := end.Add(-step * time.Duration(r.bars-i))
+		b := bucket{From: from}
+		for status, n := range map[string]*int{"status = 'success'": &b.OK, "status = 'error'": &b.Failed} {
+			var count int64
+			some := s.conn(ctx).Model(&outbox.HistoryModel{}).Select("1 AS one").Where(status).
+				Where("finished_at >= "+s.d.Instant(), s.d.Time(from)).Where("finished_at < "+s.d.Instant(), s.d.Time(from.Add(step))).
+				Limit(maxCount + 1)
+			if err := s.conn(ctx).Table("(?) AS part", some).Count(&count).Error; err != nil {
+				return nil, err
+			}
+			*n = int(count)
+		}
+		list[i] = b
+	}
+	return list, nil
+}
+
+// trouble groups the last failures that nobody has re-run.
+func (s *site) trouble(ctx context.Context, since time.Time) ([]trouble, error) {
+	p, err := s.fetch(ctx, filter{State: failed, From: since, Limit: sample}, since)
+	if err != nil {
+		return nil, err
+	}
+	type kind struct{ path, reason, text string }
+	found := map[kind]*trouble{}
+	for _, r := range p.rows {
+		text := firstLine(r.Error)
+		k := kind{r.Func, string(r.Reason), text}
+		if found[k] == nil {
+			found[k] = &trouble{Func: r.Func, Error: text, Reason: string(r.Reason), Last: r.FinishedAt.UTC()}
+		}
+		found[k].Count++
+	}
+	list := make([]trouble, 0, len(found))
+	for _, t := range found {
+		list = append(list, *t)
+	}
+	slices.SortFunc(list, func(a, b trouble) int {
+		return cmp.Or(b.Count-a.Count, b.Last.Compare(a.Last), strings.Compare(a.Func+a.Error, b.Func+b.Error))
+	})
+	return list[:min(len(list), 8)], nil
+}
+
+func firstLine(text *string) string {
+	if text == nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(strings.TrimSpace(*text), "\n")
+	return shorten(line, 200)
+}
+
+func (s *site) listProcesses(ctx context.Context, at time.Time) ([]process, error) {
+	var models []outbox.ProcessModel
+	if err := s.conn(ctx).Order("host, started_at, id").Limit(500).Find(&models).Error; err != nil {
+		return nil, err
+	}
+	var busy []struct {
+		ProcessID string
+		N         int
+	}
+	err := s.conn(ctx).Model(&outbox.TaskModel{}).Select("process_id, count(*) AS n").
+		Where("state = 'running' AND process_id > ''").Group("process_id").Find(&busy).Error
+	if err != nil {
+		return nil, err
+	}
+	n := map[string]int{}
+	for _, b := range busy {
+		n[b.ProcessID] = b.N
+	}
+	list := make([]process, len(models))
+	for i, m := range models {
+		list[i] = process{ID: m.ID, Host: m.Host, PID: m.PID, Slots: m.Slots, Running: n[m.ID], Queues: texts(m.Queues),
+			Functions: texts(m.Functions), StartedAt: m.StartedAt.UTC(), BeatAt: m.BeatAt.UTC(), Silent: at.Sub(m.BeatAt) > silentAfter}
+	}
+	return list, nil
+}
+
+func texts(j outbox.JSON) []string {
+	list := []string{}
+	if len(j) > 0 && json.Unmarshal(j, &list) != nil {
+		return []string{}
+	}
+	return list
+}
+
+// listFunctions tells of every path that is registered, or that a process or the last tasks name. Counts of waiting tasks
+// come from the first 10,000, durations from the last ends.
+func (s *site) listFunctions(ctx context.Context, processes []process) ([]function, error) {
+	found := map[string]*function{}
+	get := func(path string) *function {
+		if found[path] == nil {
+			found[path] = &function{Path: path}
+		}
+		return found[path]
+	}
+	for _, path := range s.limits().Funcs {
+		get(path).Here = true
+	}
+	for _, p := range processes {
+		if !p.Silent {
+			for _, path := range p.Functions {
+				get(path).Processes++
+			}
+		}
+	}
+	var unfinished []struct {
+		Func  string
+		State outbox.State
+		N     int
+	}
+	some := s.conn(ctx).Model(&outbox.TaskModel{}).Select("func, state").Limit(maxCount)
+	if err := s.conn(ctx).Table("(?) AS part", some).Select("func, state, count(*) AS n").Group("func, state").Find(&unfinished).Error; err != nil {
+		return nil, err
+	}
+	for _, u := range unfinished {
+		f := get(u.Func)
+		switch u.State {
+		case outbox.StateRunning:
+			f.Running = u.N
+		case outbox.StateParked:
+			f.Parked = u.N
+		default:
+			f.Waiting = u.N
+		}
+	}
+	for _, status := range []string{"status = 'success'", "status = 'error'"} {
+		var last []row
+		if err := s.conn(ctx).Model(&outbox.HistoryModel{}).Select("func, status, started_at, finished_at").Where(status).
+			Order("finished_at DESC").Limit(sample).Find(&last).Error; err != nil {
+			return nil, err
+		}
+		for _, r := range last {
+			f := get(r.Func)
+			if r.Status == outbox.StatusError {
+				f.Failed++
+				continue
+			}
+			f.OK++
+			if r.StartedAt != nil {
+				f.durations = append(f.durations, r.FinishedAt.Sub(*r.StartedAt))
+			}
+		}
+	}
+	list := make([]function, 0, len(found))
+	for _, path := range slices.Sorted(maps.Keys(found)) {
+		f := found[path]
+		f.P50, f.P95 = quantiles(f.durations)
+		list = append(list, *f)
+	}
+	return list, nil
+}
+
+// quantiles are the 50th and the 95th percentile.
+func quantiles(list []time.Duration) (p50, p95 *time.Duration) {
+	if len(list) == 0 {
+		return nil, nil
+	}
+	list = slices.Sorted(slices.Values(list))
+	a, b := list[(len(list)-1)*50/100], list[(len(list)-1)*95/100]
+	return &a, &b
+}
