@@ -189,9 +189,11 @@ func (d *dispatcher) patiently(ctx context.Context, f func(context.Context) erro
 	for {
 		limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 		err := f(limited)
+		// Where one at a time can write, whoever waits for long waits for a lock: a busy timeout may be longer than ours.
+		locked := d.store.d.Serial() && limited.Err() != nil
 		cancel()
 		class := dialect.Classify(err)
-		if err == nil || class != dialect.Busy && class != dialect.Retry || ctx.Err() != nil {
+		if err == nil || class != dialect.Busy && class != dialect.Retry && !locked || ctx.Err() != nil {
 			d.trouble.over("start")
 			return err
 		}

@@ -77,13 +77,10 @@ func (d *dispatcher) checkPool() {
 	if limit == 0 || d.store.d.Serial() {
 		return
 	}
-	need := 3 + len(d.p.opts.Wakers) // claim, outcomes and heartbeat
-	if len(d.txFuncs) > 0 {
-		need += d.slots
-	}
+	need := d.slots + 3 + len(d.p.opts.Wakers) // one for each handler; claim, outcomes and heartbeat
 	if limit < need {
 		d.log.Warn("outbox: the connection pool may be too small: heartbeats could wait for handlers; raise MaxOpenConns or lower Concurrency",
-			"max_open_conns", limit, "needed", need)
+			"max_open_conns", limit, "needed", need, "concurrency", d.slots)
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 )
 
 // A child process is this test binary again, with a role. It says on its standard output what it does, and its parent lets
-// it go on by closing its standard input: signs through the database would have to wait for locks.
+// it go on through its standard input, at whose end it dies: signs through the database would have to wait for locks.
 const (
 	roleEnv     = "OUTBOX_FAULTS_ROLE"
 	databaseEnv = "OUTBOX_FAULTS_DATABASE"
@@ -39,7 +39,9 @@ var roles = map[string]func(*self) error{}
 func childMain(role string) int {
 	told := make(chan struct{})
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
+		if line, _ := bufio.NewReader(os.Stdin).ReadString('\n'); line == "" {
+			die() // the parent is gone
+		}
 		close(told)
 	}()
 	tp := &tap{}
@@ -76,7 +78,7 @@ func die() {
 // child is a process that plays a role.
 type child struct {
 	*exec.Cmd
-	input io.Closer
+	input io.Writer
 	lines chan string
 	ended chan struct{}
 }
@@ -130,7 +132,7 @@ func (c *child) signal(t testing.TB, s syscall.Signal) {
 	}
 }
 
-func (c *child) letGo() { _ = c.input.Close() }
+func (c *child) letGo() { _, _ = io.WriteString(c.input, "go\n") }
 
 // says waits until the child says this.
 func (c *child) says(t testing.TB, want string) {

@@ -3,6 +3,7 @@ package faults_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"log/slog"
 	"sync"
 	"testing"
@@ -175,7 +176,10 @@ func ended(t testing.TB, db *gorm.DB, id string) *outbox.HistoryModel {
 	t.Helper()
 	var past *outbox.HistoryModel
 	eventually(t, "task "+id+" ends", func() bool {
-		_, past, _ = outbox.Lookup(db, id)
+		var err error
+		if _, past, err = outbox.Lookup(db, id); errors.Is(err, outbox.ErrNotInstalled) {
+			t.Fatal(err)
+		}
 		return past != nil
 	})
 	return past
