@@ -22,7 +22,6 @@ type fixture struct {
 	db     *gorm.DB
 	plugin *outbox.Plugin
 	o      *oracle.Oracle
-	ids    int
 }
 
 func eachDB(t *testing.T, test func(t *testing.T, f *fixture)) {

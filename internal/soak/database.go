@@ -1,0 +1,66 @@
+//go:build unix
+
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+
+	"gorm.io/driver/postgres"
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-outbox/outbox/testutil"
+)
+
+type testingTB = testing.TB
+
+// database is where the four processes meet.
+type database struct {
+	name, dsn string
+	runs      string // a second one for the runs, where a handler's transaction would keep them from being written
+	rate      float64
+	cluster   *testutil.Cluster // nil if there is no server to restart
+}
+
+func openDatabase(h *host, kind string) (database, error) {
+	switch kind {
+	case "postgres":
+		// What was committed must outlive a crash of the server; fsync matters only for one of the machine.
+		c := testutil.StartPostgres(h, "synchronous_commit = on", "deadlock_timeout = 100ms")
+		return database{name: kind, dsn: c.DSN(), rate: 160, cluster: c}, nil
+	case "sqlite":
+		dsn := testutil.SQLiteDSN(h)
+		u, err := url.Parse(dsn)
+		if err != nil {
+			return database{}, err
+		}
+		u.Path = strings.TrimSuffix(u.Path, ".db") + "-runs.db"
+		return database{name: kind, dsn: dsn, runs: u.String(), rate: 60}, nil
+	}
+	return database{}, fmt.Errorf("database %q is neither postgres nor sqlite", kind)
+}
+
+func openDSN(dsn string) (*gorm.DB, error) {
+	config := &gorm.Config{Logger: logger.Discard}
+	var db *gorm.DB
+	var err error
+	if strings.HasPrefix(dsn, "file:") {
+		db, err = gorm.Open(sqlite.Open(dsn), config)
+	} else {
+		db, err = gorm.Open(postgres.Open(dsn), config)
+	}
+	if err != nil {
+		return nil, err
+	}
+	pool, err := db.DB()
+	if err != nil {
+		return nil, err
+	}
+	pool.SetMaxOpenConns(24) // 8 handlers, of which each may write its run beside its transaction, and the dispatcher
+	pool.SetMaxIdleConns(24)
+	return db, nil
+}

@@ -1,0 +1,171 @@
+//go:build unix
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/oracle"
+)
+
+const (
+	firstLook = 10 * time.Second // after its creation a task is looked at,
+	lastLook  = 60 * time.Second // and again, when it must not have changed since. Longer than any pause.
+)
+
+// ledger is what the children said that they created, until it has been looked at twice.
+type ledger struct {
+	mu      sync.Mutex
+	open    map[string]*entry
+	created int // tasks in all
+	checked int // that have been looked at for the last time
+	broken  map[string]bool
+}
+
+type entry struct {
+	oracle.Expect
+	path   string
+	since  time.Time
+	looked bool
+}
+
+func (e *entry) expect() oracle.Expect {
+	x := e.Expect
+	x.Note = e.path
+	return x
+}
+
+// follow reads what one child says, until its end.
+func (l *ledger) follow(r io.Reader) {
+	in := bufio.NewScanner(r)
+	for in.Scan() {
+		var said line
+		if json.Unmarshal(in.Bytes(), &said) != nil {
+			continue // it was killed in the middle of a line
+		}
+		l.mu.Lock()
+		e := l.open[said.Task]
+		switch {
+		case said.Func == "": // rescheduled
+			if e != nil {
+				e.NotBefore = time.Time{}
+			}
+		case e == nil:
+			l.created++
+			l.open[said.Task] = &entry{Expect: said.Expect, path: said.Func, since: time.Now()}
+		default:
+			e.Fate = said.Fate
+		}
+		l.mu.Unlock()
+	}
+}
+
+// due are the tasks to look at now; with all, those that there are.
+func (l *ledger) due(all bool) (out []oracle.Expect) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range l.open {
+		age := time.Since(e.since)
+		if all || age > lastLook || age > firstLook && !e.looked {
+			out = append(out, e.expect())
+		}
+	}
+	return out
+}
+
+// again picks the tasks of violations.
+func (l *ledger) again(violations []oracle.Violation) (out []oracle.Expect) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	seen := map[string]bool{}
+	for _, v := range violations {
+		if e := l.open[v.Task]; e != nil && !seen[v.Task] {
+			seen[v.Task] = true
+			out = append(out, e.expect())
+		}
+	}
+	return out
+}
+
+// check looks at the tasks that are due for it, and forgets those that have ended and were looked at twice.
+func (s *soak) check(ctx context.Context) error {
+	l := &s.ledger
+	due := l.due(false)
+	ids := make([]string, len(due))
+	for i, e := range due {
+		ids[i] = e.Task
+	}
+	// What has ended before the oracle looks has ended when it looks.
+	waiting := map[string]bool{}
+	for part := ids; len(part) > 0; {
+		n := min(len(part), 500)
+		var still []string
+		if err := s.db.WithContext(ctx).Model(&outbox.TaskModel{}).Where("id IN ?", part[:n]).Pluck("id", &still).Error; err != nil {
+			return err
+		}
+		for _, id := range still {
+			waiting[id] = true
+		}
+		part = part[n:]
+	}
+	violations, err := s.o.Check(ctx, oracle.Question{Created: due})
+	if err != nil {
+		return err
+	}
+	if len(violations) > 0 {
+		// What a child said since the tasks were picked may explain it.
+		if violations, err = s.o.Check(ctx, oracle.Question{Created: l.again(violations)}); err != nil {
+			return err
+		}
+		s.report(violations)
+	}
+	var old []string
+	l.mu.Lock()
+	for _, id := range ids {
+		e := l.open[id]
+		e.looked = true
+		if !waiting[id] && time.Since(e.since) > lastLook+firstLook {
+			old = append(old, id)
+		}
+	}
+	l.mu.Unlock()
+	for part := old; len(part) > 0; {
+		n := min(len(part), 500)
+		if err := s.db.WithContext(ctx).Where("id IN ?", part[:n]).Delete(&outbox.HistoryModel{}).Error; err != nil {
+			return err
+		}
+		if err := s.o.Forget(ctx, part[:n]); err != nil {
+			return err
+		}
+		l.mu.Lock()
+		for _, id := range part[:n] {
+			delete(l.open, id)
+			l.checked++
+		}
+		l.mu.Unlock()
+		part = part[n:]
+	}
+	return nil
+}
+
+// report prints violations, each once.
+func (s *soak) report(violations []oracle.Violation) {
+	s.ledger.mu.Lock()
+	defer s.ledger.mu.Unlock()
+	for _, v := range violations {
+		key := string(v.Invariant) + v.Task + v.What
+		if !s.ledger.broken[key] {
+			s.ledger.broken[key] = true
+			if len(s.ledger.broken) <= 50 {
+				fmt.Printf("VIOLATION %s", v)
+			}
+		}
+	}
+}
