@@ -64,7 +64,10 @@ type simHooks struct{ n *simNode }
 
 func (simHooks) OnCreate(context.Context, *TaskModel) error                { return nil }
 func (simHooks) OnStart(ctx context.Context, _ *TaskModel) context.Context { return ctx }
-func (h simHooks) OnFinish(_ context.Context, task *TaskModel, _ Finish) {
+func (h simHooks) OnFinish(_ context.Context, task *TaskModel, f Finish) {
+	if f.Reason == ReasonPanic && f.Err.Error() != "panic: as the seed has it" {
+		h.n.s.wrong("%s: %v", task.ID, f.Err)
+	}
 	h.n.s.mu.Lock()
 	defer h.n.s.mu.Unlock()
 	h.n.s.tasks[task.ID].ended[simRun{h.n, task.Attempt}]++
