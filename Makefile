@@ -1,4 +1,4 @@
-.PHONY: help check test soak
+.PHONY: help check test soak mutants model fuzz
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort
@@ -13,3 +13,12 @@ DURATION ?= 30m
 DATABASE ?= postgres
 soak: ## four processes under load, killed, paused and cut off, for DURATION on DATABASE (postgres, sqlite); SEED repeats the faults
 	@go run ./internal/soak -duration $(DURATION) -database $(DATABASE) $(if $(SEED),-seed $(SEED))
+
+mutants: ## takes each guard away in turn and shows which test notices; ONLY="words" chooses by name
+	@go run ./scripts/mutants $(ONLY)
+
+model: ## checks docs/model with spin: clean as designed, a violation without each guard
+	@scripts/model.sh
+
+fuzz: ## each fuzz test for FUZZTIME, by default 1m
+	@scripts/fuzz.sh

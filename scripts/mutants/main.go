@@ -1,0 +1,208 @@
+// Command mutants takes the library's guards away, one at a time, and shows which test notices.
+//
+// It reads mutants.txt, builds each mutant as an overlay over the tree, which stays untouched, and runs the tests that are
+// named for it; if these see nothing, all of the package's. It fails if a mutant survives or does not compile, if its text
+// is not found exactly once, or if the named tests fail without any mutant.
+//
+//	go run ./scripts/mutants [-named] [word…]
+//
+// runs those whose names contain one of the words; with -named only the named tests.
+package main
+
+import (
+	_ "embed"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+)
+
+//go:embed mutants.txt
+var table string
+
+// mutant is a block of the table: "# name", then for each change "@ file", the text in lines of "- " and what replaces it
+// in lines of "+ ", then "! tests", a pattern for go test -run.
+type mutant struct {
+	name, tests string
+	changes     []change
+}
+
+type change struct{ file, old, new string }
+
+func parse(table string) (list []mutant, err error) {
+	for block := range strings.SplitSeq(strings.TrimSpace(table), "\n\n") {
+		var m mutant
+		var c *change
+		var was, is []string
+		for line := range strings.SplitSeq(block, "\n") {
+			if len(line) > 2 && line[0] == '@' {
+				m.changes = append(m.changes, change{file: line[2:]})
+				c, was, is = &m.changes[len(m.changes)-1], nil, nil
+				continue
+			}
+			switch mark, text := line[0], strings.TrimPrefix(line[1:], " "); {
+			case mark == '#':
+				m.name = text
+			case mark == '!':
+				m.tests = text
+			case mark == '-' && c != nil:
+				was = append(was, text)
+				c.old = strings.Join(was, "\n")
+			case mark == '+' && c != nil:
+				is = append(is, text)
+				c.new = strings.Join(is, "\n")
+			default:
+				return nil, fmt.Errorf("mutants.txt: what is %q?", line)
+			}
+		}
+		if m.name == "" || m.tests == "" || len(m.changes) == 0 {
+			return nil, fmt.Errorf("mutants.txt: incomplete: %q", block)
+		}
+		list = append(list, m)
+	}
+	return list, nil
+}
+
+// overlay writes the changed files below dir, and what go's -overlay reads.
+func (m mutant) overlay(dir string) (path string, err error) {
+	texts := map[string]string{}
+	for _, c := range m.changes {
+		text, ok := texts[c.file]
+		if !ok {
+			b, err := os.ReadFile(c.file)
+			if err != nil {
+				return "", err
+			}
+			text = string(b)
+		}
+		if n := strings.Count(text, c.old); n != 1 {
+			return "", fmt.Errorf("found %d times in %s, must be once: %q", n, c.file, c.old)
+		}
+		texts[c.file] = strings.Replace(text, c.old, c.new, 1)
+	}
+	replace := map[string]string{}
+	for file, text := range texts {
+		original, err := filepath.Abs(file)
+		if err != nil {
+			return "", err
+		}
+		replace[original] = filepath.Join(dir, filepath.Base(file))
+		if err := os.WriteFile(replace[original], []byte(text), 0o600); err != nil {
+			return "", err
+		}
+	}
+	b, err := json.Marshal(map[string]any{"Replace": replace})
+	if err != nil {
+		return "", err
+	}
+	path = filepath.Join(dir, "overlay.json")
+	return path, os.WriteFile(path, b, 0o600)
+}
+
+var (
+	failed  = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
+	hanging = regexp.MustCompile(`(?s)panic: test timed out.*?running tests:\s+(\S+)`)
+)
+
+// run executes tests and names the one that failed; "" means that all passed.
+func run(overlay, tests, limit string) (caught, output string, err error) {
+	args := []string{"test", "-count=1", "-failfast", "-vet=off", "-timeout=" + limit, "-run", "^(" + tests + ")$"}
+	if overlay != "" {
+		args = append(args, "-overlay", overlay)
+	}
+	out, failure := exec.Command("go", append(args, ".")...).CombinedOutput()
+	output = string(out)
+	if failure == nil {
+		if strings.Contains(output, "[no tests to run]") {
+			return "", output, fmt.Errorf("no test is called %s", tests)
+		}
+		return "", output, nil
+	}
+	if strings.Contains(output, "[build failed]") || strings.Contains(output, "[setup failed]") {
+		return "", output, fmt.Errorf("does not compile")
+	}
+	if m := hanging.FindStringSubmatch(output); m != nil {
+		return m[1] + " (hangs)", output, nil
+	}
+	// The last one is the innermost of the first top-level test: its own name comes before its subtests'.
+	if m := failed.FindAllStringSubmatch(output, -1); m != nil {
+		return m[len(m)-1][1], output, nil
+	}
+	return "the test binary ended", output, nil
+}
+
+func (m mutant) try() (caught, output string, err error) {
+	dir, err := os.MkdirTemp("", "mutant")
+	if err != nil {
+		return "", "", err
+	}
+	defer os.RemoveAll(dir)
+	overlay, err := m.overlay(dir)
+	if err != nil {
+		return "", "", err
+	}
+	if caught, output, err = run(overlay, m.tests, "2m"); err != nil || caught != "" || *named {
+		return caught, output, err
+	}
+	return run(overlay, ".*", "20m")
+}
+
+var named = flag.Bool("named", false, "run the named tests only")
+
+func main() {
+	flag.Parse()
+	list, err := parse(table)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	var chosen []mutant
+	tests := map[string]bool{}
+	for _, m := range list {
+		wanted := flag.NArg() == 0
+		for _, word := range flag.Args() {
+			wanted = wanted || strings.Contains(m.name, word)
+		}
+		if wanted {
+			chosen = append(chosen, m)
+			for test := range strings.SplitSeq(m.tests, "|") {
+				tests[test] = true
+			}
+		}
+	}
+	bad := 0
+	report := func(name string, expect bool, try func() (string, string, error)) {
+		begun := time.Now()
+		caught, output, err := try()
+		result := "`" + caught + "`"
+		switch {
+		case err != nil:
+			result = "**" + err.Error() + "**"
+		case caught == "":
+			result = "nothing"
+		}
+		fmt.Printf("| %s | %s | %.0f |\n", name, result, time.Since(begun).Seconds())
+		if err != nil || (caught != "") != expect {
+			bad++
+			fmt.Fprintln(os.Stderr, output)
+		}
+	}
+	fmt.Print("| without | caught by | seconds |\n|---|---|---|\n")
+	all := make([]string, 0, len(tests))
+	for test := range tests {
+		all = append(all, test)
+	}
+	report("(unchanged)", false, func() (string, string, error) { return run("", strings.Join(all, "|"), "10m") })
+	for _, m := range chosen {
+		report(m.name, true, m.try)
+	}
+	fmt.Printf("\n%d mutants, %d not as they should be\n", len(chosen), bad)
+	if bad > 0 {
+		os.Exit(1)
+	}
+}
