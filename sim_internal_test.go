@@ -68,6 +68,12 @@ func (h simHooks) OnFinish(_ context.Context, task *TaskModel, f Finish) {
 	if f.Reason == ReasonPanic && f.Err.Error() != "panic: as the seed has it" {
 		h.n.s.wrong("%s: %v", task.ID, f.Err)
 	}
+	h.n.s.m.mu.Lock()
+	past, over := h.n.s.m.rows["history "+task.ID].(HistoryModel)
+	h.n.s.m.mu.Unlock()
+	if over && errors.Is(f.Err, ErrClaimLost) && past.Version == task.Version && past.Reason != ReasonInterrupted {
+		h.n.s.wrong("%s: its outcome was recorded, but is said to be refused", task.ID)
+	}
 	h.n.s.mu.Lock()
 	defer h.n.s.mu.Unlock()
 	h.n.s.tasks[task.ID].ended[simRun{h.n, task.Attempt}]++
