@@ -1,7 +1,7 @@
-.PHONY: help check test soak mutants model fuzz
+.PHONY: help check test soak mutants model fuzz bench-admin
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort
 
 check: ## gofmt, go vet, staticcheck and govulncheck, in every module
 	@scripts/check.sh
@@ -22,3 +22,6 @@ model: ## checks docs/model with spin: clean as designed, a violation without ea
 
 fuzz: ## each fuzz test for FUZZTIME, by default 1m
 	@scripts/fuzz.sh
+
+bench-admin: ## time the administrator's pages on a million tasks and a million rows of history
+	@OUTBOX_ADMIN_ROWS=1000000 go test -v -timeout 30m -run TestMillion ./admin

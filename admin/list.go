@@ -67,9 +67,9 @@ func (s *site) sources(ctx context.Context, f filter, at time.Time) ([]source, e
 	}
 	switch f.State {
 	case running:
-		return []source{tasks("state = 'running'")}, nil
+		return []source{tasks("state = 'running'", "process_id > ''")}, nil // the index of running tasks
 	case parked:
-		return []source{tasks("state = 'parked'")}, nil
+		return []source{tasks("state = 'parked'", "func > ''")}, nil // the index of parked tasks
 	case failed:
 		return []source{history("status = 'error'", "rerun_id IS NULL")}, nil
 	case handled:

@@ -62,3 +62,11 @@ need_postgres() {
 has_postgres() {
 	type initdb pg_ctl postgres >/dev/null 2>&1 || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null
 }
+
+# The administrator's pages are tested with a real browser.
+need_browser() {
+	if command -v chromium >/dev/null || { apt_install chromium fonts-dejavu-core && command -v chromium >/dev/null; }; then
+		return
+	fi
+	missing "chromium (Debian: apt-get install chromium). Without it, go test ./... skips the tests that need it."
+}

@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 need_compiler
 need_databases
+need_browser
 
 failed=()
 for dir in $(modules); do

@@ -17,7 +17,9 @@
 
   // morph makes a node like another, and leaves alone what the person has made of it: typed text, ticks, opened details.
   const kept = (node, name) => node.nodeName === "DETAILS" && name === "open";
-  const same = (a, b) => a.nodeType === b.nodeType && a.nodeName === b.nodeName && (a.id || "") === (b.id || "");
+  // Not node.id, which of a form is the field that is called id.
+  const id = (node) => (node.nodeType === 1 && node.getAttribute("id")) || "";
+  const same = (a, b) => a.nodeType === b.nodeType && a.nodeName === b.nodeName && id(a) === id(b);
   function morph(from, to) {
     if (from.nodeType !== 1) {
       if (from.nodeValue !== to.nodeValue) from.nodeValue = to.nodeValue;
@@ -32,7 +34,7 @@
     let at = from.firstChild;
     for (const want of [...to.childNodes]) {
       let have = at;
-      if (want.id) for (have = at; have && have.id !== want.id; have = have.nextSibling);
+      if (id(want)) for (have = at; have && id(have) !== id(want); have = have.nextSibling);
       if (have && same(have, want)) {
         while (at !== have) { const next = at.nextSibling; at.remove(); at = next; }
         morph(have, want);
