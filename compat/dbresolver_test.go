@@ -47,7 +47,7 @@ type orderTable order
 func (orderTable) TableName() string { return "orders" }
 
 // closePools closes what dbresolver has opened.
-func closePools(t *testing.T, r *dbresolver.DBResolver) {
+func closePools(t testing.TB, r *dbresolver.DBResolver) {
 	t.Helper()
 	t.Cleanup(func() {
 		err := r.Call(func(pool gorm.ConnPool) error {

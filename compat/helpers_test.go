@@ -51,12 +51,12 @@ func pureDSN(t testing.TB) string {
 }
 
 // open opens a new database; a nil config is GORM's default.
-func (d database) open(t *testing.T, config *gorm.Config) *gorm.DB {
+func (d database) open(t testing.TB, config *gorm.Config) *gorm.DB {
 	t.Helper()
 	return d.openDSN(t, d.dsn(t), config)
 }
 
-func (d database) openDSN(t *testing.T, dsn string, config *gorm.Config) *gorm.DB {
+func (d database) openDSN(t testing.TB, dsn string, config *gorm.Config) *gorm.DB {
 	t.Helper()
 	if config == nil {
 		config = &gorm.Config{}
