@@ -208,3 +208,26 @@ func TestDocumentsNameTestsThatExist(t *testing.T) {
 		t.Errorf("only %d tests are named", named)
 	}
 }
+
+// Every fault has its row, which names a test or says that there is none yet.
+func TestEveryFaultHasItsRow(t *testing.T) {
+	b, err := os.ReadFile("docs/faults.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := map[string]string{}
+	for line := range strings.Lines(string(b)) {
+		if m := regexp.MustCompile(`^\| (\d+) \|`).FindStringSubmatch(line); m != nil {
+			rows[m[1]] = line
+		}
+	}
+	for n := 1; n <= 36; n++ {
+		row := rows[fmt.Sprint(n)]
+		if !strings.Contains(row, "`Test") && !strings.Contains(row, "| not yet |") || strings.Count(row, "|") != 6 {
+			t.Errorf("fault %d: %q", n, row)
+		}
+	}
+	if len(rows) != 36 {
+		t.Errorf("%d rows", len(rows))
+	}
+}
