@@ -305,7 +305,7 @@ func TestCreateBatch(t *testing.T) {
 		})
 		t.Run("arguments that cross a chunk's size", func(t *testing.T) {
 			big := strings.Repeat("é", 1_500_000)
-			tasks := make([]outbox.NewTask, 7)
+			tasks := make([]outbox.NewTask, 4)
 			for i := range tasks {
 				tasks[i] = outbox.NewTask{Func: cancelOrder, Args: outbox.Args{"i": i, "big": big}}
 			}

@@ -302,8 +302,9 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 		zombie := startProcess(t, dsn)
 		before := zombie.row(t, db)
 		zombie.says(t, "started "+task.ID)
-		zombie.signal(t, syscall.SIGSTOP)
+		freeze := func(*gorm.DB) error { zombie.signal(t, syscall.SIGSTOP); return nil }
 		if kind == "transactional" && strings.HasPrefix(dsn, "file:") {
+			_ = freeze(nil)
 			// The zombie's transaction keeps everybody from writing, so nobody can take its task over. When it wakes up
 			// it has to give way by itself.
 			<-time.After(processLimit)
@@ -314,6 +315,10 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 				t.Errorf("%d effects, %+v", n, h)
 			}
 			return
+		}
+		// In a transaction of our own, so that it is not stopped while it has SQLite's write lock for a heartbeat.
+		if err := db.Transaction(freeze); err != nil {
+			t.Fatal(err)
 		}
 		stop := start(t, p)
 		if got := receive(t, started); got != task.ID {

@@ -27,11 +27,6 @@ const (
 
 var states = []string{all, pending, scheduled, running, parked, failed, handled, done, cancelled}
 
-// finished says whether a state's tasks are in history.
-func finished(state string) bool {
-	return state == failed || state == handled || state == done || state == cancelled
-}
-
 // filter is what a list shows. All of it is in the URL, so that a URL shows the same to everybody who may see it.
 type filter struct {
 	State, Func, Queue, Key, ID string

@@ -234,10 +234,3 @@ func run(t testing.TB, db *gorm.DB, statement string, args ...any) {
 		t.Fatalf("%s: %v", statement, err)
 	}
 }
-
-func deref[T any](p *T) (v T) {
-	if p != nil {
-		v = *p
-	}
-	return v
-}
