@@ -11,7 +11,7 @@ need_browser
 failed=()
 for dir in $(modules); do
 	echo "test $dir"
-	(cd "$dir" && go test -race -shuffle=on "$@" ./...) || failed+=("$dir")
+	(cd "$dir" && go test -race -shuffle=on -timeout 30m "$@" ./...) || failed+=("$dir")
 done
 [ ${#failed[@]} = 0 ] || {
 	echo "failed: ${failed[*]}" >&2
