@@ -35,6 +35,7 @@ func nested(depth int) any {
 }
 
 func TestArgsTravelUnchanged(t *testing.T) {
+	t.Parallel()
 	limit := strings.Repeat("x", 64<<10-len(`{"s":""}`))
 	tests := map[string]struct {
 		args any

@@ -265,6 +265,7 @@ func TestKeyUnderRepeatableRead(t *testing.T) {
 }
 
 func TestCreateBatch(t *testing.T) {
+	t.Parallel()
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, outbox.Options{MaxArgs: 8 << 20}, func(p *outbox.Plugin) {
 			p.Handle(cancelOrder, func(context.Context, outbox.Args) error { return nil })

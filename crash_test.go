@@ -67,6 +67,9 @@ func dispatcherMain(dsn string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	if pool, err := db.DB(); err == nil {
+		pool.SetMaxIdleConns(20) // two by default: most of the time would go into new connections
+	}
 	p := outbox.New(crashOptions())
 	crashHandlers(p, db, os.Getenv(dispatcherEnv+"_HANG") != "")
 	if err := db.Use(p); err != nil {
@@ -190,7 +193,7 @@ func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
 				t.Fatal(err)
 			}
 			children := []*exec.Cmd{spawn(t, dsn), spawn(t, dsn)}
-			limit := time.Now().Add(2 * time.Minute)
+			limit := time.Now().Add(5 * time.Minute)
 			tick := time.NewTicker(50 * time.Millisecond)
 			defer tick.Stop()
 			for count(t, db, &outbox.HistoryModel{}) < int64(tasks) && time.Now().Before(limit) {

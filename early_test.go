@@ -76,6 +76,7 @@ func TestNeverEarly(t *testing.T) {
 
 // The zone of a process is fixed when it starts, so this needs another one.
 func TestNeverEarlyInOtherTimeZones(t *testing.T) {
+	t.Parallel()
 	for _, zone := range []string{"Pacific/Apia", "America/St_Johns"} {
 		t.Run(zone, func(t *testing.T) {
 			child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNeverEarly$", "-test.count=1", "-test.timeout=2m")

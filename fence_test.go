@@ -90,6 +90,7 @@ func atFive(rows map[string]outbox.TaskModel) (outcomes []dialect.Outcome, reque
 }
 
 func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
+	t.Parallel()
 	ctx := context.Background()
 	claim := func(process string, limit int, repeatable ...string) func(dialect.Dialect, *sql.Tx, map[string]outbox.TaskModel) error {
 		return func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {

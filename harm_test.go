@@ -74,6 +74,7 @@ func TestOrphanThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 }
 
 func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
+	t.Parallel()
 	for name, data := range map[string]bool{"for its data": true, "for no known reason": false} {
 		t.Run(name, func(t *testing.T) {
 			eachDB(t, func(t *testing.T, db *gorm.DB) {
@@ -86,6 +87,7 @@ func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 					}
 				})}
 				opts.ShutdownGrace, opts.CancelGrace = 100*time.Millisecond, 100*time.Millisecond
+				opts.Heartbeat, opts.HeartbeatLimit = 500*time.Millisecond, 3*time.Second
 				p := install(t, db, opts, func(p *outbox.Plugin) {
 					wait := func(context.Context) error { <-gate; return nil }
 					p.Handle("good", wait)
@@ -302,6 +304,7 @@ func TestWakerThatFails(t *testing.T) {
 }
 
 func TestTransactionThatHangsInItsRollbackBlocksNobody(t *testing.T) {
+	t.Parallel()
 	db := testutil.Postgres(t)
 	var ran <-chan string
 	p := install(t, db, quick(), func(p *outbox.Plugin) { ran = notes(p, "note") })

@@ -312,6 +312,7 @@ func TestAliasRunsOldTasks(t *testing.T) {
 }
 
 func TestRollingDeploy(t *testing.T) {
+	t.Parallel()
 	peers(t, func(t *testing.T, join func(outbox.Options, func(*outbox.Plugin)) (*gorm.DB, *outbox.Plugin)) {
 		opts := producer()
 		opts.Concurrency = 3

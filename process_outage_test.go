@@ -165,6 +165,7 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 }
 
 func TestSessionsTerminatedUnderLoad(t *testing.T) {
+	t.Parallel()
 	const ordinary, transactional, kills = 500, 200, 20
 	cluster := testutil.StartPostgres(t)
 	db := processDB(t, cluster.DSN())

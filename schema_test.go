@@ -66,6 +66,7 @@ func catalog(t *testing.T, db *gorm.DB) string {
 }
 
 func TestSchemaByNamingStrategy(t *testing.T) {
+	t.Parallel()
 	for _, d := range databases {
 		for name, namer := range map[string]schema.NamingStrategy{
 			"default":          {},

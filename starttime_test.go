@@ -78,6 +78,7 @@ func instants(wall time.Time, loc *time.Location) []time.Time {
 }
 
 func TestParseStartTimeAroundEveryChange(t *testing.T) {
+	t.Parallel()
 	for _, zone := range []string{
 		"America/New_York", "Europe/Dublin", "Australia/Lord_Howe", "Africa/Casablanca", "America/Santiago", "Asia/Tehran",
 		"Asia/Gaza", "Pacific/Apia", "Pacific/Kiritimati", "Antarctica/Troll", "Asia/Kolkata",

@@ -285,6 +285,7 @@ func TestValidateIsCalledAtCreateAndAtRun(t *testing.T) {
 var sqliteText = regexp.MustCompile(`^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}\+00:00$`)
 
 func TestInstantsAcrossTimeZones(t *testing.T) {
+	t.Parallel()
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) {
 			dsn := d.dsn(t)
