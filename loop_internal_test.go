@@ -32,7 +32,7 @@ func TestLoop(t *testing.T) {
 		})
 		return
 	}
-	seeds, _ := strconv.Atoi(cmp.Or(os.Getenv("OUTBOX_LOOP_SEEDS"), map[bool]string{true: "200", false: "2000"}[testing.Short()]))
+	seeds, _ := strconv.Atoi(cmp.Or(os.Getenv("OUTBOX_LOOP_SEEDS"), map[bool]string{true: "200", false: "300"}[testing.Short()]))
 	const workers = 4
 	for w := range workers {
 		t.Run(strconv.Itoa(w), func(t *testing.T) {
