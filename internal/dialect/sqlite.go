@@ -36,13 +36,17 @@ SELECT r.value ->> 'id', r.value ->> 'func', r.value ->> 'args', r.value ->> 'ke
 FROM json_each(?1) r WHERE true
 ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
 RETURNING id, run_at, created_at`)
+	// The next lane in two steps: of (queue, priority) > (?, ?) the index search uses only the queue, and so walks the
+	// whole lane.
 	s.probe = s.render(`
 WITH RECURSIVE lane(queue, priority) AS (
 	SELECT * FROM (SELECT queue, priority FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority LIMIT 1)
 	UNION ALL
-	SELECT n.queue, n.priority FROM lane l JOIN {tasks} n ON n.rowid = (
-		SELECT t.rowid FROM {tasks} t WHERE t.state = 'pending' AND (t.queue, t.priority) > (l.queue, l.priority)
-		ORDER BY t.queue, t.priority LIMIT 1)
+	SELECT n.queue, n.priority FROM lane l JOIN {tasks} n ON n.rowid = coalesce((
+		SELECT t.rowid FROM {tasks} t WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority > l.priority
+		ORDER BY t.priority LIMIT 1), (
+		SELECT t.rowid FROM {tasks} t WHERE t.state = 'pending' AND t.queue > l.queue
+		ORDER BY t.queue, t.priority LIMIT 1))
 )
 SELECT l.queue, l.priority,
 	(SELECT t.run_at FROM {tasks} t
