@@ -1,4 +1,4 @@
-.PHONY: help check test soak mutants model fuzz bench-admin
+.PHONY: help check test soak mutants model fuzz bench bench-quick bench-admin
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort
@@ -22,6 +22,12 @@ model: ## checks docs/model with spin: clean as designed, a violation without ea
 
 fuzz: ## each fuzz test for FUZZTIME, by default 1m
 	@scripts/fuzz.sh
+
+bench: ## this library beside its peers: every table, on a quiet machine; results go to benchmarks/results.json
+	@cd benchmarks && go run . -json results.json all
+
+bench-quick: ## the same with a tenth of the tasks and one round, to see that everything works
+	@cd benchmarks && go run . -quick all
 
 bench-admin: ## time the administrator's pages on a million tasks and a million rows of history
 	@OUTBOX_ADMIN_ROWS=1000000 go test -v -timeout 30m -run TestMillion ./admin

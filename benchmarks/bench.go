@@ -1,0 +1,122 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+)
+
+// bench is one run of the program.
+type bench struct {
+	quick  bool
+	n      int // tasks, where the flag says so
+	rounds int
+	host   *host
+	pg     *server
+}
+
+// tasks is how many a table works with.
+func (b *bench) tasks(full int) int {
+	switch {
+	case b.n > 0:
+		return min(b.n, full)
+	case b.quick:
+		return full / 10
+	}
+	return full
+}
+
+// measure is one contestant's part of a round; it returns a value for each column.
+type measure struct {
+	name string
+	ours bool
+	run  func(context.Context) ([]float64, error)
+}
+
+// interleave lets everybody take part in every round, so that whatever happens to the machine happens to all, and begins
+// each round with another one.
+func (b *bench) interleave(ctx context.Context, rounds int, list []measure) ([]row, error) {
+	rows := make([]row, len(list))
+	for i, m := range list {
+		rows[i] = row{Name: m.name, Ours: m.ours}
+	}
+	for round := range rounds {
+		for k := range list {
+			i := (k + round) % len(list)
+			values, err := list[i].run(ctx)
+			if err != nil {
+				return nil, fmt.Errorf("%s, round %d: %w", list[i].name, round+1, err)
+			}
+			fmt.Fprintf(os.Stderr, "  round %d: %s:", round+1, list[i].name)
+			for c, v := range values {
+				if c == len(rows[i].Cells) {
+					rows[i].Cells = append(rows[i].Cells, nil)
+				}
+				rows[i].Cells[c] = append(rows[i].Cells[c], v)
+				fmt.Fprintf(os.Stderr, " %s", format(v))
+			}
+			fmt.Fprintln(os.Stderr)
+		}
+	}
+	return rows, nil
+}
+
+// entrant is a contestant of a work-off.
+type entrant struct {
+	name string
+	ours bool
+	n    int
+	open func(ctx context.Context, name string) (contestant, error) // name is for its database
+}
+
+// onServer opens a contestant on a new database of the server.
+func (b *bench) onServer(open func(ctx context.Context, dsn string) (contestant, error)) func(context.Context, string) (contestant, error) {
+	return func(ctx context.Context, name string) (contestant, error) {
+		dsn, err := b.pg.database(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		return open(ctx, dsn)
+	}
+}
+
+// onFile opens a contestant on a new SQLite file.
+func (b *bench) onFile(open func(ctx context.Context, path string) (contestant, error)) func(context.Context, string) (contestant, error) {
+	return func(ctx context.Context, name string) (contestant, error) {
+		path, err := b.host.file(name + ".db")
+		if err != nil {
+			return nil, err
+		}
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return nil, err
+			}
+		}
+		return open(ctx, path)
+	}
+}
+
+// workOffs opens the entrants, has them work off their tasks round by round, and closes them.
+func (b *bench) workOffs(ctx context.Context, limit time.Duration, entrants []entrant) ([]row, error) {
+	var list []measure
+	for i, e := range entrants {
+		c, err := e.open(ctx, fmt.Sprintf("bench%d", i))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", e.name, err)
+		}
+		defer c.close()
+		list = append(list, measure{e.name, e.ours, func(ctx context.Context) ([]float64, error) {
+			rate, err := workOff(ctx, c, e.n, limit)
+			return []float64{rate}, err
+		}})
+	}
+	return b.interleave(ctx, b.rounds, list)
+}
+
+// ratio is a goal of one row's first column over another's.
+func (b *bench) ratio(text string, rows []row, a, c int, limit float64) goal {
+	return goal{Text: text, Samples: rows[a].Cells[0].over(rows[c].Cells[0]), Unit: "×", Limit: limit, Quick: b.quick}
+}
