@@ -18,13 +18,13 @@ func (d *dispatcher) probe(ctx context.Context) error {
 		return err
 	}
 	next := time.Duration(-1)
-	d.lanes = d.lanes[:0]
+	var due []dialect.Lane
 	for _, l := range found {
 		if len(d.p.opts.Queues) > 0 && !slices.Contains(d.p.opts.Queues, l.Queue) {
 			continue
 		}
 		if l.Due {
-			d.lanes = append(d.lanes, l.Lane)
+			due = append(due, l.Lane)
 		}
 		if l.Next >= 0 && (next < 0 || l.Next < next) {
 			next = l.Next
@@ -33,82 +33,75 @@ func (d *dispatcher) probe(ctx context.Context) error {
 	if next >= 0 && next < time.Hour {
 		d.nextDue.Reset(next)
 	}
-	d.order()
+	d.backlog.found(due)
 	return nil
 }
 
-// order sorts the lanes by priority, and among queues gives each its turn to be first.
-func (d *dispatcher) order() {
-	var queues []string
-	for _, l := range d.lanes {
-		if !slices.Contains(queues, l.Queue) {
-			queues = append(queues, l.Queue)
-		}
+// claim takes due tasks for the free slots and starts them; until is RunDue's time, or empty. It returns how many there
+// were, and whether there may be more.
+func (d *dispatcher) claim(ctx context.Context, until string) (n int, more bool, err error) {
+	limit := d.reserve()
+	if limit == 0 {
+		return 0, true, nil
 	}
-	slices.Sort(queues)
-	d.rotation++
-	turn := func(l dialect.Lane) int { return (slices.Index(queues, l.Queue) + d.rotation) % len(queues) }
-	slices.SortFunc(d.lanes, func(a, b dialect.Lane) int {
-		if a.Priority != b.Priority {
-			return a.Priority - b.Priority
-		}
-		return turn(a) - turn(b)
-	})
-}
-
-// claim takes up to limit due tasks and starts them; until is RunDue's time, or empty. It returns how many there were, and
-// whether there may be more.
-func (d *dispatcher) claim(ctx context.Context, limit int, until string) (n int, more bool, err error) {
-	params := dialect.ClaimParams{Process: d.processID(), Lanes: d.lanes, Funcs: d.funcs, Repeatable: d.repeatable, Limit: limit, Until: until}
-	if d.txTurn == nil || len(d.txFuncs) == 0 {
-		n, err = d.claimThese(ctx, params)
-		return n, n >= limit, err
-	}
-	// One transaction at a time can write, so at most one transactional task is claimed, in turn with the others.
-	for _, tx := range []bool{d.txFirst, !d.txFirst} {
-		params.Funcs, params.Limit = d.plainFuncs, limit-n
-		if tx {
-			if d.inTx.Load() > 0 {
-				more = true
-				continue
-			}
-			params.Funcs, params.Limit = d.txFuncs, min(1, limit-n)
-		}
-		if params.Limit == 0 {
-			more = true
-			continue
-		}
-		got, err := d.claimThese(ctx, params)
-		if err != nil {
-			return n, more, err
-		}
-		n += got
-		more = more || got == params.Limit
-	}
-	d.txFirst = !d.txFirst
-	return n, more, nil
-}
-
-func (d *dispatcher) claimThese(ctx context.Context, params dialect.ClaimParams) (int, error) {
-	if len(params.Funcs) == 0 {
-		return 0, nil
-	}
+	defer d.unreserve(limit)
+	plan, left, probe := d.plan(until)
 	// Not cut short by a shutdown: what has been claimed is to be known.
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
 	defer cancel()
-	held := len(d.held)
-	list, err := d.store.claim(limited, params)
+	list, full, err := d.store.claim(limited, plan, limit)
 	if err != nil {
-		// The reply may be lost though the claim was committed: then tasks are ours that we do not know.
-		d.doubt = time.Now().Add(d.p.opts.HeartbeatLimit)
-		return 0, err
+		d.mayHaveClaimed()
+		return 0, false, err
 	}
+	more = full || left
+	d.backlog.claimed(list, more, probe)
+	return d.start(list), more, nil
+}
+
+// plan says what to claim; more that there may be due tasks that the plan leaves out.
+func (d *dispatcher) plan(until string) (plan []dialect.ClaimParams, more bool, probe int) {
+	p := dialect.ClaimParams{Process: d.processID(), Repeatable: d.repeatable, Limit: d.slots, Until: until}
+	if p.Lanes, p.Marks, probe = d.backlog.due(); until != "" {
+		p.Marks = nil // no other claim comes later
+	}
+	if d.txTurn == nil || len(d.txFuncs) == 0 {
+		p.Funcs = d.funcs
+		return []dialect.ClaimParams{p}, false, probe
+	}
+	// One transaction at a time can write, so at most one transactional task is claimed, in turn with the others.
+	if len(d.plainFuncs) > 0 {
+		p.Funcs = d.plainFuncs
+		plan = append(plan, p)
+	}
+	if d.inTx.Load() > 0 {
+		return plan, true, probe
+	}
+	p.Funcs, p.Limit = d.txFuncs, 1
+	plan = append(plan, p)
+	if d.txFirst.Add(1)%2 == 0 {
+		slices.Reverse(plan)
+	}
+	return plan, false, probe
+}
+
+// mayHaveClaimed notes that a claim failed: its reply may be lost though it was committed, and then tasks are ours that we
+// do not know.
+func (d *dispatcher) mayHaveClaimed() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.doubt = time.Now().Add(d.p.opts.HeartbeatLimit)
+}
+
+// start runs claimed tasks, and returns how many they are.
+func (d *dispatcher) start(list []claimed) int {
 	slices.SortStableFunc(list, func(a, b claimed) int {
 		if a.task.Priority != b.task.Priority {
 			return a.task.Priority - b.task.Priority
 		}
 		return a.task.RunAt.Compare(b.task.RunAt)
 	})
+	got := len(list)
 	if d.seen != nil {
 		// Only a clock that stands still lets a task come back within one RunDue. It is kept until the end: given back
 		// now, it would be claimed again and again.
@@ -121,7 +114,6 @@ func (d *dispatcher) claimThese(ctx context.Context, params dialect.ClaimParams)
 			return false
 		})
 	}
-	got := len(list) + len(d.held) - held
 	runs := make([]*run, len(list))
 	d.mu.Lock()
 	for i, c := range list {
@@ -136,14 +128,18 @@ func (d *dispatcher) claimThese(ctx context.Context, params dialect.ClaimParams)
 	for _, r := range runs {
 		go r.execute()
 	}
-	return got, nil
+	return got
 }
 
 // park takes due tasks out of the claim's way that no live process can run.
 func (d *dispatcher) park(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
-	funcs, err := d.store.d.Park(limited, d.store.pool, d.lanes, maxRows)
+	lanes, _, _ := d.backlog.due()
+	if len(lanes) == 0 {
+		return
+	}
+	funcs, err := d.store.d.Park(limited, d.store.pool, lanes, maxRows)
 	if err != nil {
 		if ctx.Err() == nil {
 			d.trouble.met("park", err)
@@ -160,7 +156,7 @@ func (d *dispatcher) park(ctx context.Context) {
 }
 
 // reconcileSoon lets the loop look for rows that this process owns without knowing, if there seem to be any; in the loop
-// no claim is under way meanwhile. owned is how many it runs, as the table has it.
+// no claim of its own is under way meanwhile. owned is how many it runs, as the table has it.
 func (d *dispatcher) reconcileSoon(owned int64) {
 	d.mu.Lock()
 	d.strays = owned > int64(len(d.runs))
@@ -173,13 +169,14 @@ var errOutcomeLost = errors.New("its outcome could not be recorded")
 // reclaim finds tasks that are claimed by this process without its knowing: the claim's reply was lost, or the outcome was
 // refused or given up. The first never ran, and go back; the others did, and are interrupted.
 func (d *dispatcher) reclaim(ctx context.Context) {
-	d.mu.Lock()
-	strays := d.strays
-	d.strays = false
-	d.mu.Unlock()
-	if d.doubt.IsZero() && !strays {
+	if !d.mayReclaim() {
 		return
 	}
+	defer func() {
+		d.mu.Lock()
+		d.reclaiming = false
+		d.mu.Unlock()
+	}()
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
 	begun := time.Now()
@@ -222,7 +219,25 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 		}
 	}
 	// Not by the time alone: while the database was away, nobody could look.
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if begun.After(d.doubt) {
 		d.doubt = time.Time{}
 	}
+}
+
+// mayReclaim reports whether there is a reason to reclaim, and keeps exchanges from claiming meanwhile. While one is under
+// way, whose claims are not known yet, it is too early; its end asks again.
+func (d *dispatcher) mayReclaim() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.doubt.IsZero() && !d.strays {
+		return false
+	}
+	d.reclaiming = true
+	if d.exchanging {
+		return false
+	}
+	d.strays = false
+	return true
 }

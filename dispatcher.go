@@ -27,6 +27,8 @@ type dispatcher struct {
 	trouble  trouble
 	txTurn   chan struct{} // on a serial database: whose turn it is to write
 	inTx     atomic.Int32  // transactional runs in progress
+	txFirst  atomic.Int32  // odd and even: whose turn it is to be claimed first
+	backlog  backlog
 
 	runCtx      context.Context // of the handlers; ends when the grace is over
 	endRuns     context.CancelCauseFunc
@@ -40,22 +42,24 @@ type dispatcher struct {
 	id       string // of the process row; a new one after having been declared dead
 	lastBeat time.Time
 	runs     map[*run]struct{}
-	strays   bool            // the table has more running tasks of this process than it knows
-	hadRun   map[string]bool // ids of runs whose outcome was refused or given up; their rows may still be running
-	lapse    *time.Timer
+	strays   bool      // the table has more running tasks of this process than it knows
+	doubt    time.Time // until then, claims whose reply was lost may turn up; zero once it was looked for them after that
+
+	reserved   int             // slots that claims under way may fill: free ones, and those of a group that is exchanged
+	accepting  bool            // the loop runs, so an exchange may claim
+	exchanging bool            // one is under way
+	reclaiming bool            // or about to: no exchange may claim
+	hadRun     map[string]bool // ids of runs whose outcome was refused or given up; their rows may still be running
+	lapse      *time.Timer
 
 	alone sync.WaitGroup // writers of outcomes that the database does not take
 
 	woken, scans, slotFree, reconcile chan struct{}
 
 	// of the loop alone
-	lanes    []dialect.Lane // due at the last probe
-	more     bool           // the last claim was full: there may be more
-	rotation int
-	doubt    time.Time // until then, claims whose reply was lost may turn up; zero once it was looked for them after that
 	pause    time.Duration
+	probed   time.Time
 	nextDue  *time.Timer
-	txFirst  bool
 	seen     map[string]bool    // RunDue: ids that have run
 	held     []dialect.Requeued // RunDue: those of them that were claimed again
 	unserved map[string]bool    // paths that were reported as parked
@@ -124,7 +128,9 @@ func (p *Plugin) Run(ctx context.Context) error {
 	scans.Start()
 	poke(d.scans)
 
+	d.accept(true)
 	d.loop(ctx)
+	d.accept(false)
 
 	<-scans.Stop().Done()
 	cancel()
@@ -218,9 +224,7 @@ func (d *dispatcher) loop(ctx context.Context) {
 			probe = false
 		case <-d.reconcile:
 			d.reclaim(ctx)
-			if len(d.lanes) > 0 {
-				d.park(ctx) // also while every claim finds something else to do
-			}
+			d.park(ctx) // also while every claim finds something else to do
 			probe = false
 		}
 		if ctx.Err() != nil {
@@ -229,7 +233,7 @@ func (d *dispatcher) loop(ctx context.Context) {
 		asked, err := d.dispatch(ctx, probe)
 		if err != nil && ctx.Err() == nil {
 			d.trouble.met("claim", err)
-			d.more = false
+			d.backlog.forget()
 			d.pause = min(max(2*d.pause, 100*time.Millisecond), 5*time.Second)
 			d.nextDue.Reset(d.pause)
 		} else if err == nil && asked {
@@ -242,42 +246,58 @@ func (d *dispatcher) loop(ctx context.Context) {
 // dispatch fills the free slots. With probe it asks first what is due; without, it only goes on where a claim came back
 // full. It reports whether it asked the database at all.
 func (d *dispatcher) dispatch(ctx context.Context, probe bool) (asked bool, err error) {
-	free := d.room()
-	if free == 0 {
-		if probe {
-			d.more, d.lanes = true, d.lanes[:0] // ask when there is room
+	if !d.mayClaim() {
+		return false, nil
+	}
+	if probe {
+		// Every commit of a busy application may wake us up while no slot is free.
+		if wait := probeGap - time.Since(d.probed); wait > 0 && d.room() == 0 {
+			d.nextDue.Reset(wait)
+			return false, nil
 		}
-		return false, nil
-	}
-	if !d.mayClaim() || !probe && !d.more {
-		return false, nil
-	}
-	if probe || len(d.lanes) == 0 {
 		if err := d.probe(ctx); err != nil {
 			return true, err
 		}
-		if len(d.lanes) == 0 {
-			d.more = false
-			return true, nil
-		}
-	} else {
-		d.order() // each queue has its turn also while nobody probes
+		d.probed = time.Now()
+	} else if d.finisher.busy() {
+		return false, nil // the group that is written next claims for its slots and for those that are free
 	}
-	n, more, err := d.claim(ctx, free, "")
+	if d.room() == 0 || !d.backlog.mayHaveMore() {
+		return probe, nil
+	}
+	n, more, err := d.claim(ctx, "")
 	if err != nil {
 		return true, err
 	}
-	if d.more = more; n == 0 && !more && probe {
+	if n == 0 && !more && probe {
 		d.park(ctx)
 	}
 	return true, nil
 }
 
-// room is the number of free slots.
+// probeGap is the time from one probe to the next while every slot is taken.
+const probeGap = 10 * time.Millisecond
+
+// room is the number of slots that are free and that no claim under way may fill.
 func (d *dispatcher) room() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.slots - len(d.runs)
+	return max(0, d.slots-len(d.runs)-d.reserved)
+}
+
+// reserve takes what room there is for a claim.
+func (d *dispatcher) reserve() (n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n = max(0, d.slots-len(d.runs)-d.reserved)
+	d.reserved += n
+	return n
+}
+
+func (d *dispatcher) unreserve(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reserved -= n
 }
 
 // free gives a slot back.

@@ -28,9 +28,10 @@ func (p *pendingEnd) size() int {
 
 // finisher writes outcomes in groups, without a timer: while one group is being written the next one gathers.
 type finisher struct {
-	mu     sync.Mutex
-	queue  []*pendingEnd
-	signal chan struct{}
+	mu      sync.Mutex
+	queue   []*pendingEnd
+	writing bool // a group that was taken
+	signal  chan struct{}
 }
 
 func newFinisher() *finisher { return &finisher{signal: make(chan struct{}, 1)} }
@@ -67,7 +68,22 @@ func (f *finisher) take() []*pendingEnd {
 	if f.queue = f.queue[n:]; len(f.queue) == 0 {
 		f.queue = nil
 	}
+	f.writing = n > 0
 	return group
+}
+
+// busy reports whether outcomes are being written or wait for it.
+func (f *finisher) busy() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.writing || len(f.queue) > 0
+}
+
+// written ends what take began.
+func (f *finisher) written() {
+	f.mu.Lock()
+	f.writing = false
+	f.mu.Unlock()
 }
 
 // writeOutcomes runs until stop is closed and the queue is empty, or writing is given up.
@@ -75,7 +91,12 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 	for {
 		group := d.finisher.take()
 		if len(group) > 0 {
-			d.writeGroup(group, false, false)
+			if written, inDoubt := d.exchange(group); !written {
+				d.writeGroup(group, inDoubt, false)
+			}
+			d.finisher.written()
+			// Once for the group, so that the next claim is not for a part of it.
+			poke(d.slotFree)
 			continue
 		}
 		select {
@@ -95,15 +116,7 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 // may have been committed although its reply was lost, alone that nothing else waits for this group.
 func (d *dispatcher) writeGroup(group []*pendingEnd, inDoubt, alone bool) {
 	for try := 0; ; try++ {
-		var outcomes []dialect.Outcome
-		var requeued []dialect.Requeued
-		for _, p := range group {
-			if p.verdict.outcome != nil {
-				outcomes = append(outcomes, *p.verdict.outcome)
-			} else {
-				requeued = append(requeued, *p.verdict.requeue)
-			}
-		}
+		outcomes, requeued := split(group)
 		ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
 		done, err := d.store.write(ctx, outcomes, requeued)
 		if err == nil && inDoubt {
@@ -112,14 +125,8 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, inDoubt, alone bool) {
 		cancel()
 		if err == nil {
 			d.trouble.over("write outcomes")
-			for _, p := range group {
-				p.run.durable(p.ending, p.verdict, !done[p.run.task.ID])
-			}
-			// Once for the group, so that the next claim is not for a part of it.
+			d.durable(group, done)
 			poke(d.slotFree)
-			if len(requeued) > 0 {
-				d.wake() // to set the timer to the next attempt
-			}
 			return
 		}
 		switch class := dialect.Classify(err); {
@@ -155,6 +162,29 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, inDoubt, alone bool) {
 			poke(d.slotFree)
 			return
 		}
+	}
+}
+
+func split(group []*pendingEnd) (outcomes []dialect.Outcome, requeued []dialect.Requeued) {
+	for _, p := range group {
+		if p.verdict.outcome != nil {
+			outcomes = append(outcomes, *p.verdict.outcome)
+		} else {
+			requeued = append(requeued, *p.verdict.requeue)
+		}
+	}
+	return outcomes, requeued
+}
+
+// durable releases the runs of a group that is written; those that are not done have lost their claim.
+func (d *dispatcher) durable(group []*pendingEnd, done map[string]bool) {
+	again := false
+	for _, p := range group {
+		p.run.durable(p.ending, p.verdict, !done[p.run.task.ID])
+		again = again || p.verdict.requeue != nil
+	}
+	if again {
+		d.wake() // to set the timer to the next attempt
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
@@ -18,7 +19,8 @@ import (
 type memDialect struct {
 	dialect.Dialect // what the dispatcher does not call
 	m               *memory
-	claims          func(dialect.ClaimParams) // told of each claim
+	claims          func(p dialect.ClaimParams, gone map[string]bool) // told of each claim, and what its transaction has taken from the process
+	gone            *sync.Map                                         // by transaction
 }
 
 func (d memDialect) Name() string                               { return "memory" }
@@ -57,16 +59,47 @@ func (d memDialect) Probe(ctx context.Context, c dialect.Conn) (list []dialect.L
 }
 
 func (d memDialect) Claim(ctx context.Context, c dialect.Conn, q dialect.ClaimParams, each func(*sql.Rows) error) error {
-	d.claims(q)
-	return d.ask(ctx, c, "CLAIM", q, each)
+	gone, _ := d.gone.Load(c)
+	ids, _ := gone.(map[string]bool)
+	d.claims(q, ids)
+	p := memClaim{ClaimParams: q}
+	for _, l := range q.Lanes {
+		p.Marks = append(p.Marks, q.Marks[l])
+	}
+	return d.ask(ctx, c, "CLAIM", p, each)
+}
+
+// memClaim has a mark for each lane.
+type memClaim struct {
+	dialect.ClaimParams
+	Marks []dialect.Mark
 }
 
 func (d memDialect) Move(ctx context.Context, c dialect.Conn, _ dialect.From, rows []dialect.Outcome) ([]string, error) {
-	return d.texts(ctx, c, "MOVE", rows)
+	ids := make([]string, len(rows))
+	for i, r := range rows {
+		ids[i] = r.ID
+	}
+	return d.take(ctx, c, "MOVE", rows, ids)
 }
 
 func (d memDialect) Requeue(ctx context.Context, c dialect.Conn, rows []dialect.Requeued) ([]string, error) {
-	return d.texts(ctx, c, "REQUEUE", rows)
+	ids := make([]string, len(rows))
+	for i, r := range rows {
+		ids[i] = r.ID
+	}
+	return d.take(ctx, c, "REQUEUE", rows, ids)
+}
+
+func (d memDialect) take(ctx context.Context, c dialect.Conn, word string, rows any, ids []string) ([]string, error) {
+	list, err := d.texts(ctx, c, word, rows)
+	if tx, ok := c.(*sql.Tx); ok && err == nil {
+		gone, _ := d.gone.LoadOrStore(tx, map[string]bool{})
+		for _, id := range ids {
+			gone.(map[string]bool)[id] = true
+		}
+	}
+	return list, err
 }
 
 func (d memDialect) Orphans(ctx context.Context, c dialect.Conn, limit int, each func(*sql.Rows) error) error {

@@ -314,7 +314,7 @@ func (m *memory) statement(query string, args []any) memStatement {
 			return r
 		}
 	case starts("CLAIM"):
-		var q dialect.ClaimParams
+		var q memClaim
 		decode(text(0), &q)
 		return func(tx *memTx) memResult { return tx.claim(q) }
 	case starts("MOVE"):
@@ -362,7 +362,7 @@ func (m *memory) statement(query string, args []any) memStatement {
 	panic("the database in memory does not know: " + query)
 }
 
-func (tx *memTx) claim(q dialect.ClaimParams) memResult {
+func (tx *memTx) claim(q memClaim) memResult {
 	r := memResult{columns: len(dialect.Columns)}
 	if tx.get("process "+q.Process) == nil {
 		return r
@@ -370,9 +370,10 @@ func (tx *memTx) claim(q dialect.ClaimParams) memResult {
 	if tx.m.serial {
 		tx.lock("anything")
 	}
-	for _, l := range q.Lanes {
+	for i, l := range q.Lanes {
 		for _, t := range tasks(tx) {
 			if len(r.rows) == q.Limit || t.State != StatePending || t.Queue != l.Queue || t.Priority != l.Priority ||
+				!q.Marks[i].Before(dialect.Mark{RunAt: t.RunAt, ID: t.ID}) ||
 				t.RunAt.After(time.Now()) || !slices.Contains(q.Funcs, t.Func) || !tx.free("task "+t.ID) {
 				continue
 			}

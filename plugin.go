@@ -194,6 +194,7 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 		return fmt.Errorf("outbox: use: the *gorm.DB must be opened on a *sql.DB: %w", err)
 	}
 	p.store = &store{
+		turn: make(chan struct{}, 1),
 		gorm: db.Session(&gorm.Session{NewDB: true, Context: context.Background()}),
 		pool: pool,
 		d:    d,
@@ -269,4 +270,5 @@ type store struct {
 	gorm *gorm.DB // for handlers; never for the dispatcher's own statements, which callbacks could redirect
 	pool *sql.DB  // the primary
 	d    dialect.Dialect
+	turn chan struct{} // of a serial database: who claims or writes outcomes now
 }

@@ -59,15 +59,13 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 	}
 	until := d.store.d.Time(now)
 	parked := false
-	for len(d.lanes) > 0 {
+	for d.backlog.any() {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		free, n, more := d.room(), 0, false
-		if free > 0 {
-			if n, more, err = d.claim(ctx, free, until); err != nil {
-				return err
-			}
+		n, more, err := d.claim(ctx, until)
+		if err != nil {
+			return err
 		}
 		if n > 0 && d.room() > 0 {
 			continue

@@ -324,7 +324,7 @@ func (n *simNode) plugin() *Plugin {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	p.store = &store{gorm: db, pool: pool, d: memDialect{m: s.m, claims: life.claims}}
+	p.store = &store{gorm: db, pool: pool, d: memDialect{m: s.m, claims: life.claims, gone: new(sync.Map)}, turn: make(chan struct{}, 1)}
 	return p
 }
 
@@ -372,7 +372,7 @@ func (n *simNode) fate(what string) (f memFault) {
 }
 
 // claims looks at a claim when it is sent.
-func (n *simLife) claims(q dialect.ClaimParams) {
+func (n *simLife) claims(q dialect.ClaimParams, gone map[string]bool) {
 	n.s.m.mu.Lock()
 	defer n.s.m.mu.Unlock()
 	n.s.mu.Lock()
@@ -380,7 +380,7 @@ func (n *simLife) claims(q dialect.ClaimParams) {
 	tx := n.s.m.begin()
 	taken := n.executing
 	for id, version := range n.returned {
-		if t, there := tx.get("task " + id).(TaskModel); there && t.State == StateRunning && t.Version == version {
+		if t, there := tx.get("task " + id).(TaskModel); !gone[id] && there && t.State == StateRunning && t.Version == version {
 			taken++ // its outcome is not durable
 		}
 	}

@@ -162,26 +162,97 @@ FROM {history} WHERE id = ?`
 	return found, s.explain(err)
 }
 
-// claim takes due tasks for a process. A row that cannot be read comes back as a task with id and version only, and an
-// error that says why.
-func (s *store) claim(ctx context.Context, p dialect.ClaimParams) ([]claimed, error) {
-	var out []claimed
-	claim := func(c dialect.Conn) error {
-		return s.d.Claim(ctx, c, p, func(r *sql.Rows) error {
-			out = append(out, scanClaimed(r))
-			return nil
+// claim takes due tasks for a process, at most limit in all by the claims of a plan one after the other. It reports
+// whether one of them was full. A row that cannot be read comes back as a task with id and version only, and an error
+// that says why.
+func (s *store) claim(ctx context.Context, plan []dialect.ClaimParams, limit int) (list []claimed, full bool, err error) {
+	done, err := s.takeTurn(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	defer done()
+	if s.d.OneStatement() || len(plan) == 1 && len(plan[0].Lanes) == 1 {
+		list, full, err = s.claimIn(ctx, s.pool, plan, limit)
+	} else {
+		err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
+			list, full, err = s.claimIn(ctx, tx, plan, limit)
+			return err
 		})
 	}
-	var err error
-	if s.d.OneStatement() || len(p.Lanes) == 1 {
-		err = claim(s.pool)
-	} else {
-		err = s.inTx(ctx, func(tx *sql.Tx) error { return claim(tx) })
-	}
 	if err != nil {
-		return nil, err // what was read of a claim that failed is not ours
+		return nil, false, err // what was read of a claim that failed is not ours
 	}
-	return out, nil
+	return list, full, nil
+}
+
+func (s *store) claimIn(ctx context.Context, c dialect.Conn, plan []dialect.ClaimParams, limit int) (list []claimed, full bool, err error) {
+	for _, p := range plan {
+		before := len(list)
+		if p.Limit = min(p.Limit, limit-before); p.Limit == 0 {
+			full = true
+			continue
+		}
+		err := s.d.Claim(ctx, c, p, func(r *sql.Rows) error {
+			list = append(list, scanClaimed(r))
+			return nil
+		})
+		if err != nil {
+			return nil, false, err
+		}
+		full = full || len(list)-before == p.Limit
+	}
+	return list, full, nil
+}
+
+// exchange is write and claim in one transaction.
+func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued, plan []dialect.ClaimParams, limit int) (
+	done map[string]bool, list []claimed, full bool, err error,
+) {
+	if d, ok := s.d.(dialect.Exchanger); ok && len(requeued) == 0 && len(plan) == 1 {
+		p := plan[0]
+		p.Limit = min(p.Limit, limit)
+		moved, err := d.Exchange(ctx, s.pool, outcomes, p, func(r *sql.Rows) error {
+			list = append(list, scanClaimed(r))
+			return nil
+		})
+		if err != nil {
+			return nil, nil, false, err
+		}
+		done = make(map[string]bool, len(moved))
+		for _, id := range moved {
+			done[id] = true
+		}
+		return done, list, len(list) == p.Limit, nil
+	}
+	over, err := s.takeTurn(ctx)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	defer over()
+	err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
+		if done, err = s.writeIn(ctx, tx, outcomes, requeued); err == nil {
+			list, full, err = s.claimIn(ctx, tx, plan, limit)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, nil, false, err
+	}
+	return done, list, full, nil
+}
+
+// takeTurn waits until no other statement of this dispatcher writes, where one transaction at a time can: left to collide,
+// they would sleep in the database's busy handler, most of the time longer than the other takes.
+func (s *store) takeTurn(ctx context.Context) (over func(), err error) {
+	if !s.d.Serial() {
+		return func() {}, nil
+	}
+	select {
+	case s.turn <- struct{}{}:
+		return func() { <-s.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 type claimed struct {
@@ -300,7 +371,12 @@ func (s *store) write(ctx context.Context, outcomes []dialect.Outcome, requeued 
 	if s.d.OneStatement() && (len(outcomes) == 0 || len(requeued) == 0) {
 		return s.writeIn(ctx, s.pool, outcomes, requeued)
 	}
-	err := s.inTx(ctx, func(tx *sql.Tx) (err error) {
+	over, err := s.takeTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer over()
+	err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
 		done, err = s.writeIn(ctx, tx, outcomes, requeued)
 		return err
 	})

@@ -37,6 +37,17 @@ type Lane struct {
 	Priority int    `json:"priority"`
 }
 
+// Mark is a place in a lane: a task's start time and, among equals, its id.
+type Mark struct {
+	RunAt time.Time
+	ID    string
+}
+
+// Before reports whether m comes earlier in the lane.
+func (m Mark) Before(o Mark) bool {
+	return m.RunAt.Before(o.RunAt) || m.RunAt.Equal(o.RunAt) && m.ID < o.ID
+}
+
 // LaneState is what a probe found in a lane.
 type LaneState struct {
 	Lane
@@ -91,6 +102,10 @@ type ClaimParams struct {
 	Repeatable []string // those of Funcs whose interrupted runs may be run again
 	Limit      int      // at most so many rows
 	Until      string   // only rows due at this time, as Time formats it; empty means now
+
+	// Marks are where to begin in a lane. A database in which a scan has to walk over the entries of rows that are gone, as
+	// long as some transaction may see them, takes only rows behind the mark; another may ignore it.
+	Marks map[Lane]Mark
 }
 
 // From says in which states a row may be for Move to take it.
@@ -149,6 +164,11 @@ type Dialect interface {
 	HasTable(ctx context.Context, c Conn) (bool, error)
 	// Schema is the SQL that creates version Version of the tables.
 	Schema() []string
+}
+
+// Exchanger is a Dialect that can do in one statement what Move from running and Claim do: all of it or nothing.
+type Exchanger interface {
+	Exchange(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(*sql.Rows) error) (moved []string, err error)
 }
 
 // Version is the schema's version. Migrate takes older tables to it; Run refuses any other.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	_ "embed"
+	"encoding/json"
 	"strconv"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ var postgresSchema string
 // postgres: version 12 and later. Lists of functions travel as JSON, so that no array type of a driver is needed.
 type postgres struct {
 	base
-	insert, probe, claim, moveRunning, moveWaiting, requeue, park, unpark, orphans, prune string
+	insert, probe, claim, moveRunning, moveWaiting, exchange, requeue, park, unpark, orphans, prune string
 }
 
 const postgresTime = "2006-01-02 15:04:05.999999-07:00"
@@ -42,18 +43,15 @@ RETURNING id, run_at, created_at`)
 	// The lanes are found by skipping through the claim's index, so their number costs, not that of the tasks. The first
 	// task of each decides whether something is due: for EXISTS (… run_at <= now) the planner may scan the table.
 	p.probe = p.render(`
-WITH RECURSIVE lane(queue, priority) AS (
-	(SELECT queue, priority FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority LIMIT 1)
+WITH RECURSIVE lane(queue, priority, run_at) AS (
+	(SELECT queue, priority, run_at FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority, run_at LIMIT 1)
 	UNION ALL
-	SELECT n.queue, n.priority FROM lane l CROSS JOIN LATERAL (
-		SELECT t.queue, t.priority FROM {tasks} t
+	SELECT n.queue, n.priority, n.run_at FROM lane l CROSS JOIN LATERAL (
+		SELECT t.queue, t.priority, t.run_at FROM {tasks} t
 		WHERE t.state = 'pending' AND (t.queue, t.priority) > (l.queue, l.priority)
-		ORDER BY t.queue, t.priority LIMIT 1) n
+		ORDER BY t.queue, t.priority, t.run_at LIMIT 1) n
 )
-SELECT l.queue, l.priority,
-	(SELECT t.run_at FROM {tasks} t
-		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority
-		ORDER BY t.run_at LIMIT 1) <= n.now,
+SELECT l.queue, l.priority, l.run_at <= n.now,
 	(SELECT (extract(epoch FROM t.run_at - n.now) * 1000000)::bigint FROM {tasks} t
 		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at > n.now
 		ORDER BY t.run_at LIMIT 1)
@@ -64,20 +62,26 @@ FROM lane l, (SELECT {now} AS now OFFSET 0) n`)
 	//
 	// Here and below, state || '' keeps the planner from finding a row of known id through a partial index on its state,
 	// which after a while holds mostly entries of dead rows.
-	p.claim = p.render(`
-UPDATE {tasks} AS t SET state = 'running', attempt = t.attempt + 1, version = t.version + 1, process_id = $1,
+	// The mark of a lane keeps a refill from walking over index entries that a long transaction keeps alive.
+	claim := func(param ...string) string {
+		return strings.NewReplacer("{process}", param[0], "{repeatable}", param[1], "{lanes}", param[2], "{until}", param[3],
+			"{funcs}", param[4], "{limit}", param[5]).Replace(`
+UPDATE {tasks} AS t SET state = 'running', attempt = t.attempt + 1, version = t.version + 1, process_id = {process},
 	started_at = {now},
-	repeatable = t.func = ANY (ARRAY(SELECT json_array_elements_text($2::text::json)))
+	repeatable = t.func = ANY (ARRAY(SELECT json_array_elements_text({repeatable}::text::json)))
 WHERE t.id = ANY (ARRAY(
-	SELECT c.id FROM json_to_recordset($3::text::json) AS l(queue text, priority smallint) CROSS JOIN LATERAL (
+	SELECT c.id FROM json_to_recordset({lanes}::text::json) AS l(queue text, priority smallint, run_at timestamptz, id text)
+	CROSS JOIN LATERAL (
 		SELECT c.id FROM {tasks} c
-		WHERE c.state = 'pending' AND c.queue = l.queue AND c.priority = l.priority
-			AND c.run_at <= coalesce(nullif($4::text, '')::timestamptz, {now})
-			AND c.func = ANY (ARRAY(SELECT json_array_elements_text($5::text::json)))
-		ORDER BY c.run_at LIMIT $6::bigint FOR UPDATE SKIP LOCKED) c
-	LIMIT $6::bigint))
-	AND t.state || '' = 'pending' AND EXISTS (SELECT 1 FROM {processes} WHERE id = $1)
+		WHERE c.state = 'pending' AND c.queue = l.queue AND c.priority = l.priority AND (c.run_at, c.id) > (l.run_at, l.id)
+			AND c.run_at <= coalesce(nullif({until}::text, '')::timestamptz, {now})
+			AND c.func = ANY (ARRAY(SELECT json_array_elements_text({funcs}::text::json)))
+		ORDER BY c.run_at, c.id LIMIT {limit}::bigint FOR UPDATE SKIP LOCKED) c
+	LIMIT {limit}::bigint))
+	AND t.state || '' = 'pending' AND EXISTS (SELECT 1 FROM {processes} WHERE id = {process})
 RETURNING {t.columns}`)
+	}
+	p.claim = p.render(claim("$1", "$2", "$3", "$4", "$5", "$6"))
 
 	move := `
 WITH o AS MATERIALIZED (
@@ -96,11 +100,15 @@ WITH o AS MATERIALIZED (
 		finished_at)
 	SELECT d.*, {now} FROM d
 	ON CONFLICT (id) DO NOTHING
-)
-SELECT id FROM d`
-	p.moveRunning = p.render(strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version", 1))
+)`
+	running := strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version", 1)
+	p.moveRunning = p.render(running + "\nSELECT id FROM d")
 	p.moveWaiting = p.render(strings.Replace(move, "{fence}",
-		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1))
+		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1) + "\nSELECT id FROM d")
+	// The first row holds, in place of an id, the list of those that were moved.
+	p.exchange = p.render(running + ", c AS (" + claim("$2", "$3", "$4", "$5", "$6", "$7") + "\n)\n" +
+		"SELECT coalesce(json_agg(id), '[]')::text" + strings.Repeat(", NULL", len(Columns)-1) + " FROM d\n" +
+		"UNION ALL SELECT {columns} FROM c")
 
 	p.requeue = p.render(`
 WITH o AS MATERIALIZED (
@@ -197,9 +205,47 @@ func (p *postgres) Clock(ctx context.Context, c Conn) (string, error) {
 }
 
 func (p *postgres) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.Rows) error) error {
-	r, err := c.QueryContext(ctx, p.at(p.claim), q.Process, encode(nonNil(q.Repeatable)), encode(q.Lanes), q.Until,
-		encode(nonNil(q.Funcs)), q.Limit)
+	r, err := c.QueryContext(ctx, p.at(p.claim), p.claimArgs(q)...)
 	return each(r, err, f)
+}
+
+func (p *postgres) claimArgs(q ClaimParams) []any {
+	type lane struct {
+		Lane
+		RunAt string `json:"run_at"`
+		ID    string `json:"id"`
+	}
+	lanes := make([]lane, len(q.Lanes))
+	for i, l := range q.Lanes {
+		lanes[i] = lane{Lane: l, RunAt: "-infinity"}
+		if m, ok := q.Marks[l]; ok {
+			lanes[i].RunAt, lanes[i].ID = p.Time(m.RunAt), m.ID
+		}
+	}
+	return []any{q.Process, encode(nonNil(q.Repeatable)), encode(lanes), q.Until, encode(nonNil(q.Funcs)), q.Limit}
+}
+
+func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(*sql.Rows) error) ([]string, error) {
+	var moved []string
+	first := true
+	r, err := c.QueryContext(ctx, p.at(p.exchange), append([]any{encode(rows)}, p.claimArgs(q)...)...)
+	err = each(r, err, func(r *sql.Rows) error {
+		if !first {
+			return f(r)
+		}
+		first = false
+		var list string
+		dest := make([]any, len(Columns))
+		for i := range dest {
+			dest[i] = new(any)
+		}
+		dest[0] = &list
+		if err := r.Scan(dest...); err != nil {
+			return err
+		}
+		return json.Unmarshal([]byte(list), &moved)
+	})
+	return moved, err
 }
 
 func (p *postgres) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error) {

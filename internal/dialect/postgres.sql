@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS {tasks} (
     created_at   timestamptz  NOT NULL,
     started_at   timestamptz
 );
-CREATE INDEX IF NOT EXISTS {tasks.claim} ON {tasks} (queue, priority, run_at) WHERE state = 'pending';
+CREATE INDEX IF NOT EXISTS {tasks.claim} ON {tasks} (queue, priority, run_at, id) WHERE state = 'pending';
 CREATE UNIQUE INDEX IF NOT EXISTS {tasks.key} ON {tasks} (key) WHERE key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS {tasks.process} ON {tasks} (process_id) WHERE state = 'running';
 CREATE INDEX IF NOT EXISTS {tasks.parked} ON {tasks} (func) WHERE state = 'parked';

@@ -183,7 +183,8 @@ func (s *sqlite) Clock(ctx context.Context, c Conn) (string, error) {
 	return list[0], nil
 }
 
-// Claim takes lane by lane: SQLite has no lateral joins, and there is no round trip to save.
+// Claim takes lane by lane: SQLite has no lateral joins, and there is no round trip to save. It has no entries of rows that
+// are gone, either, so it needs no marks.
 func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.Rows) error) error {
 	n := 0
 	for _, l := range q.Lanes {
