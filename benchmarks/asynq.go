@@ -70,7 +70,7 @@ func (q *asynqQueue) load(ctx context.Context, n int) error {
 	for p := range producers {
 		wg.Go(func() {
 			for i := p; i < n && errs[p] == nil; i += producers {
-				errs[p] = q.enqueue(ctx, i)
+				errs[p] = q.create(ctx, i, time.Time{})
 			}
 		})
 	}
@@ -78,7 +78,11 @@ func (q *asynqQueue) load(ctx context.Context, n int) error {
 	return errors.Join(errs...)
 }
 
-func (q *asynqQueue) enqueue(ctx context.Context, i int) error {
+// create knows no transaction.
+func (q *asynqQueue) create(ctx context.Context, i int, at time.Time) error {
+	if !at.IsZero() {
+		return errors.ErrUnsupported
+	}
 	payload, err := json.Marshal(number{i})
 	if err != nil {
 		return err

@@ -18,7 +18,7 @@ type bareSQLite struct {
 }
 
 func openBareSQLite(ctx context.Context, path string, group int) (*bareSQLite, error) {
-	o, err := openOursSQLite(ctx, path, outbox.Options{})
+	o, err := openOursSQLite(ctx, path, outbox.Options{}, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -29,11 +29,21 @@ func (b *bench) tasks(full int) int {
 	return full
 }
 
+// span is how long a table watches what has no number of tasks.
+func (b *bench) span(full, quick time.Duration) time.Duration {
+	if b.quick {
+		return quick
+	}
+	return full
+}
+
 // measure is one contestant's part of a round; it returns a value for each column.
 type measure struct {
 	name string
 	ours bool
 	run  func(context.Context) ([]float64, error)
+
+	rounds int // in the first ones only; 0 means all
 }
 
 // interleave lets everybody take part in every round, so that whatever happens to the machine happens to all, and begins
@@ -46,6 +56,9 @@ func (b *bench) interleave(ctx context.Context, rounds int, list []measure) ([]r
 	for round := range rounds {
 		for k := range list {
 			i := (k + round) % len(list)
+			if list[i].rounds > 0 && round >= list[i].rounds {
+				continue
+			}
 			values, err := list[i].run(ctx)
 			if err != nil {
 				return nil, fmt.Errorf("%s, round %d: %w", list[i].name, round+1, err)
@@ -83,17 +96,26 @@ func (b *bench) onServer(open func(ctx context.Context, dsn string) (contestant,
 	}
 }
 
+// newFile names a file that is not there.
+func (b *bench) newFile(name string) (string, error) {
+	path, err := b.host.file(name)
+	if err != nil {
+		return "", err
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", err
+		}
+	}
+	return path, nil
+}
+
 // onFile opens a contestant on a new SQLite file.
 func (b *bench) onFile(open func(ctx context.Context, path string) (contestant, error)) func(context.Context, string) (contestant, error) {
 	return func(ctx context.Context, name string) (contestant, error) {
-		path, err := b.host.file(name + ".db")
+		path, err := b.newFile(name + ".db")
 		if err != nil {
 			return nil, err
-		}
-		for _, suffix := range []string{"", "-wal", "-shm"} {
-			if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, err
-			}
 		}
 		return open(ctx, path)
 	}
@@ -108,7 +130,7 @@ func (b *bench) workOffs(ctx context.Context, limit time.Duration, entrants []en
 			return nil, fmt.Errorf("%s: %w", e.name, err)
 		}
 		defer c.close()
-		list = append(list, measure{e.name, e.ours, func(ctx context.Context) ([]float64, error) {
+		list = append(list, measure{name: e.name, ours: e.ours, run: func(ctx context.Context) ([]float64, error) {
 			rate, err := workOff(ctx, c, e.n, limit)
 			return []float64{rate}, err
 		}})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"maragu.dev/goqite"
@@ -78,6 +79,22 @@ func (g *goqiteQueue) createTx(ctx context.Context, tx *sql.Tx, i int) error {
 	}
 	_, err = jobs.CreateTx(ctx, tx, g.queue, "bench", goqite.Message{Body: body})
 	return err
+}
+
+// create creates a message; goqite takes a delay where others take a time.
+func (g *goqiteQueue) create(ctx context.Context, i int, at time.Time) error {
+	if !at.IsZero() {
+		return errors.ErrUnsupported
+	}
+	tx, err := g.pool.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if err := g.createTx(ctx, tx, i); err != nil {
+		return err
+	}
+	return tx.Commit()
 }
 
 func (g *goqiteQueue) start(ctx context.Context, ran func(int)) (func() error, error) {

@@ -29,10 +29,27 @@ var tables = []table{
 	{"workoff", "Working off a backlog", (*bench).workOffTable},
 	{"workoff10", "Working off with few slots", (*bench).workOffSmall},
 	{"defaults", "Working off with default options", (*bench).defaults},
+	{"processes", "Four processes on one database", (*bench).processes},
+	{"create", "One transaction, one row and one task", (*bench).create},
+	{"batch", "Creating many at once", (*bench).batch},
+	{"latency", "From the commit to the handler", (*bench).latency},
+	{"future", "A start time in the future", (*bench).future},
+	{"idle", "Nothing to do", (*bench).idle},
+	{"ballast", "Full tables", (*bench).ballast},
+	{"snapshot", "A snapshot that is left open", (*bench).snapshot},
 	{"sqlite", "Working off on SQLite", (*bench).sqlite},
+	{"memory", "Memory", (*bench).memory},
+	{"planflip", "A queue that was empty when it was analysed", (*bench).planflip},
 }
 
 func main() {
+	if config := os.Getenv(childEnv); config != "" {
+		if err := childMain(config); err != nil {
+			fmt.Fprintln(os.Stderr, "benchmarks: child process:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:])
 	stop()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync/atomic"
+	"time"
 
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
@@ -61,8 +62,8 @@ func openOursOn(ctx context.Context, dsn string, opts outbox.Options, conns int)
 	return openOurs(ctx, postgres.Open(dsn), opts, conns)
 }
 
-func openOursSQLite(ctx context.Context, path string, opts outbox.Options) (*ours, error) {
-	return openOurs(ctx, sqlite.Open(sqliteDSN(path)), opts, 0)
+func openOursSQLite(ctx context.Context, path string, opts outbox.Options, conns int) (*ours, error) {
+	return openOurs(ctx, sqlite.Open(sqliteDSN(path)), opts, conns)
 }
 
 // sqliteDSN is what docs/operations.md says, with a commit that survives a power cut.
@@ -74,7 +75,7 @@ func (o *ours) load(ctx context.Context, n int) error {
 	if err := o.empty(ctx); err != nil {
 		return err
 	}
-	if err := o.create(ctx, 0, n); err != nil {
+	if err := o.createMany(ctx, 0, n); err != nil {
 		return err
 	}
 	return settle(ctx, o.db.Dialector.Name(), o.pool)
@@ -84,8 +85,8 @@ func (o *ours) empty(ctx context.Context) error {
 	return emptyTables(ctx, o.db.Dialector.Name(), o.pool, "outbox_tasks", "outbox_history", "outbox_processes")
 }
 
-// create creates the tasks from to to-1 as an application would that has many.
-func (o *ours) create(ctx context.Context, from, to int, opts ...outbox.Option) error {
+// createMany creates the tasks from to to-1 as an application would that has many.
+func (o *ours) createMany(ctx context.Context, from, to int, opts ...outbox.Option) error {
 	for from < to {
 		batch := make([]outbox.NewTask, min(10_000, to-from))
 		for i := range batch {
@@ -119,6 +120,8 @@ func (o *ours) finished(ctx context.Context, n int) error {
 	return expect(ctx, o.pool, n, "SELECT count(*) FROM outbox_history WHERE status = 'success' AND attempt = 1",
 		"SELECT count(*) FROM outbox_history")
 }
+
+func (o *ours) sqlPool() *sql.DB { return o.pool }
 
 func (o *ours) close() error { return o.pool.Close() }
 
@@ -175,8 +178,19 @@ func (b *bench) enterOurs(name string, n int, opts outbox.Options, conns int) en
 	})}
 }
 
-func (b *bench) enterOursSQLite(name string, n int, opts outbox.Options) entrant {
+func (b *bench) enterOursSQLite(name string, n int, opts outbox.Options, conns int) entrant {
 	return entrant{name, true, n, b.onFile(func(ctx context.Context, path string) (contestant, error) {
-		return openOursSQLite(ctx, path, opts)
+		return openOursSQLite(ctx, path, opts, conns)
 	})}
+}
+
+func (o *ours) create(ctx context.Context, i int, at time.Time) error {
+	var opts []outbox.Option
+	if !at.IsZero() {
+		opts = append(opts, outbox.StartAt(at))
+	}
+	return o.db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
+		_, err := outbox.Create(tx, benchFunc, number{i}, opts...)
+		return err
+	})
 }

@@ -14,7 +14,15 @@ type result struct {
 	Notes   []string `json:"notes,omitempty"` // what was measured, and with which settings
 	Columns []column `json:"columns"`
 	Rows    []row    `json:"rows"`
+	Series  []line   `json:"series,omitempty"` // for a chart over the course of a round
 	Goals   []goal   `json:"goals,omitempty"`
+}
+
+// line has a cell a step.
+type line struct {
+	Name   string `json:"name"`
+	Ours   bool   `json:"ours,omitempty"`
+	Points []cell `json:"points"`
 }
 
 type column struct {
@@ -31,6 +39,13 @@ type row struct {
 
 // cell is what was measured round by round; empty where nothing was.
 type cell []float64
+
+func (w row) cell(i int) cell {
+	if i >= len(w.Cells) {
+		return nil
+	}
+	return w.Cells[i]
+}
 
 // goal is a row of the table of what is to be reached. Its samples are those of each round, for what varies from one to
 // the next is the machine, which the contestants of a round share.
@@ -132,8 +147,8 @@ func (r *result) text() string {
 	}
 	for _, w := range r.Rows {
 		line := []string{w.Name}
-		for _, c := range w.Cells {
-			line = append(line, c.String())
+		for i := range r.Columns {
+			line = append(line, w.cell(i).String())
 		}
 		lines = append(lines, line)
 	}

@@ -34,9 +34,11 @@ func riverDefaults(config *river.Config) {
 type riverQueue[TTx any] struct {
 	driver   riverdriver.Driver[TTx]
 	database string
-	pool     *sql.DB // to look at its table
+	pool     *sql.DB                                            // to look at its table
+	begin    func(ctx context.Context, f func(TTx) error) error // a transaction
 	tune     func(*river.Config)
 	closed   func() error
+	working  *river.Client[TTx]
 }
 
 func openRiverPgx(ctx context.Context, dsn string, tune func(*river.Config)) (*riverQueue[pgx.Tx], error) {
@@ -48,7 +50,8 @@ func openRiverPgx(ctx context.Context, dsn string, tune func(*river.Config)) (*r
 	if err != nil {
 		return nil, err
 	}
-	r := &riverQueue[pgx.Tx]{driver: riverpgxv5.New(conns), database: "postgres", pool: pool, tune: tune}
+	r := &riverQueue[pgx.Tx]{driver: riverpgxv5.New(conns), database: "postgres", pool: pool, tune: tune,
+		begin: func(ctx context.Context, f func(pgx.Tx) error) error { return pgx.BeginFunc(ctx, conns, f) }}
 	r.closed = func() error {
 		conns.Close()
 		return pool.Close()
@@ -63,8 +66,22 @@ func openRiverSQL(ctx context.Context, dsn string, tune func(*river.Config)) (*r
 		return nil, err
 	}
 	pool.SetMaxIdleConns(20)
-	r := &riverQueue[*sql.Tx]{driver: riverdatabasesql.New(pool), database: "postgres", pool: pool, tune: tune, closed: pool.Close}
+	r := &riverQueue[*sql.Tx]{driver: riverdatabasesql.New(pool), database: "postgres", pool: pool, tune: tune, begin: beginOn(pool), closed: pool.Close}
 	return r, r.migrate(ctx)
+}
+
+func beginOn(pool *sql.DB) func(context.Context, func(*sql.Tx) error) error {
+	return func(ctx context.Context, f func(*sql.Tx) error) error {
+		tx, err := pool.BeginTx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		defer tx.Rollback()
+		if err := f(tx); err != nil {
+			return err
+		}
+		return tx.Commit()
+	}
 }
 
 func (r *riverQueue[TTx]) migrate(ctx context.Context) error {
@@ -97,10 +114,7 @@ func (r *riverQueue[TTx]) load(ctx context.Context, n int) error {
 		return err
 	}
 	for from := 0; from < n; {
-		batch := make([]river.InsertManyParams, min(10_000, n-from))
-		for i := range batch {
-			batch[i].Args = number{from + i}
-		}
+		batch := riverBatch(from, min(10_000, n-from))
 		from += len(batch)
 		if _, err := client.InsertManyFast(ctx, batch); err != nil {
 			return err
@@ -117,7 +131,20 @@ func (r *riverQueue[TTx]) start(ctx context.Context, ran func(int)) (func() erro
 	if err := client.Start(ctx); err != nil {
 		return nil, err
 	}
+	r.working = client
 	return func() error { return client.Stop(ctx) }, nil
+}
+
+// create uses the client that works, which so learns at once of what it has inserted, as far as its driver lets it.
+func (r *riverQueue[TTx]) create(ctx context.Context, i int, at time.Time) error {
+	var opts *river.InsertOpts
+	if !at.IsZero() {
+		opts = &river.InsertOpts{ScheduledAt: at}
+	}
+	return r.begin(ctx, func(tx TTx) error {
+		_, err := r.working.InsertTx(ctx, tx, number{i}, opts)
+		return err
+	})
 }
 
 func (r *riverQueue[TTx]) unfinished(ctx context.Context) (bool, error) {
@@ -129,6 +156,8 @@ func (r *riverQueue[TTx]) finished(ctx context.Context, n int) error {
 	return expect(ctx, r.pool, n, "SELECT count(*) FROM river_job WHERE state = 'completed' AND attempt = 1",
 		"SELECT count(*) FROM river_job")
 }
+
+func (r *riverQueue[TTx]) sqlPool() *sql.DB { return r.pool }
 
 func (r *riverQueue[TTx]) close() error { return r.closed() }
 
@@ -152,7 +181,7 @@ func openRiverSQLite(ctx context.Context, path string, tune func(*river.Config))
 	if err != nil {
 		return nil, err
 	}
-	r := &riverQueue[*sql.Tx]{driver: riversqlite.New(pool), database: "sqlite", pool: pool, tune: tune, closed: pool.Close}
+	r := &riverQueue[*sql.Tx]{driver: riversqlite.New(pool), database: "sqlite", pool: pool, tune: tune, begin: beginOn(pool), closed: pool.Close}
 	return r, r.migrate(ctx)
 }
 

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +14,17 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 )
+
+func TestMain(m *testing.M) {
+	if config := os.Getenv(childEnv); config != "" {
+		if err := childMain(config); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
 
 // Every contestant works off a few tasks: whoever loses one, or cannot be started at all, is found here and not in a run
 // of many minutes.
@@ -25,7 +38,8 @@ func TestContestants(t *testing.T) {
 		b.enterRiverPgx("River, its own driver", n, riverFast),
 		b.enterRiverSQL("River, database sql", n, riverFast),
 		b.enterGue("gue", n, 8),
-		b.enterOursSQLite("outbox on SQLite", n, outbox.Options{Concurrency: 50}),
+		b.enterOursSQLite("outbox on SQLite", n, outbox.Options{Concurrency: 50}, 0),
+		b.enterOursSQLite("outbox on SQLite, one connection", n, outbox.Options{Concurrency: 50}, 1),
 		b.enterBareSQLite(100, n),
 		b.enterRiverSQLite("River on SQLite", n, riverFast),
 		b.enterGoqite("goqite on SQLite", n, jobs.NewRunnerOpts{Limit: 50, PollInterval: time.Millisecond}),
@@ -47,6 +61,38 @@ func TestContestants(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Child processes work off a backlog together, and tell what they have run.
+func TestChildren(t *testing.T) {
+	b := testBench(t)
+	dsn, err := b.pg.database(t.Context(), "children")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := openOursOn(t.Context(), dsn, outbox.Options{}, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	if err := o.load(t.Context(), 300); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := together(t.Context(), o, 300, 2, job{Queue: "outbox", DSN: dsn, Slots: 20, Conns: 5, Times: true}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name     string
+		dispatch dispatcher
+	}{{"here", inProcess(o)}, {"elsewhere", elsewhere(o, job{Queue: "outbox", DSN: dsn, Conns: 5, Times: true})}} {
+		w := watch{rate: 200, n: warm + 20}
+		if l, err := w.fromCommit(t.Context(), o, c.dispatch); err != nil || len(l) != 20 || l.at(.99) > 2000 {
+			t.Fatalf("%s: %v, %v", c.name, l, err)
+		}
+		if l, err := w.fromStart(t.Context(), o, c.dispatch, 200*time.Millisecond); err != nil || len(l) != 20 || l.at(.99) > 2000 {
+			t.Fatalf("%s, later: %v, %v", c.name, l, err)
+		}
 	}
 }
 

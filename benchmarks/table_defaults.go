@@ -48,7 +48,7 @@ const gueWorkers = 50
 func (b *bench) sqlite(ctx context.Context) (*result, error) {
 	const slots = 100
 	rows, err := b.workOffs(ctx, time.Minute, []entrant{
-		b.enterOursSQLite("outbox", b.tasks(50_000), outbox.Options{Concurrency: slots}),
+		b.enterOursSQLite("outbox", b.tasks(50_000), outbox.Options{Concurrency: slots}, 0),
 		b.enterBareSQLite(100, b.tasks(50_000)),
 		b.enterBareSQLite(10, b.tasks(20_000)),
 		b.enterRiverSQLite("River, its SQLite driver", b.tasks(5_000), func(c *river.Config) { riverTuned(c, slots) }),
