@@ -23,8 +23,8 @@ model: ## checks docs/model with spin: clean as designed, a violation without ea
 fuzz: ## each fuzz test for FUZZTIME, by default 1m
 	@scripts/fuzz.sh
 
-bench: ## this library beside its peers: every table, on a quiet machine; results go to benchmarks/results.json
-	@cd benchmarks && go run . -json results.json all
+bench: ## this library beside its peers: every table, on a quiet machine; the figures go to docs/benchmarks.md
+	@cd benchmarks && go run . -json results.json all && go run . -render
 
 bench-quick: ## the same with a tenth of the tasks and one round, to see that everything works
 	@cd benchmarks && go run . -quick all

@@ -1,9 +1,11 @@
 // Command benchmarks compares this library with its peers and with what the database can do.
 //
 //	go run . [-quick] [-n TASKS] [-rounds N] [-json FILE] TABLE… | all
+//	go run . -render
 //
 // It starts a PostgreSQL of its own, with the durable settings of a real one, and lets the contestants take turns. Each
-// of them checks that every task ran once and is finished in the database before its clock stops.
+// of them checks that every task ran once and is finished in the database before its clock stops. -render
+// writes the tables and charts of docs/benchmarks.md from what -json has written.
 package main
 
 import (
@@ -17,6 +19,11 @@ import (
 	"strings"
 	"syscall"
 	"time"
+)
+
+const (
+	resultsFile = "results.json"
+	document    = "../docs/benchmarks.md"
 )
 
 // table is one command.
@@ -66,6 +73,7 @@ func run(ctx context.Context, args []string) error {
 	flags.IntVar(&b.n, "n", 0, "at most so many tasks")
 	flags.IntVar(&b.rounds, "rounds", 0, "rounds of each table (5, or 1 with -quick)")
 	file := flags.String("json", "", "put the tables into this file, beside those that it has")
+	rendering := flags.Bool("render", false, "write the tables and charts of docs/benchmarks.md from results.json, and measure nothing")
 	flags.Usage = func() {
 		fmt.Fprintf(flags.Output(), "usage: benchmarks [flags] TABLE… | all\n\n")
 		for _, t := range tables {
@@ -80,6 +88,9 @@ func run(ctx context.Context, args []string) error {
 		}
 		return err
 	}
+	if *rendering {
+		return render(resultsFile, document)
+	}
 	chosen, err := choose(flags.Args())
 	if err != nil {
 		return err
@@ -92,6 +103,12 @@ func run(ctx context.Context, args []string) error {
 	}
 	defer b.host.close()
 	b.pg = &server{host: b.host}
+	var here machine
+	if *file != "" {
+		if here, err = thisMachine(ctx, b.pg); err != nil {
+			return err
+		}
+	}
 	begun := time.Now()
 	for _, t := range chosen {
 		fmt.Fprintf(os.Stderr, "%s: %s\n", t.name, t.title)
@@ -104,7 +121,7 @@ func run(ctx context.Context, args []string) error {
 		fmt.Print(r.text())
 		fmt.Printf("  (%v)\n", time.Since(tableBegun).Round(time.Second))
 		if *file != "" {
-			if err := record(*file, r); err != nil {
+			if err := record(*file, here, r); err != nil {
 				return err
 			}
 		}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bufio"
+	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,11 +23,13 @@ type records struct {
 
 // machine is what was measured on. Tables of different ones are not put side by side.
 type machine struct {
-	CPU     string   `json:"cpu"`
-	Cores   int      `json:"cores"`
-	Memory  string   `json:"memory"`
-	Go      string   `json:"go"`
-	Modules []string `json:"modules"`
+	CPU      string   `json:"cpu"`
+	Cores    int      `json:"cores"`
+	Memory   string   `json:"memory"`
+	Go       string   `json:"go"`
+	Postgres string   `json:"postgres"`
+	SQLite   string   `json:"sqlite"`
+	Modules  []string `json:"modules"`
 }
 
 // peers are the modules whose versions matter.
@@ -34,7 +38,7 @@ var peers = []string{
 	"github.com/jackc/pgx/v5", "gorm.io/gorm", "github.com/mattn/go-sqlite3",
 }
 
-func thisMachine() machine {
+func thisMachine(ctx context.Context, pg *server) (machine, error) {
 	m := machine{
 		CPU: procLine("/proc/cpuinfo", "model name"), Cores: runtime.NumCPU(), Memory: procLine("/proc/meminfo", "MemTotal"),
 		Go: runtime.Version() + " " + runtime.GOOS + "/" + runtime.GOARCH,
@@ -50,7 +54,24 @@ func thisMachine() machine {
 			}
 		}
 	}
-	return m
+	if _, err := pg.database(ctx, "version"); err != nil { // which starts it
+		return m, err
+	}
+	var err error
+	if m.Postgres, err = ask(ctx, "pgx", pg.dsn, "SELECT current_setting('server_version')"); err == nil {
+		m.SQLite, err = ask(ctx, "sqlite3", ":memory:", "SELECT sqlite_version()")
+	}
+	return m, err
+}
+
+func ask(ctx context.Context, driver, dsn, query string) (answer string, err error) {
+	db, err := sql.Open(driver, dsn)
+	if err != nil {
+		return "", err
+	}
+	defer db.Close()
+	err = db.QueryRowContext(ctx, query).Scan(&answer)
+	return answer, err
 }
 
 // procLine is a value of a file of /proc; "unknown" where there is none.
@@ -81,12 +102,12 @@ func readRecords(file string) (*records, error) {
 }
 
 // record puts a table into the file, which keeps the others if they are of the same machine.
-func record(file string, r *result) error {
+func record(file string, m machine, r *result) error {
 	all, err := readRecords(file)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	here := &records{Machine: thisMachine()}
+	here := &records{Machine: m}
 	if err == nil && fmt.Sprint(all.Machine) == fmt.Sprint(here.Machine) {
 		here.Tables = slices.DeleteFunc(all.Tables, func(t *result) bool { return t.Name == r.Name })
 	}

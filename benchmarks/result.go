@@ -96,18 +96,29 @@ func (g goal) met() bool {
 	return m >= g.Limit
 }
 
-func (g goal) String() string {
-	sign, verdict := "≥", "**not met**"
+func (g goal) limit() string {
+	sign := "≥"
 	if g.AtMost {
 		sign = "≤"
 	}
+	return strings.TrimSpace(fmt.Sprintf("%s %s %s", sign, format(g.Limit), g.Unit))
+}
+
+func (g goal) measured() string { return strings.TrimSpace(fmt.Sprintf("%s %s", g.Samples, g.Unit)) }
+
+func (g goal) verdict() string {
+	verdict := "**not met**"
 	if g.met() {
 		verdict = "met"
 	}
 	if g.Quick {
 		verdict += " (a quick run: no verdict)"
 	}
-	return fmt.Sprintf("%s: %s %s, goal %s %s: %s", g.Text, g.Samples, g.Unit, sign, format(g.Limit), verdict)
+	return verdict
+}
+
+func (g goal) String() string {
+	return fmt.Sprintf("%s: %s, goal %s: %s", g.Text, g.measured(), g.limit(), g.verdict())
 }
 
 // format shows three digits, for more are noise, and groups thousands.
@@ -117,7 +128,7 @@ func format(v float64) string {
 		return "–"
 	case a == 0:
 		return "0"
-	case a >= 1000:
+	case a >= 999.5:
 		scale := math.Pow(10, math.Floor(math.Log10(a))-2)
 		digits := fmt.Sprintf("%.0f", math.Round(v/scale)*scale)
 		for i := len(digits) - 3; i > 0; i -= 3 {
@@ -172,6 +183,31 @@ func (r *result) text() string {
 	}
 	for _, g := range r.Goals {
 		fmt.Fprintf(&b, "  → %s\n", g)
+	}
+	return b.String()
+}
+
+// markdown is the table for docs/benchmarks.md.
+func (r *result) markdown() string {
+	var b strings.Builder
+	for _, n := range r.Notes {
+		fmt.Fprintf(&b, "%s\n", n)
+	}
+	b.WriteString("\n| |")
+	for _, c := range r.Columns {
+		b.WriteString(" " + strings.TrimSuffix(c.Name+", "+c.Unit, ", ") + " |")
+	}
+	b.WriteString("\n|---|" + strings.Repeat("---:|", len(r.Columns)) + "\n")
+	for _, w := range r.Rows {
+		name := w.Name
+		if w.Ours {
+			name = "**" + name + "**"
+		}
+		b.WriteString("| " + name + " |")
+		for i := range r.Columns {
+			b.WriteString(" " + w.cell(i).String() + " |")
+		}
+		b.WriteString("\n")
 	}
 	return b.String()
 }
