@@ -94,7 +94,7 @@ func (b *bare) loop(ctx context.Context, conn *pgx.Conn, ran func(int)) error {
 }
 
 func (b *bench) enterBare(group, n int) entrant {
-	return entrant{fmt.Sprintf("bare loop, groups of %d", group), false, n, b.onServer(func(ctx context.Context, dsn string) (contestant, error) {
+	return entrant{fmt.Sprintf("bare loop, groups of %s", format(float64(group))), false, n, b.onServer(func(ctx context.Context, dsn string) (contestant, error) {
 		return openBare(ctx, dsn, group)
 	})}
 }

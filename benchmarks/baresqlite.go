@@ -124,7 +124,7 @@ func (b *bareSQLite) finish(ctx context.Context, ids []int64) error {
 func (b *bareSQLite) close() error { return errors.Join(b.conn.Close(), b.ours.close()) }
 
 func (b *bench) enterBareSQLite(group, n int) entrant {
-	return entrant{fmt.Sprintf("bare loop, groups of %d", group), false, n, b.onFile(func(ctx context.Context, path string) (contestant, error) {
+	return entrant{fmt.Sprintf("bare loop, groups of %s", format(float64(group))), false, n, b.onFile(func(ctx context.Context, path string) (contestant, error) {
 		return openBareSQLite(ctx, path, group)
 	})}
 }

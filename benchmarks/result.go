@@ -137,6 +137,8 @@ func format(v float64) string {
 		return digits
 	case a >= 100:
 		return fmt.Sprintf("%.0f", v)
+	case a >= 10 && v == math.Trunc(v):
+		return fmt.Sprintf("%.0f", v)
 	case a >= 10:
 		return fmt.Sprintf("%.1f", v)
 	case a >= 0.1:

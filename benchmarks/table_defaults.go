@@ -16,9 +16,9 @@ import (
 func (b *bench) defaults(ctx context.Context) (*result, error) {
 	entrants := []entrant{
 		b.enterOurs("outbox", b.tasks(30_000), outbox.Options{}, 0),
-		b.enterRiverPgx("River, its own driver", b.tasks(5_000), riverDefaults),
-		b.enterRiverSQL("River, database/sql", b.tasks(5_000), riverDefaults),
-		b.enterGue("gue", b.tasks(10_000), gueWorkers),
+		b.enterRiverPgx("River, its own driver", b.tasks(3_000), riverDefaults),
+		b.enterRiverSQL("River, database/sql", b.tasks(3_000), riverDefaults),
+		b.enterGue("gue", b.tasks(3_000), gueWorkers),
 	}
 	a, err := b.enterAsynq(ctx, "asynq, on Redis", b.tasks(20_000), asynq.Config{})
 	if err != nil {
@@ -30,7 +30,7 @@ func (b *bench) defaults(ctx context.Context) (*result, error) {
 		return nil, err
 	}
 	r := &result{
-		Notes: []string{fmt.Sprintf("The options' zero values; where a number has no default it is that of the examples: River's MaxWorkers 100. gue has %d workers. "+
+		Notes: []string{fmt.Sprintf("The options' zero values, and the pool's; where a number has no default it is that of the examples: River's MaxWorkers 100. gue has %d workers. "+
 			"asynq's Redis keeps nothing on disk.", gueWorkers)},
 		Columns: []column{{"rate", "tasks/s"}}, Rows: rows,
 		Goals: []goal{b.ratio("of River with its own driver", rows, 0, 1, 10), b.ratio("of River through database/sql", rows, 0, 2, 10)},

@@ -57,19 +57,19 @@ func (b *bench) workOffSmall(ctx context.Context) (*result, error) {
 	for _, size := range sizes {
 		n := b.tasks(100_000)
 		if size == 10 {
-			n = b.tasks(40_000)
+			n = b.tasks(30_000)
 		}
 		entrants = append(entrants,
-			b.enterOurs(fmt.Sprintf("outbox, %d slots", size), n, outbox.Options{Concurrency: size}, conns), b.enterBare(size, n))
+			b.enterOurs(fmt.Sprintf("outbox, %s slots", format(float64(size))), n, outbox.Options{Concurrency: size}, conns), b.enterBare(size, n))
 	}
 	rows, err := b.workOffs(ctx, time.Minute, entrants)
 	if err != nil {
 		return nil, err
 	}
 	r := &result{Columns: []column{{"rate", "tasks/s"}}, Rows: rows, Notes: []string{fmt.Sprintf(
-		"%s tasks that do nothing; %s with 10 slots.", format(float64(b.tasks(100_000))), format(float64(b.tasks(40_000))))}}
+		"%s tasks that do nothing; %s with 10 slots.", format(float64(b.tasks(100_000))), format(float64(b.tasks(30_000))))}}
 	for i, size := range sizes {
-		r.Goals = append(r.Goals, b.ratio(fmt.Sprintf("%d slots, of the bare loop in groups of %d", size, size), rows, 2*i, 2*i+1, .85))
+		r.Goals = append(r.Goals, b.ratio(fmt.Sprintf("%s slots, of the bare loop in groups of %[1]s", format(float64(size))), rows, 2*i, 2*i+1, .85))
 	}
 	return r, nil
 }
