@@ -72,16 +72,16 @@ type NewRow struct {
 	Meta        *string `json:"meta"`
 }
 
-// Outcome ends a task: its row moves to history.
+// Outcome ends a task: its row moves to history. What most outcomes leave empty is left out of the parameter.
 type Outcome struct {
 	ID      string  `json:"id"`
 	Version *int64  `json:"version"` // the fence; nil means any
 	Status  string  `json:"status"`
-	Reason  string  `json:"reason"`
-	Result  *string `json:"result"`
-	Error   *string `json:"error"`
-	Errors  *string `json:"errors"`
-	Crashes int     `json:"crashes"` // added to the row's
+	Reason  string  `json:"reason,omitempty"`
+	Result  *string `json:"result,omitempty"`
+	Error   *string `json:"error,omitempty"`
+	Errors  *string `json:"errors,omitempty"`
+	Crashes int     `json:"crashes,omitempty"` // added to the row's
 }
 
 // Requeued puts a running task back to pending.

@@ -58,7 +58,9 @@ SELECT l.queue, l.priority, l.run_at <= n.now,
 FROM lane l, (SELECT {now} AS now OFFSET 0) n`)
 
 	// ARRAY(SELECT … FOR UPDATE SKIP LOCKED) runs once. As IN (SELECT …) or a joined CTE the planner may run it
-	// again for every row when its statistics are stale.
+	// again for every row when its statistics are stale. The rows are locked, so their ctid, which needs no index, stays
+	// theirs. The LIMIT changes nothing; it tells the planner how many lanes there are, or it would take them for a
+	// hundred and compile the statement (jit) for longer than it runs.
 	//
 	// Here and below, state || '' keeps the planner from finding a row of known id through a partial index on its state,
 	// which after a while holds mostly entries of dead rows.
@@ -69,10 +71,12 @@ FROM lane l, (SELECT {now} AS now OFFSET 0) n`)
 UPDATE {tasks} AS t SET state = 'running', attempt = t.attempt + 1, version = t.version + 1, process_id = {process},
 	started_at = {now},
 	repeatable = t.func = ANY (ARRAY(SELECT json_array_elements_text({repeatable}::text::json)))
-WHERE t.id = ANY (ARRAY(
-	SELECT c.id FROM json_to_recordset({lanes}::text::json) AS l(queue text, priority smallint, run_at timestamptz, id text)
+WHERE t.ctid = ANY (ARRAY(
+	SELECT c.ctid FROM (
+		SELECT * FROM json_to_recordset({lanes}::text::json) AS l(queue text, priority smallint, run_at timestamptz, id text)
+		LIMIT json_array_length({lanes}::text::json)) l
 	CROSS JOIN LATERAL (
-		SELECT c.id FROM {tasks} c
+		SELECT c.ctid FROM {tasks} c
 		WHERE c.state = 'pending' AND c.queue = l.queue AND c.priority = l.priority AND (c.run_at, c.id) > (l.run_at, l.id)
 			AND c.run_at <= coalesce(nullif({until}::text, '')::timestamptz, {now})
 			AND c.func = ANY (ARRAY(SELECT json_array_elements_text({funcs}::text::json)))
@@ -91,9 +95,9 @@ WITH o AS MATERIALIZED (
 	DELETE FROM {tasks} t USING o
 	WHERE t.id = ANY (ARRAY(SELECT id FROM o)) AND t.id = o.id AND {fence}
 	RETURNING t.id, t.func, t.args, t.key, t.queue, t.priority, t.run_at, t.attempt, t.uncounted,
-		t.crashes + o.crashes AS crashes, t.max_attempts, t.timeout_ms, t.version, t.process_id, t.rerun_of,
+		t.crashes + coalesce(o.crashes, 0) AS crashes, t.max_attempts, t.timeout_ms, t.version, t.process_id, t.rerun_of,
 		coalesce(o.errors::json, t.errors) AS errors, t.meta, t.created_at, t.started_at,
-		o.status, o.reason, o.result::json, o.error
+		o.status, coalesce(o.reason, '') AS reason, o.result::json, o.error
 ), h AS (
 	INSERT INTO {history} (id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
 		timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
@@ -126,17 +130,24 @@ RETURNING t.id`)
 	// Only the head of each lane is looked at: that is where tasks stand that nobody takes, and it bounds the cost. What is
 	// looked at but not parked is not locked, or another process's claim would pass it over.
 	p.park = p.render(`
+WITH live AS MATERIALIZED (
+	SELECT f.func, q.queue FROM {processes} p
+	CROSS JOIN LATERAL json_array_elements_text(p.functions) AS f(func)
+	LEFT JOIN LATERAL json_array_elements_text(p.queues) AS q(queue) ON true
+)
 UPDATE {tasks} t SET state = 'parked', version = t.version + 1
 WHERE t.id = ANY (ARRAY(
 	SELECT k.id FROM {tasks} k
 	WHERE k.id = ANY (ARRAY(
-		SELECT c.id FROM json_to_recordset($1::text::json) AS l(queue text, priority smallint) CROSS JOIN LATERAL (
+		SELECT c.id FROM (
+			SELECT * FROM json_to_recordset($1::text::json) AS l(queue text, priority smallint)
+			LIMIT json_array_length($1::text::json)) l
+		CROSS JOIN LATERAL (
 			SELECT h.id, h.func, h.queue FROM {tasks} h
 			WHERE h.state = 'pending' AND h.queue = l.queue AND h.priority = l.priority AND h.run_at <= {now}
 			ORDER BY h.run_at LIMIT $2::bigint) c
-		WHERE NOT EXISTS (SELECT 1 FROM {processes} p
-			WHERE c.func IN (SELECT json_array_elements_text(p.functions))
-				AND (p.queues IS NULL OR c.queue IN (SELECT json_array_elements_text(p.queues))))))
+		WHERE NOT EXISTS (SELECT 1 FROM live WHERE live.func = c.func AND live.queue IS NULL)
+			AND NOT EXISTS (SELECT 1 FROM live WHERE live.func = c.func AND live.queue = c.queue)))
 		AND k.state || '' = 'pending'
 	FOR UPDATE SKIP LOCKED))
 	AND t.state || '' = 'pending'

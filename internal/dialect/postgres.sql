@@ -1,6 +1,6 @@
 CREATE TABLE IF NOT EXISTS {version} (version integer NOT NULL PRIMARY KEY, migrated_at timestamptz NOT NULL);
 CREATE TABLE IF NOT EXISTS {tasks} (
-    id           varchar(36)  NOT NULL PRIMARY KEY,
+    id           varchar(36)  COLLATE "C" NOT NULL PRIMARY KEY,
     func         varchar(255) NOT NULL,
     args         json         NOT NULL,
     key          varchar(255),
@@ -27,7 +27,7 @@ CREATE UNIQUE INDEX IF NOT EXISTS {tasks.key} ON {tasks} (key) WHERE key IS NOT 
 CREATE INDEX IF NOT EXISTS {tasks.process} ON {tasks} (process_id) WHERE state = 'running';
 CREATE INDEX IF NOT EXISTS {tasks.parked} ON {tasks} (func) WHERE state = 'parked';
 CREATE TABLE IF NOT EXISTS {history} (
-    id           varchar(36)  NOT NULL PRIMARY KEY,
+    id           varchar(36)  COLLATE "C" NOT NULL PRIMARY KEY,
     func         varchar(255) NOT NULL,
     args         json         NOT NULL,
     key          varchar(255),

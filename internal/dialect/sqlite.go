@@ -75,9 +75,9 @@ INSERT INTO {history} (id, func, args, key, queue, priority, run_at, attempt, un
 	timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
 	finished_at)
 SELECT t.id, t.func, t.args, t.key, t.queue, t.priority, t.run_at, t.attempt, t.uncounted,
-	t.crashes + (o.value ->> 'crashes'), t.max_attempts, t.timeout_ms, t.version, t.process_id, t.rerun_of,
+	t.crashes + coalesce(o.value ->> 'crashes', 0), t.max_attempts, t.timeout_ms, t.version, t.process_id, t.rerun_of,
 	coalesce(o.value ->> 'errors', t.errors), t.meta, t.created_at, t.started_at,
-	o.value ->> 'status', o.value ->> 'reason', o.value ->> 'result', o.value ->> 'error', {now}
+	o.value ->> 'status', coalesce(o.value ->> 'reason', ''), o.value ->> 'result', o.value ->> 'error', {now}
 FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND `
 	dropped := `
 DELETE FROM {tasks} WHERE rowid IN (
