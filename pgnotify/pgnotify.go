@@ -17,10 +17,11 @@
 // # What it costs
 //
 // PostgreSQL takes a lock at the commit of every transaction that notifies, one for the whole server: with sixteen
-// writers, a notification in each transaction halves their rate. So notifications are coalesced: one an Interval and
-// process, or two while transactions overlap; one costs 3 to 5 % of that rate. The first task of an interval notifies in its own transaction and so
-// at the moment of its commit. That transaction may last, or roll back, while others that came later commit; for them a
-// reminder is sent 5, 20, 80 and 320 ms later on a connection of its own, which the pool lends for that one statement.
+// writers, a notification in each transaction takes a third of their rate. So notifications are coalesced: one an Interval
+// and process, or two while transactions overlap; that takes less than a tenth. The first task of an interval notifies in
+// its own transaction and so at the moment of its commit. That transaction may last, or roll back, while others that came
+// later commit; for them reminders are sent 1, 2.5, 6, 20, 80 and 320 ms later on a connection of its own, which the pool
+// lends for that one statement.
 package pgnotify
 
 import (
@@ -45,7 +46,7 @@ type Options struct {
 	Channel string
 
 	// Interval is the least time between two tasks of this process that notify, and between two reminders. Zero means
-	// 10 ms.
+	// 2 ms.
 	Interval time.Duration
 }
 
@@ -56,12 +57,14 @@ type Waker struct {
 	alive    time.Duration // of silence, after which the listening connection is tried
 	limit    time.Duration // of one statement
 
-	mu     sync.Mutex
-	last   time.Time // start of the interval whose notification has been sent
-	armed  bool      // a reminder will come
-	since  time.Time // the task that reminders are counted from
-	latest time.Time // the last task that found its interval taken
-	sent   int       // reminders since then
+	mu      sync.Mutex
+	last    time.Time   // start of the interval whose notification has been sent
+	timer   *time.Timer // of the next reminder; nil when none will come, or when one is being sent
+	next    time.Time   // when timer fires
+	sending bool
+	since   time.Time // the task that reminders are counted from
+	latest  time.Time // the last task that found its interval taken
+	sent    int       // reminders since then
 }
 
 var _ outbox.Waker = (*Waker)(nil)
@@ -73,7 +76,7 @@ const maxChannel = 63
 // not take, and on a negative interval.
 func New(o Options) *Waker {
 	w := &Waker{
-		channel: cmp.Or(o.Channel, "outbox"), interval: cmp.Or(o.Interval, 10*time.Millisecond),
+		channel: cmp.Or(o.Channel, "outbox"), interval: cmp.Or(o.Interval, 2*time.Millisecond),
 		alive: 30 * time.Second, limit: 5 * time.Second,
 	}
 	if len(w.channel) > maxChannel || strings.ContainsRune(w.channel, 0) {
@@ -99,9 +102,11 @@ func (w *Waker) Created(ctx context.Context, conn gorm.ConnPool, pool *sql.DB) e
 	return nil
 }
 
-// reminders are counted from a task that found its interval taken. Whose transaction lasts longer than the last of them
-// has to wait for a scan.
-var reminders = []time.Duration{5 * time.Millisecond, 20 * time.Millisecond, 80 * time.Millisecond, 320 * time.Millisecond}
+// reminders are counted from a task that found its interval taken. Most transactions commit right after their task; whose
+// lasts longer than the last reminder has to wait for a scan.
+var reminders = []time.Duration{
+	time.Millisecond, 2500 * time.Microsecond, 6 * time.Millisecond, 20 * time.Millisecond, 80 * time.Millisecond, 320 * time.Millisecond,
+}
 
 // take reports whether a task has the interval's notification for itself; otherwise a reminder is going to be sent.
 func (w *Waker) take(now time.Time, pool *sql.DB) bool {
@@ -112,41 +117,49 @@ func (w *Waker) take(now time.Time, pool *sql.DB) bool {
 		return true
 	}
 	w.latest = now
-	if !w.armed {
-		w.since, w.sent = now, 0
-		w.arm(now, pool)
+	if w.sending || w.timer != nil && (!w.next.After(w.first(now)) || !w.timer.Stop()) {
+		return false // the one that comes counts from this task
 	}
+	w.since, w.sent = now, 0
+	w.arm(w.first(now), pool)
 	return false
 }
 
-// arm sets the timer for the next reminder, not within an interval from now on if one has just been sent.
-func (w *Waker) arm(notBefore time.Time, pool *sql.DB) {
-	w.armed = true
-	at := w.since.Add(reminders[w.sent])
-	if at.Before(notBefore) {
-		at = notBefore
-	}
-	time.AfterFunc(time.Until(at), func() { w.remind(pool) })
+// first is when a task is reminded of that finds its interval taken.
+func (w *Waker) first(task time.Time) time.Time {
+	return later(task.Add(reminders[0]), w.last.Add(w.interval))
 }
 
-// remind notifies on behalf of whatever has been committed by now. A reminder takes an interval as a task does, so that
-// under a steady load application transactions need not notify at all. Tasks that come while reminders are being sent
-// begin their count again: until then there has been one an interval.
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// arm sets the timer for the next reminder.
+func (w *Waker) arm(at time.Time, pool *sql.DB) {
+	w.next = at
+	w.timer = time.AfterFunc(time.Until(at), func() { w.remind(pool) })
+}
+
+// remind notifies on behalf of whatever has been committed by now. It leaves the interval to the tasks: one that notifies
+// in its own transaction is there at the moment of its commit. Tasks that come while reminders are being sent begin their
+// count again: until then there has been one an interval.
 func (w *Waker) remind(pool *sql.DB) {
 	ctx, cancel := context.WithTimeout(context.Background(), w.limit)
 	defer cancel()
-	begun := time.Now()
-	_, err := pool.ExecContext(ctx, notify, w.channel)
+	w.mu.Lock()
+	w.timer, w.sending = nil, true
+	w.mu.Unlock()
+	_, _ = pool.ExecContext(ctx, notify, w.channel) // a hint that is lost: its failure is of no use to anybody
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if err == nil { // or else it is a hint that is lost; its failure is of no use to anybody
-		w.last = begun
-	}
+	w.sending = false
 	if w.latest.After(w.since) {
 		w.since, w.sent = w.latest, 0
 	} else if w.sent++; w.sent == len(reminders) {
-		w.armed = false
 		return
 	}
-	w.arm(time.Now().Add(w.interval), pool)
+	w.arm(later(w.since.Add(reminders[w.sent]), time.Now().Add(w.interval)), pool)
 }
