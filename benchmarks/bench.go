@@ -142,3 +142,8 @@ func (b *bench) workOffs(ctx context.Context, limit time.Duration, entrants []en
 func (b *bench) ratio(text string, rows []row, a, c int, limit float64) goal {
 	return goal{Text: text, Samples: rows[a].Cells[0].over(rows[c].Cells[0]), Unit: "×", Limit: limit, Quick: b.quick}
 }
+
+// comparison is a ratio that is nobody's goal.
+func comparison(text string, rows []row, a, c int) goal {
+	return goal{Text: text, Samples: rows[a].Cells[0].over(rows[c].Cells[0]), Unit: "×", Info: true}
+}

@@ -54,7 +54,7 @@ func TestRender(t *testing.T) {
 	here := machine{CPU: "a fast one"}
 	rows := []row{{Name: "outbox", Ours: true, Cells: []cell{{4000, 5000, 3000}}}, {Name: "a <peer>", Cells: []cell{{1000, 1000, 1500}}}}
 	r := &result{Name: "workoff", Title: "Working off a backlog", Columns: []column{{"rate", "tasks/s"}}, Rows: rows,
-		Goals: []goal{{Text: "of the peer", Samples: rows[0].Cells[0].over(rows[1].Cells[0]), Unit: "×", Limit: 4.5}}}
+		Goals: []goal{{Text: "of the peer", Samples: rows[0].Cells[0].over(rows[1].Cells[0]), Unit: "×", Limit: 4.5}, comparison("the peer, of ours", rows, 1, 0)}}
 	for range 2 { // the second time it replaces
 		if err := record(file, here, r); err != nil {
 			t.Fatal(err)
@@ -71,6 +71,7 @@ func TestRender(t *testing.T) {
 		"| **outbox** | 4,000 (3,000–5,000) |":                                                1,
 		"of the peer | ≥ 4.50 × | 4.00 (2.00–5.00) × | **not met** |":                         1,
 		"- [workoff](#working-off-a-backlog): of the peer: 4.00 (2.00–5.00) ×, goal ≥ 4.50 ×": 1,
+		"the peer, of ours | – | 0.25 (0.20–0.50) × | for comparison |":                       1,
 		unmeasured:   len(tables) - 1,
 		"a fast one": 1,
 	} {

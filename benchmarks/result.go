@@ -55,6 +55,7 @@ type goal struct {
 	Unit    string  `json:"unit"` // of the samples and the limit; × for a ratio
 	Limit   float64 `json:"limit"`
 	AtMost  bool    `json:"at_most,omitempty"`
+	Info    bool    `json:"info,omitempty"`  // no goal but a comparison, which says what is in reach
 	Quick   bool    `json:"quick,omitempty"` // too few tasks or rounds to say that it is met
 }
 
@@ -89,6 +90,9 @@ func (c cell) over(d cell) cell {
 }
 
 func (g goal) met() bool {
+	if g.Info {
+		return true
+	}
 	m := g.Samples.median()
 	if g.AtMost {
 		return m <= g.Limit
@@ -97,6 +101,9 @@ func (g goal) met() bool {
 }
 
 func (g goal) limit() string {
+	if g.Info {
+		return "–"
+	}
 	sign := "≥"
 	if g.AtMost {
 		sign = "≤"
@@ -107,6 +114,9 @@ func (g goal) limit() string {
 func (g goal) measured() string { return strings.TrimSpace(fmt.Sprintf("%s %s", g.Samples, g.Unit)) }
 
 func (g goal) verdict() string {
+	if g.Info {
+		return "for comparison"
+	}
 	verdict := "**not met**"
 	if g.met() {
 		verdict = "met"
@@ -118,6 +128,9 @@ func (g goal) verdict() string {
 }
 
 func (g goal) String() string {
+	if g.Info {
+		return fmt.Sprintf("%s: %s, for comparison", g.Text, g.measured())
+	}
 	return fmt.Sprintf("%s: %s, goal %s: %s", g.Text, g.measured(), g.limit(), g.verdict())
 }
 

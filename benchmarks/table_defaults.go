@@ -65,6 +65,7 @@ func (b *bench) sqlite(ctx context.Context) (*result, error) {
 			b.ratio("of River's SQLite driver", rows, 0, 3, 15),
 			b.ratio("of goqite", rows, 0, 4, 15),
 			b.ratio("of the bare loop in groups of 100", rows, 0, 1, .6),
+			comparison("the bare loop in groups of 100, of River's SQLite driver", rows, 1, 3),
 		},
 	}, nil
 }

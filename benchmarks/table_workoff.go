@@ -46,6 +46,7 @@ func (b *bench) workOffTable(ctx context.Context) (*result, error) {
 			b.ratio("of River through database/sql", rows, 0, 4, 5),
 			b.ratio("of the bare loop in groups of as many", rows, 0, 2, .85),
 			b.ratio("of the bare loop in groups of 1,000", rows, 0, 1, .85),
+			comparison("the bare loop in groups of as many, of River with its own driver", rows, 2, 3),
 		},
 	}, nil
 }
