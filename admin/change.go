@@ -159,8 +159,9 @@ func (s *site) record(ctx context.Context, tx *gorm.DB, m outbox.AuditModel) err
 	if err != nil {
 		return err
 	}
+	quote := tx.Statement.Quote // not every database takes these names as they are
 	_, err = tx.Statement.ConnPool.ExecContext(ctx, s.d.Rebind(`
-INSERT INTO {audit} (id, at, actor, action, task_id, func, reason, before, after) VALUES (?, {now}, ?, ?, ?, ?, ?, ?, ?)`),
+INSERT INTO {audit} (id, at, actor, action, task_id, func, reason, `+quote("before")+`, `+quote("after")+`) VALUES (?, {now}, ?, ?, ?, ?, ?, ?, ?)`),
 		id.String(), shorten(clean(m.Actor), 200), m.Action, m.TaskID, m.Func, m.Reason, m.Before.String(), m.After.String())
 	return err
 }

@@ -39,7 +39,7 @@ type row struct {
 const (
 	maxPreview = 4096 // of arguments, in characters
 	previews   = "CASE WHEN length(CAST(args AS text)) <= 4096 THEN CAST(args AS text) END AS args"
-	columns    = "id, func, " + previews + ", key, queue, priority, run_at, attempt, uncounted, max_attempts, version, process_id, created_at, started_at"
+	columns    = "id, func, " + previews + ", {key}, queue, priority, run_at, attempt, uncounted, max_attempts, version, process_id, created_at, started_at"
 	ofTasks    = columns + ", state"
 	ofHistory  = columns + ", status, reason, substr(error, 1, 400) AS error, finished_at, rerun_id"
 
@@ -115,7 +115,7 @@ func (s *site) query(ctx context.Context, src source, f filter) *gorm.DB {
 	}
 	for column, value := range map[string]string{"func": f.Func, "queue": f.Queue, "key": f.Key, "id": f.ID} {
 		if value != "" {
-			tx = tx.Where(column+" = ?", value)
+			tx = tx.Where(s.db.Statement.Quote(column)+" = ?", value)
 		}
 	}
 	if f.Args != "" && s.opts.Redact == nil {
@@ -224,7 +224,7 @@ func (s *site) fetch(ctx context.Context, f filter, at time.Time) (page, error) 
 
 // part reads a source from a cursor on, in the cursor's direction.
 func (s *site) part(ctx context.Context, src source, f filter, c *cursor, limit int) ([]row, error) {
-	tx := s.query(ctx, src, f).Select(src.columns)
+	tx := s.query(ctx, src, f).Select(strings.ReplaceAll(src.columns, "{key}", s.db.Statement.Quote("key")))
 	desc := src.desc != (c != nil && c.back)
 	sign, direction := ">", ""
 	if desc {
