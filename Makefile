@@ -1,4 +1,4 @@
-.PHONY: help check test soak mutants model fuzz bench bench-quick bench-admin
+.PHONY: help check test soak mutants model fuzz bench bench-quick bench-admin screenshots
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort
@@ -31,3 +31,8 @@ bench-quick: ## the same with a tenth of the tasks and one round, to see that ev
 
 bench-admin: ## time the administrator's pages on a million tasks and a million rows of history
 	@OUTBOX_ADMIN_ROWS=1000000 go test -v -timeout 30m -run TestMillion ./admin
+
+screenshots: ## pictures of the administrator's pages, both themes and a phone's width, in SCREENSHOTS
+	@mkdir -p "$(SCREENSHOTS)"
+	@cd admin/browsertest && OUTBOX_SCREENSHOTS="$(abspath $(SCREENSHOTS))" go test -count=1 -run TestScreenshots .
+SCREENSHOTS ?= screenshots
