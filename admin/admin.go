@@ -129,6 +129,7 @@ func (s *site) now(ctx context.Context) (time.Time, error) {
 type cached struct {
 	at    time.Time
 	value any
+	old   bool // something has changed since: ask again, but keep it in case that fails
 }
 
 const cacheAge = 10 * time.Second
@@ -138,12 +139,12 @@ func cache[T any](s *site, key string, ask func() (T, error)) (value T, stale ti
 	s.mu.Lock()
 	old, found := s.cached[key]
 	s.mu.Unlock()
-	if found && time.Since(old.at) < cacheAge {
+	if found && !old.old && time.Since(old.at) < cacheAge {
 		return old.value.(T), time.Time{}, nil
 	}
 	if value, err = ask(); err == nil {
 		s.mu.Lock()
-		s.cached[key] = cached{time.Now(), value}
+		s.cached[key] = cached{at: time.Now(), value: value}
 		s.mu.Unlock()
 		return value, time.Time{}, nil
 	}
@@ -158,7 +159,7 @@ func (s *site) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key, c := range s.cached {
-		c.at = time.Time{}
+		c.old = true
 		s.cached[key] = c
 	}
 }

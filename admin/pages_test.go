@@ -245,6 +245,18 @@ func TestDatabaseIsAway(t *testing.T) {
 	})
 }
 
+// TestStaleFigures: who has the overview open sees the last figures, and of when they are, also right after a change.
+func TestStaleFigures(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		d := open(t, db, admin.Options{})
+		bad := d.failed()
+		hasNot(t, status(t, d.get(""), 200), "does not answer")
+		status(t, d.post("tasks/"+bad.ID+"/rerun", form(bad.Version)), 303) // the next page asks again
+		must(t, db.Migrator().DropTable("outbox_tasks"))
+		has(t, status(t, d.get(""), 200), "The database does not answer. These are the figures of", "1 in 24 h")
+	})
+}
+
 func TestSlowDatabaseIsSaid(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{QueryTimeout: time.Nanosecond})
