@@ -69,19 +69,27 @@ func (q *request) export() error {
 			return nil
 		}
 		if p, err = q.s.fetch(ctx, f, at); err != nil {
-			// The beginning has been sent. A connection that breaks off says that the rest is missing.
-			q.s.opts.Logger.Error("outbox admin: export", "err", err)
-			panic(http.ErrAbortHandler)
+			q.abort(err)
 		}
 	}
 }
 
-// shown is what the sender may see of a row's arguments; those of more than 4,096 characters are left out.
+// shown is what the sender may see of a row's arguments.
 func (q *request) shown(r row, may bool) string {
-	if !may || r.Args == nil {
+	if !may {
 		return ""
 	}
-	return string(q.s.redact(r.Func, []byte(*r.Args)))
+	raw, err := q.s.args(q.ctx, r)
+	if err != nil {
+		q.abort(err)
+	}
+	return string(q.s.redact(r.Func, raw))
+}
+
+// abort ends an export whose beginning has been sent: a connection that breaks off says that the rest is missing.
+func (q *request) abort(err error) {
+	q.s.opts.Logger.Error("outbox admin: export", "err", err)
+	panic(http.ErrAbortHandler)
 }
 
 var exportColumns = []string{"id", "state", "func", "key", "queue", "priority", "run_at", "attempt", "max_attempts", "version",

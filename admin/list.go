@@ -3,6 +3,7 @@ package admin
 import (
 	"bytes"
 	"context"
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -273,18 +274,30 @@ func order(rows []row, list []source, back bool) {
 	})
 }
 
-// matches searches what the redactor has left of the arguments. Large ones have to be read first.
+// matches searches what the redactor has left of the arguments.
 func (s *site) matches(ctx context.Context, r row, part string) bool {
-	raw := []byte(nil)
-	if r.Args != nil {
-		raw = []byte(*r.Args)
-	} else if task, past, err := outbox.Lookup(s.conn(ctx), r.ID); err == nil && task != nil {
-		raw = task.Args
-	} else if err == nil {
-		raw = past.Args
+	raw, err := s.args(ctx, r)
+	if err != nil {
+		return false
 	}
-	shown := s.redact(r.Func, raw)
-	return bytes.Contains(bytes.ToLower(shown), bytes.ToLower([]byte(part)))
+	return bytes.Contains(bytes.ToLower(s.redact(r.Func, raw)), bytes.ToLower([]byte(part)))
+}
+
+// args are the arguments of a row of a list, which has only small ones; of a task that is gone by now there are none.
+func (s *site) args(ctx context.Context, r row) ([]byte, error) {
+	if r.Args != nil {
+		return []byte(*r.Args), nil
+	}
+	task, past, err := outbox.Lookup(s.conn(ctx), r.ID)
+	switch {
+	case errors.Is(err, outbox.ErrNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case task != nil:
+		return task.Args, nil
+	}
+	return past.Args, nil
 }
 
 // redact is what may be shown of a document of a function.

@@ -245,6 +245,20 @@ func TestDatabaseIsAway(t *testing.T) {
 	})
 }
 
+// TestExportOfLargeArguments: a list leaves large arguments out, an export does not.
+func TestExportOfLargeArguments(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		d := open(t, db, admin.Options{})
+		large := strings.Repeat("x", 10_000) + "@example.com"
+		task, err := outbox.Create(db, "mail.send", mail{To: large}, outbox.StartAfter(time.Hour))
+		must(t, err)
+		hasNot(t, status(t, d.get("tasks"), 200), large)
+		for _, format := range []string{"csv", "ndjson"} {
+			has(t, status(t, d.get("export?format="+format), 200), task.ID, large)
+		}
+	})
+}
+
 // TestStaleFigures: who has the overview open sees the last figures, and of when they are, also right after a change.
 func TestStaleFigures(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
