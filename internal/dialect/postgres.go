@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	_ "embed"
 	"encoding/json"
+	"math/bits"
 	"strconv"
 	"strings"
 	"time"
@@ -59,8 +60,7 @@ FROM lane l, (SELECT {now} AS now OFFSET 0) n`)
 
 	// ARRAY(SELECT … FOR UPDATE SKIP LOCKED) runs once. As IN (SELECT …) or a joined CTE the planner may run it
 	// again for every row when its statistics are stale. The rows are locked, so their ctid, which needs no index, stays
-	// theirs. The LIMIT changes nothing; it tells the planner how many lanes there are, or it would take them for a
-	// hundred and compile the statement (jit) for longer than it runs.
+	// theirs. Of the limits only the last one counts; see about. Rows behind it are not read, so not locked.
 	//
 	// Here and below, state || '' keeps the planner from finding a row of known id through a partial index on its state,
 	// which after a while holds mostly entries of dead rows.
@@ -74,13 +74,13 @@ UPDATE {tasks} AS t SET state = 'running', attempt = t.attempt + 1, version = t.
 WHERE t.ctid = ANY (ARRAY(
 	SELECT c.ctid FROM (
 		SELECT * FROM json_to_recordset({lanes}::text::json) AS l(queue text, priority smallint, run_at timestamptz, id text)
-		LIMIT json_array_length({lanes}::text::json)) l
+		LIMIT {lanes.about}) l
 	CROSS JOIN LATERAL (
 		SELECT c.ctid FROM {tasks} c
 		WHERE c.state = 'pending' AND c.queue = l.queue AND c.priority = l.priority AND (c.run_at, c.id) > (l.run_at, l.id)
 			AND c.run_at <= coalesce(nullif({until}::text, '')::timestamptz, {now})
 			AND c.func = ANY (ARRAY(SELECT json_array_elements_text({funcs}::text::json)))
-		ORDER BY c.run_at, c.id LIMIT {limit}::bigint FOR UPDATE SKIP LOCKED) c
+		ORDER BY c.run_at, c.id LIMIT {limit.about} FOR UPDATE SKIP LOCKED) c
 	LIMIT {limit}::bigint))
 	AND t.state || '' = 'pending' AND EXISTS (SELECT 1 FROM {processes} WHERE id = {process})
 RETURNING {t.columns}`)
@@ -216,9 +216,19 @@ func (p *postgres) Clock(ctx context.Context, c Conn) (string, error) {
 }
 
 func (p *postgres) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.Rows) error) error {
-	r, err := c.QueryContext(ctx, p.at(p.claim), p.claimArgs(q)...)
+	r, err := c.QueryContext(ctx, p.at(about(p.claim, q)), p.claimArgs(q)...)
 	return each(r, err, f)
 }
+
+// about tells the planner how many lanes and rows a claim is for, rounded up so that there are few texts to prepare. From
+// parameters it can know only by planning every single execution, or not at all; then it may take a claim for so large
+// that it compiles it (jit), for longer than it runs.
+func about(query string, q ClaimParams) string {
+	return strings.NewReplacer("{lanes.about}", roundUp(len(q.Lanes)), "{limit.about}", roundUp(q.Limit)).Replace(query)
+}
+
+// roundUp to a power of two.
+func roundUp(n int) string { return strconv.Itoa(1 << bits.Len(uint(max(n, 1)-1))) }
 
 func (p *postgres) claimArgs(q ClaimParams) []any {
 	type lane struct {
@@ -239,7 +249,7 @@ func (p *postgres) claimArgs(q ClaimParams) []any {
 func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(*sql.Rows) error) ([]string, error) {
 	var moved []string
 	first := true
-	r, err := c.QueryContext(ctx, p.at(p.exchange), append([]any{encode(rows)}, p.claimArgs(q)...)...)
+	r, err := c.QueryContext(ctx, p.at(about(p.exchange, q)), append([]any{encode(rows)}, p.claimArgs(q)...)...)
 	err = each(r, err, func(r *sql.Rows) error {
 		if !first {
 			return f(r)
