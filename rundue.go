@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // RunDue runs what is due now, once, and returns how many runs there were. Tasks that become due meanwhile, retries
@@ -56,6 +57,12 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 	}
 	if err := d.probe(ctx); err != nil {
 		return err
+	}
+	// A database's clock may have milliseconds only. What is put back after this one does not come again in this call.
+	if d.p.opts.Clock == nil {
+		if err := wait(ctx, time.Millisecond); err != nil {
+			return err
+		}
 	}
 	until := d.store.d.Time(now)
 	parked := false

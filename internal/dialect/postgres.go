@@ -109,8 +109,9 @@ WITH o AS MATERIALIZED (
 	p.moveRunning = p.render(running + "\nSELECT id FROM d")
 	p.moveWaiting = p.render(strings.Replace(move, "{fence}",
 		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1) + "\nSELECT id FROM d")
-	// The first row holds, in place of an id, the list of those that were moved.
-	p.exchange = p.render(running + ", c AS (" + claim("$2", "$3", "$4", "$5", "$6", "$7") + "\n)\n" +
+	// The first row holds, in place of an id, the list of those that were moved. An id that history has already makes it
+	// fail, which leaves it to Move: ON CONFLICT costs more than a tenth of the statement.
+	p.exchange = p.render(strings.Replace(running, "\n	ON CONFLICT (id) DO NOTHING", "", 1) + ", c AS (" + claim("$2", "$3", "$4", "$5", "$6", "$7") + "\n)\n" +
 		"SELECT coalesce(json_agg(id), '[]')::text" + strings.Repeat(", NULL", len(Columns)-1) + " FROM d\n" +
 		"UNION ALL SELECT {columns} FROM c")
 
