@@ -1,0 +1,120 @@
+package admin_test
+
+import (
+	"context"
+	"errors"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/admin"
+)
+
+// listener keeps the statements that go through GORM.
+type listener struct {
+	logger.Interface
+	mu   sync.Mutex
+	said []string
+}
+
+func (l *listener) Trace(_ context.Context, _ time.Time, fc func() (string, int64), _ error) {
+	text, _ := fc()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.said = append(l.said, text)
+}
+
+func (l *listener) take() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	said := l.said
+	l.said = nil
+	return said
+}
+
+// walks finds, in a plan of either database, a table that is read from its beginning: PostgreSQL's Seq Scan, and SQLite's
+// SCAN without an index.
+var walks = regexp.MustCompile(`(?m)Seq Scan on outbox_(?:tasks|history).*|SCAN outbox_(?:tasks|history)(?: *$)`)
+
+// sampled is the one statement that reads a table as it lies, since any 10,000 rows will do.
+const sampled = "LIMIT 10000) AS part GROUP BY func, state"
+
+// TestPlans asks the database how it answers each page: there is an index for all that a page reads of the two big tables,
+// and counts end.
+func TestPlans(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		heard := &listener{Interface: db.Logger}
+		db.Logger = heard
+		d := open(t, db, admin.Options{})
+		fill(t, db, "20000")
+		some := d.create(outbox.Key("the-one"), outbox.StartAfter(time.Hour))
+		for _, page := range []string{"", "tasks", "tasks?state=pending", "tasks?state=scheduled", "tasks?state=running", "tasks?state=parked",
+			"tasks?state=failed", "tasks?state=handled", "tasks?state=done", "tasks?state=cancelled", "tasks?key=key-77",
+			"tasks?state=done&key=key-77", "tasks?id=" + some.ID, "tasks/" + some.ID, "functions", "export?format=csv&state=failed"} {
+			again := open2(t, d)
+			heard.take()
+			status(t, again.get(page), 200)
+			said := heard.take()
+			if len(said) == 0 {
+				t.Errorf("%q asks nothing", page)
+			}
+			for _, text := range said {
+				if strings.Contains(text, "count(*)") && !strings.Contains(text, "LIMIT") && !strings.Contains(text, "process_id") {
+					t.Errorf("%q counts without an end:\n%s", page, text)
+				}
+				if !strings.HasPrefix(text, "SELECT") || strings.Contains(text, sampled) {
+					continue
+				}
+				if plan := explain(t, db, text); walks.MatchString(plan) {
+					t.Errorf("%q walks a table:\n%s\n%s", page, text, plan)
+				}
+			}
+		}
+	})
+}
+
+func explain(t *testing.T, db *gorm.DB, text string) string {
+	t.Helper()
+	how := "EXPLAIN "
+	if db.Name() == "sqlite" {
+		how = "EXPLAIN QUERY PLAN "
+	}
+	pool, err := db.DB()
+	must(t, err)
+	conn, err := pool.Conn(t.Context())
+	must(t, err)
+	defer conn.Close()
+	if db.Name() == "postgres" {
+		// Where nearly all rows match, the beginning of the table is cheaper than the index, and right. What matters is
+		// whether there is an index for the day on which few match.
+		_, err := conn.ExecContext(t.Context(), "SET enable_seqscan = off")
+		must(t, err)
+		defer conn.ExecContext(context.WithoutCancel(t.Context()), "RESET enable_seqscan")
+	}
+	rows, err := conn.QueryContext(t.Context(), how+text)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, text)
+	}
+	defer rows.Close()
+	columns, err := rows.Columns()
+	must(t, err)
+	var plan strings.Builder
+	for rows.Next() {
+		cells := make([]any, len(columns))
+		for i := range cells {
+			cells[i] = new(any)
+		}
+		var line string
+		cells[len(cells)-1] = &line
+		must(t, rows.Scan(cells...))
+		plan.WriteString(line + "\n")
+	}
+	must(t, errors.Join(rows.Err(), rows.Close()))
+	return plan.String()
+}
