@@ -3,8 +3,8 @@
 // package names one.
 //
 // Every statement has a constant text, whatever the number of rows: a group of rows travels as one JSON array in one
-// parameter, so that drivers prepare it once. Inside that array, JSON documents travel as strings, because SQLite's
-// json_each would turn the integers of a nested document into floats.
+// parameter, so that drivers prepare it once. Only PostgreSQL's claim tells its size, rounded up to a power of two. Inside that
+// array, JSON documents travel as strings, because SQLite's json_each would turn the integers of a nested document into floats.
 package dialect
 
 import (
@@ -368,9 +368,9 @@ func affected(r sql.Result, err error) (int64, error) {
 }
 
 // statuses are those that share a retention time.
-func statuses(errors bool) string {
+func statuses(errors bool) []string {
 	if errors {
-		return "error"
+		return []string{"error"}
 	}
-	return "success,cancelled"
+	return []string{"success", "cancelled"}
 }

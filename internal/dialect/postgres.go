@@ -74,13 +74,13 @@ UPDATE {tasks} AS t SET state = 'running', attempt = t.attempt + 1, version = t.
 WHERE t.ctid = ANY (ARRAY(
 	SELECT c.ctid FROM (
 		SELECT * FROM json_to_recordset({lanes}::text::json) AS l(queue text, priority smallint, run_at timestamptz, id text)
-		LIMIT {lanes.about}) l
+		LIMIT /*lanes*/ 1) l
 	CROSS JOIN LATERAL (
 		SELECT c.ctid FROM {tasks} c
 		WHERE c.state = 'pending' AND c.queue = l.queue AND c.priority = l.priority AND (c.run_at, c.id) > (l.run_at, l.id)
 			AND c.run_at <= coalesce(nullif({until}::text, '')::timestamptz, {now})
 			AND c.func = ANY (ARRAY(SELECT json_array_elements_text({funcs}::text::json)))
-		ORDER BY c.run_at, c.id LIMIT {limit.about} FOR UPDATE SKIP LOCKED) c
+		ORDER BY c.run_at, c.id LIMIT /*limit*/ 1 FOR UPDATE SKIP LOCKED) c
 	LIMIT {limit}::bigint))
 	AND t.state || '' = 'pending' AND EXISTS (SELECT 1 FROM {processes} WHERE id = {process})
 RETURNING {t.columns}`)
@@ -166,11 +166,14 @@ WHERE t.id = ANY (ARRAY(
 SELECT {t.columns} FROM {tasks} t
 WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id)
 LIMIT $1::bigint FOR UPDATE OF t SKIP LOCKED`)
+	// One status after the other: in the order of time over all of them, every batch would sort all that is to go.
 	p.prune = p.render(`
-DELETE FROM {history} WHERE id = ANY (ARRAY(
-	SELECT id FROM {history}
-	WHERE status = ANY (string_to_array($1::text, ',')) AND finished_at < {now} - $2::bigint * interval '1 microsecond'
-	ORDER BY finished_at LIMIT $3::bigint FOR UPDATE SKIP LOCKED))`)
+DELETE FROM {history} WHERE ctid = ANY (ARRAY(
+	SELECT h.ctid FROM json_array_elements_text($1::text::json) AS s(status) CROSS JOIN LATERAL (
+		SELECT ctid FROM {history}
+		WHERE status = s.status AND finished_at < {now} - $2::bigint * interval '1 microsecond'
+		ORDER BY finished_at LIMIT $3::bigint FOR UPDATE SKIP LOCKED) h
+	LIMIT $3::bigint))`)
 	return p
 }
 
@@ -225,7 +228,7 @@ func (p *postgres) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql
 // parameters it can know only by planning every single execution, or not at all; then it may take a claim for so large
 // that it compiles it (jit), for longer than it runs.
 func about(query string, q ClaimParams) string {
-	return strings.NewReplacer("{lanes.about}", roundUp(len(q.Lanes)), "{limit.about}", roundUp(q.Limit)).Replace(query)
+	return strings.NewReplacer("/*lanes*/ 1", roundUp(len(q.Lanes)), "/*limit*/ 1", roundUp(q.Limit)).Replace(query)
 }
 
 // roundUp to a power of two.
@@ -296,7 +299,7 @@ func (p *postgres) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.R
 }
 
 func (p *postgres) Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error) {
-	return affected(c.ExecContext(ctx, p.at(p.prune), statuses(errors), Micros(age), limit))
+	return affected(c.ExecContext(ctx, p.at(p.prune), encode(statuses(errors)), Micros(age), limit))
 }
 
 func (p *postgres) Lock(ctx context.Context, c Conn) error {

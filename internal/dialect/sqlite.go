@@ -119,7 +119,7 @@ LIMIT ?1`)
 	s.prune = s.render(`
 DELETE FROM {history} WHERE rowid IN (
 	SELECT rowid FROM {history}
-	WHERE status IN (SELECT value FROM json_each(?1)) AND finished_at < {now-age}
+	WHERE status = ?1 AND finished_at < {now-age}
 	ORDER BY finished_at LIMIT ?3)`)
 	return s
 }
@@ -242,8 +242,19 @@ func (s *sqlite) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.Row
 	return each(r, err, f)
 }
 
-func (s *sqlite) Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error) {
-	return affected(c.ExecContext(ctx, s.at(s.prune), encode(strings.Split(statuses(errors), ",")), Micros(age), limit))
+// Prune takes one status after the other: in the order of time over all of them, every batch would sort all that is to go.
+func (s *sqlite) Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (n int64, err error) {
+	for _, status := range statuses(errors) {
+		if n == int64(limit) {
+			break
+		}
+		some, err := affected(c.ExecContext(ctx, s.at(s.prune), status, Micros(age), int64(limit)-n))
+		if err != nil {
+			return n, err
+		}
+		n += some
+	}
+	return n, nil
 }
 
 // Lock takes the file's write lock, which the transaction then holds. The version table is the first of the schema; where
