@@ -3,6 +3,7 @@ package admin
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"mime"
 	"net/http"
 	"slices"
@@ -217,7 +218,7 @@ func (q *request) body(v any) error {
 		}
 		return fail(http.StatusBadRequest, "The body is not the JSON that is expected: %s.", shorten(err.Error(), 200))
 	}
-	if dec.More() {
+	if _, err := dec.Token(); err != io.EOF {
 		return fail(http.StatusBadRequest, "The body has more than one document.")
 	}
 	return nil
@@ -291,7 +292,7 @@ func (q *request) apiBulk() error {
 	case len(in.Tasks) > maxLimit:
 		return fail(http.StatusBadRequest, "At most %d tasks.", maxLimit)
 	case in.Filter != nil:
-		if in.AsOf.IsZero() || in.Count < 1 {
+		if in.AsOf.IsZero() || !storable(in.AsOf) || in.Count < 1 {
 			return fail(http.StatusBadRequest, "With a filter come as_of and count: when what was shown, and how many it was.")
 		}
 		v := map[string][]string{}

@@ -39,8 +39,8 @@ func HashPassword(password string) (string, error) {
 // everything. It panics without users or on what is no such hash. Serve the pages with TLS only: the browser sends the
 // password with every request.
 //
-// Names and passwords are compared in constant time, one at a time, so that guessing cannot take all processors; it does
-// not slow down who guesses otherwise. To let some users do less, wrap it:
+// Names and passwords are compared in constant time, one at a time, so that guessing cannot take all processors; who is
+// in already does not wait for it. It does not slow down who guesses otherwise. To let some users do less, wrap it:
 //
 //	basic := admin.BasicAuth(users)
 //	authorize := func(r *http.Request, a admin.Action) (admin.Actor, error) {
@@ -54,7 +54,7 @@ func BasicAuth(users map[string]string) func(*http.Request, Action) (Actor, erro
 	if len(users) == 0 {
 		panic("admin: BasicAuth without users")
 	}
-	b := &basic{users: map[string]hash{}, key: make([]byte, 32), known: map[string][]byte{}}
+	b := &basic{users: map[string]hash{}, key: make([]byte, 32), turn: make(chan struct{}, 1), known: map[string][]byte{}}
 	rand.Read(b.key)
 	for name, text := range users {
 		h, err := parseHash(text)
@@ -77,6 +77,8 @@ type basic struct {
 	none  hash // unknown names cost as much
 	key   []byte
 
+	turn chan struct{} // held while a password is tried
+
 	mu    sync.Mutex
 	known map[string][]byte // of each user, the MAC of the password that was right: the next request is quick
 }
@@ -89,9 +91,16 @@ func (b *basic) authorize(r *http.Request, _ Action) (Actor, error) {
 	mac := hmac.New(sha256.New, b.key)
 	mac.Write([]byte(name + ":" + password))
 	sum := mac.Sum(nil)
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if right, ok := b.known[name]; ok && hmac.Equal(right, sum) {
+	if b.knows(name, sum) { // without waiting for those who guess
+		return Actor{Name: name}, nil
+	}
+	select {
+	case b.turn <- struct{}{}:
+		defer func() { <-b.turn }()
+	case <-r.Context().Done():
+		return Actor{}, errBasic
+	}
+	if b.knows(name, sum) { // by the request before this one
 		return Actor{Name: name}, nil
 	}
 	h, exists := b.users[name]
@@ -102,8 +111,16 @@ func (b *basic) authorize(r *http.Request, _ Action) (Actor, error) {
 	if err != nil || subtle.ConstantTimeCompare(got, h.sum) != 1 || !exists {
 		return Actor{}, errBasic
 	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.known[name] = sum
 	return Actor{Name: name}, nil
+}
+
+func (b *basic) knows(name string, sum []byte) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return hmac.Equal(b.known[name], sum)
 }
 
 func parseHash(text string) (h hash, err error) {

@@ -76,7 +76,7 @@ func (q *request) bulk(b bulk) (res result, err error) {
 	res = result{Skipped: []skipped{}, counts: map[string]int{}}
 	ctx, cancel := context.WithTimeout(q.r.Context(), bulkTimeout)
 	defer cancel()
-	q.ctx = ctx
+	q.ctx, q.limit = ctx, bulkTimeout
 	defer q.s.forget()
 	if b.filter == nil {
 		for part := range slices.Chunk(b.picked, batchSize) {
@@ -84,7 +84,7 @@ func (q *request) bulk(b bulk) (res result, err error) {
 				break
 			}
 		}
-		return res, partly(&res, err)
+		return res, q.partly(&res, err)
 	}
 	f := *b.filter
 	f.Limit, f.Cursor, f.asOf = batchSize, nil, b.asOf
@@ -104,14 +104,14 @@ func (q *request) bulk(b bulk) (res result, err error) {
 	for done := 0; done < maxCount; {
 		p, err := q.s.fetch(ctx, f, b.asOf)
 		if err != nil {
-			return res, partly(&res, err)
+			return res, q.partly(&res, err)
 		}
 		part := make([]pick, len(p.rows))
 		for i, r := range p.rows {
 			part[i] = pick{r.ID, r.Version}
 		}
 		if err := q.batch(ctx, b, part, &res); err != nil {
-			return res, partly(&res, err)
+			return res, q.partly(&res, err)
 		}
 		done += len(part)
 		if f.Cursor = p.older; f.Cursor == nil {
@@ -123,8 +123,9 @@ func (q *request) bulk(b bulk) (res result, err error) {
 }
 
 // partly reports what was done before an error, if something was: that has been committed.
-func partly(res *result, err error) error {
-	if err != nil && res.Changed > 0 {
+func (q *request) partly(res *result, err error) error {
+	if err != nil && len(res.counts)+res.Changed > 0 {
+		q.s.opts.Logger.Warn("outbox admin: a change of many tasks stopped half-way", "changed", res.Changed, "err", err)
 		res.More = true
 		return nil
 	}

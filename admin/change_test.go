@@ -1,17 +1,25 @@
 package admin_test
 
 import (
+	"context"
+	"crypto/pbkdf2"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
@@ -410,4 +418,90 @@ func TestBasicAuth(t *testing.T) {
 			admin.BasicAuth(users)
 		}()
 	}
+}
+
+// TestGuessingHoldsUpNobody has twenty wrong passwords wait to be tried while a user who is in already asks for a page.
+func TestGuessingHoldsUpNobody(t *testing.T) {
+	salt := make([]byte, 16)
+	sum, err := pbkdf2.Key(sha256.New, "right", salt, 200_000, sha256.Size)
+	must(t, err)
+	enc := base64.RawStdEncoding.EncodeToString
+	authorize := admin.BasicAuth(map[string]string{"alice": "pbkdf2-sha256$200000$" + enc(salt) + "$" + enc(sum)})
+	ctx, giveUp := context.WithCancel(t.Context())
+	try := func(password string) error {
+		r, _ := http.NewRequestWithContext(ctx, "GET", "/", nil)
+		r.SetBasicAuth("alice", password)
+		_, err := authorize(r, admin.View)
+		return err
+	}
+	must(t, try("right"))
+	var guesses sync.WaitGroup
+	var begun, open atomic.Int64
+	for range 20 {
+		open.Add(1)
+		guesses.Go(func() {
+			begun.Add(1)
+			if try("wrong") == nil {
+				t.Error("a wrong password was right")
+			}
+			open.Add(-1)
+		})
+	}
+	for begun.Load() < 20 {
+		runtime.Gosched()
+	}
+	must(t, try("right"))
+	if n := open.Load(); n < 10 {
+		t.Errorf("only %d of 20 guesses are still open: the user has waited for the others", n)
+	}
+	giveUp() // whoever has gone is not tried
+	guesses.Wait()
+}
+
+// TestBulkStopsHalfWay breaks off a change of many tasks when its second hundred has been read: what was done is reported,
+// and doing it again does the rest.
+func TestBulkStopsHalfWay(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		ctx, stop := context.WithCancel(t.Context())
+		reads := 0
+		db.Logger = stopper{db.Logger, func(text string) {
+			if strings.HasSuffix(text, "LIMIT 101") {
+				if reads++; reads == 2 {
+					stop()
+				}
+			}
+		}}
+		d := open(t, db, admin.Options{})
+		for range 150 {
+			d.create(outbox.StartAfter(time.Hour))
+		}
+		ask := func(ctx context.Context, count int) map[string]any {
+			body := fmt.Sprintf(`{"action":"cancel","filter":{"state":"scheduled"},"as_of":%q,"count":%d}`, time.Now().Add(time.Minute).Format(time.RFC3339), count)
+			r := httptest.NewRequestWithContext(ctx, "POST", "/ops/outbox/api/v1/tasks/bulk", strings.NewReader(body))
+			r.Header.Set("Content-Type", "application/json")
+			w := httptest.NewRecorder()
+			d.h.ServeHTTP(w, r)
+			return decode[map[string]any](t, status(t, w, 200))
+		}
+		if got := ask(ctx, 150); got["changed"] != 100.0 || got["more"] != true {
+			t.Errorf("the first says %v", got)
+		}
+		if n := len(d.audit()); n != 100 {
+			t.Errorf("%d rows of audit", n)
+		}
+		if got := ask(t.Context(), 50); got["changed"] != 50.0 || got["more"] != nil {
+			t.Errorf("the second says %v", got)
+		}
+	})
+}
+
+// stopper tells of each statement of GORM's.
+type stopper struct {
+	logger.Interface
+	heard func(string)
+}
+
+func (s stopper) Trace(_ context.Context, _ time.Time, fc func() (string, int64), _ error) {
+	text, _ := fc()
+	s.heard(text)
 }

@@ -28,7 +28,7 @@ func (q *request) export() error {
 	}
 	ctx, cancel := context.WithTimeout(q.r.Context(), exportTimeout)
 	defer cancel()
-	q.ctx = ctx
+	q.ctx, q.limit = ctx, exportTimeout
 	at, err := q.s.now(ctx)
 	if err != nil {
 		return err

@@ -112,12 +112,15 @@ func parseFilter(v url.Values) (f filter, err error) {
 
 func parseTime(s string) (time.Time, error) {
 	for _, layout := range []string{"2006-01-02T15:04", "2006-01-02T15:04:05", time.RFC3339Nano, time.DateOnly} {
-		if t, err := time.Parse(layout, s); err == nil && t.Year() >= 1 && t.UTC().Year() <= 9999 {
+		if t, err := time.Parse(layout, s); err == nil && storable(t) {
 			return t.UTC(), nil
 		}
 	}
 	return time.Time{}, fmt.Errorf("no time")
 }
+
+// storable says whether every database has such a time.
+func storable(t time.Time) bool { return t.UTC().Year() >= 1 && t.UTC().Year() <= 9999 }
 
 func (c cursor) String() string {
 	direction := "a"
@@ -139,7 +142,7 @@ func parseCursor(s string) (*cursor, error) {
 		return nil, bad
 	}
 	at := time.UnixMicro(n).UTC()
-	if y := at.Year(); y < 0 || y > 9999 {
+	if !storable(at) {
 		return nil, bad
 	}
 	return &cursor{back: raw[0] == 'b', at: at, id: id}, nil

@@ -105,7 +105,7 @@ func (q *request) bulkForm() error {
 	if v.Get("all") != "" {
 		asOf, bad := time.Parse(time.RFC3339Nano, v.Get("asof"))
 		count, wrong := strconv.Atoi(v.Get("count"))
-		if bad != nil || wrong != nil {
+		if bad != nil || wrong != nil || !storable(asOf) {
 			return fail(http.StatusBadRequest, "asof and count must be those of the list.")
 		}
 		b.filter, b.asOf, b.count, n = &f, asOf, count, count

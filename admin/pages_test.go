@@ -1,12 +1,14 @@
 package admin_test
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -124,14 +126,24 @@ func TestPages(t *testing.T) {
 			}
 		})
 		t.Run("what is not known", func(t *testing.T) {
+			// No database stores a year before the first.
+			ancient := base64.RawURLEncoding.EncodeToString([]byte("a" + strconv.FormatInt(time.Date(0, 6, 1, 0, 0, 0, 0, time.UTC).UnixMicro(), 10) + "|x"))
 			for query, says := range map[string]string{"sate=failed": "state, func", "state=bad": "parked", "limit=0": "200", "limit=x": "200",
-				"cursor=!": "cursor", "from=yesterday": "UTC", "state=failed&state=done": "twice", "func=" + strings.Repeat("x", 256): "255", "key=%00": "text"} {
+				"cursor=!": "cursor", "cursor=" + ancient: "cursor", "from=0001-01-01T00:00:00%2B14:00": "UTC",
+				"state=failed;limit=1": "cannot be read", "state=%zz": "cannot be read", "from=yesterday": "UTC", "state=failed&state=done": "twice", "func=" + strings.Repeat("x", 256): "255", "key=%00": "text"} {
 				has(t, status(t, d.get("tasks?"+query), 400), says)
 				w := d.get("api/v1/tasks?" + query)
 				has(t, status(t, w, 400), says, `"type":"about:blank"`)
 				if kind := w.Header().Get("Content-Type"); kind != "application/problem+json" {
 					t.Errorf("an error is %s", kind)
 				}
+			}
+			for _, asOf := range []string{"0000-06-01T00:00:00Z", "0001-01-01T00:00:00+14:00"} {
+				has(t, status(t, d.post("tasks/bulk", url.Values{"action": {"rerun"}, "all": {"1"}, "filter": {"state=failed"}, "asof": {asOf}, "count": {"9"}}), 400), "asof")
+				has(t, status(t, d.postJSON("api/v1/tasks/bulk", `{"action":"rerun","filter":{"state":"failed"},"as_of":"`+asOf+`","count":9}`), 400), "as_of")
+			}
+			for _, body := range []string{`{"version":1}}`, `{"version":1}]`, `{"version":1} x`} {
+				has(t, status(t, d.postJSON("api/v1/tasks/"+bad.ID+"/rerun", body), 400), "more than one")
 			}
 			status(t, d.get("?range=1y"), 400)
 			status(t, d.get("audit?action=burn"), 400)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/dialect"
@@ -33,7 +34,7 @@ func fail(status int, format string, args ...any) *problem {
 }
 
 // explain makes of an error what the sender may see of it; logged says that the rest belongs into the log.
-func (s *site) explain(err error) (p *problem, logged bool) {
+func (s *site) explain(err error, limit time.Duration) (p *problem, logged bool) {
 	var big *http.MaxBytesError
 	switch {
 	case errors.As(err, &p):
@@ -57,7 +58,7 @@ func (s *site) explain(err error) (p *problem, logged bool) {
 	case errors.Is(err, outbox.ErrBadOption):
 		return fail(http.StatusUnprocessableEntity, "The start time cannot be stored."), false
 	case errors.Is(err, context.DeadlineExceeded):
-		return fail(http.StatusServiceUnavailable, "The database took longer than %s. Narrow the search: by state, time, key or id.", s.opts.QueryTimeout), true
+		return fail(http.StatusServiceUnavailable, "The database took longer than %s. Narrow the search: by state, time, key or id.", limit), true
 	}
 	switch dialect.Classify(err) {
 	case dialect.Busy, dialect.Retry:
@@ -79,7 +80,7 @@ func (q *request) refuse(err error) {
 			err = q.ctx.Err() // drivers have their own words for it
 		}
 	}
-	p, logged := q.s.explain(err)
+	p, logged := q.s.explain(err, q.limit)
 	if logged {
 		q.s.opts.Logger.Error("outbox admin: request failed", "status", p.Status, "page", q.page, "err", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 )
 
 const (
@@ -22,7 +23,8 @@ type request struct {
 	s     *site
 	w     http.ResponseWriter
 	r     *http.Request
-	ctx   context.Context // with the limit of a page
+	ctx   context.Context // with the limit
+	limit time.Duration   // of a page, or of what may take longer
 	actor Actor
 	page  string // for the log: which page, without what the sender put into it
 	up    string // from the request's URL to the root of the pages: "./" or "../"…
@@ -51,7 +53,7 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cache-Control", "no-store")
 	ctx, cancel := context.WithTimeout(r.Context(), s.opts.QueryTimeout)
 	defer cancel()
-	q.ctx = ctx
+	q.ctx, q.limit = ctx, s.opts.QueryTimeout
 	if err := s.cross.Check(r); err != nil {
 		q.refuse(fail(http.StatusForbidden, "The request came from another site."))
 		return
@@ -64,8 +66,13 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.asset(parts[1])
 		return
 	}
+	r.Body = http.MaxBytesReader(w, r.Body, maxBody) // Authorize may read the form
 	if err := q.need(View); err != nil {
 		q.refuse(err)
+		return
+	}
+	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil { // URL.Query drops what it cannot read: a part of a filter, say
+		q.refuse(fail(http.StatusBadRequest, "The URL's parameters cannot be read: they are separated by & and escaped with %%."))
 		return
 	}
 	if r.URL.Path == "" && r.URL.RawPath == "" && r.Method == http.MethodGet {
@@ -80,7 +87,6 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	r.Body = http.MaxBytesReader(w, r.Body, maxBody)
 	if err := q.route(parts); err != nil {
 		q.refuse(err)
 	}
