@@ -13,6 +13,8 @@ for dir in $(modules); do
 	echo "test $dir"
 	(cd "$dir" && go test -race -shuffle=on -timeout 30m "$@" ./...) || failed+=("$dir")
 done
+echo "test the loop with 3,000 seeds"
+OUTBOX_LOOP_SEEDS=3000 go test -run '^TestLoop$' . || failed+=(TestLoop)
 [ ${#failed[@]} = 0 ] || {
 	echo "failed: ${failed[*]}" >&2
 	exit 1
