@@ -3,6 +3,7 @@
 //
 //	go run ./examples/orders                  # on SQLite, in a temporary file
 //	go run ./examples/orders -postgres DSN    # on PostgreSQL, in a schema of its own
+//	go run ./examples/orders -admin 127.0.0.1:0    # and with the administrator's pages, until it is interrupted
 //
 // Each step is checked in the database. The program ends by itself, with status 1 if the story did not come out as told.
 package main
@@ -19,6 +20,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"gorm.io/driver/postgres"
@@ -35,11 +37,10 @@ const halfAnHour = 2 * time.Second
 
 func main() {
 	dsn := flag.String("postgres", "", "DSN of a PostgreSQL database to use instead of SQLite")
+	addr := flag.String("admin", "", "where to serve the administrator's pages; the password travels in clear, so only on this machine")
 	flag.Parse()
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	ctx, cancel := context.WithTimeout(ctx, 9*time.Second)
-	err := run(ctx, os.Stdout, *dsn)
-	cancel()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Stdout, *dsn, *addr)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "orders: the story did not come out as told:", err)
@@ -47,8 +48,9 @@ func main() {
 	}
 }
 
-// run opens the database, wires the application up, and tells the story.
-func run(ctx context.Context, out io.Writer, dsn string) (err error) {
+// run opens the database, wires the application up, and tells the story. With an address it serves the administrator's pages
+// meanwhile, and afterwards until ctx is done.
+func run(ctx context.Context, out io.Writer, dsn, addr string) (err error) {
 	s := &story{out: out, begun: time.Now()}
 	db, remove, err := open(dsn, s)
 	if err != nil {
@@ -74,11 +76,24 @@ func run(ctx context.Context, out io.Writer, dsn string) (err error) {
 	if err := db.AutoMigrate(&Order{}); err != nil {
 		return err
 	}
+	if addr != "" {
+		closePages, err := s.servePages(plugin, addr)
+		if err != nil {
+			return err
+		}
+		defer closePages()
+	}
 	dispatching, stop := context.WithCancel(ctx)
 	stopped := make(chan error, 1)
 	go func() { stopped <- plugin.Run(dispatching) }()
 
-	err = s.tell(ctx)
+	telling, cancel := context.WithTimeout(ctx, 9*time.Second)
+	err = s.tell(telling)
+	cancel()
+	if err == nil && addr != "" {
+		s.say("The pages stay. Interrupt to close them.")
+		<-ctx.Done()
+	}
 	stop()
 	return errors.Join(err, <-stopped)
 }

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
@@ -55,7 +58,7 @@ func TestStory(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			var out bytes.Buffer
-			if err := run(ctx, &out, server); err != nil {
+			if err := run(ctx, &out, server, ""); err != nil {
 				t.Fatalf("%v\n%s", err, &out)
 			}
 			told := strings.Split(strings.TrimSpace(out.String()), "\n")
@@ -79,7 +82,7 @@ func TestStoryThatGoesWrong(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // before the lamp's time
 		defer cancel()
 		var out bytes.Buffer
-		if err := run(ctx, &out, ""); !errors.Is(err, context.DeadlineExceeded) {
+		if err := run(ctx, &out, "", ""); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("err = %v, want the deadline's", err)
 		}
 		nothingLeft(t, temp, "", out.String())
@@ -105,6 +108,50 @@ func TestStoryThatGoesWrong(t *testing.T) {
 			t.Errorf("tells the password:\n%s", out)
 		}
 	})
+}
+
+func TestStoryWithPages(t *testing.T) {
+	temp := t.TempDir()
+	t.Setenv("TMPDIR", temp)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	read, write := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		err := run(ctx, write, "", "127.0.0.1:0")
+		ended <- errors.Join(err, write.Close())
+	}()
+	where := regexp.MustCompile(`(http://\S+/admin/) for user (\S+), password (\S+)\.`)
+	var found []string
+	told := bufio.NewScanner(read)
+	for told.Scan() && !strings.Contains(told.Text(), "The pages stay") {
+		if m := where.FindStringSubmatch(told.Text()); m != nil {
+			found = m
+		}
+	}
+	go io.Copy(io.Discard, read)
+	if found == nil {
+		t.Fatalf("the story does not say where the pages are, or ends: %v", <-ended)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), "GET", found[1]+"tasks?state=handled", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetBasicAuth(found[2], found[3])
+	w, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Body.Close()
+	body, err := io.ReadAll(w.Body)
+	if err != nil || w.StatusCode != 200 || !strings.Contains(string(body), "the mail server does not answer") {
+		t.Errorf("%v, status %d, the failure is not shown:\n%s", err, w.StatusCode, body)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("interrupted: %v", err)
+	}
+	nothingLeft(t, temp, "", temp)
 }
 
 // nothingLeft of the story's database: neither a file nor a schema.
