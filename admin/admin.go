@@ -79,6 +79,8 @@ type site struct {
 	opts   Options
 	cross  *http.CrossOriginProtection
 
+	bulkLimit time.Duration // how long a change of many tasks goes on
+
 	mu     sync.Mutex
 	cached map[string]cached
 }
@@ -103,7 +105,7 @@ func New(p *outbox.Plugin, opts Options) (http.Handler, error) {
 	opts.Title = cmp.Or(opts.Title, "Outbox")
 	opts.QueryTimeout = cmp.Or(opts.QueryTimeout, 5*time.Second)
 	opts.Logger = cmp.Or(opts.Logger, slog.Default())
-	s := &site{plugin: p, db: db, d: d, opts: opts, cross: http.NewCrossOriginProtection(),
+	s := &site{plugin: p, db: db, d: d, opts: opts, cross: http.NewCrossOriginProtection(), bulkLimit: bulkTimeout,
 		limits: func() bridge.Limits { return bridge.LimitsOf(p) }, cached: map[string]cached{}}
 	for _, origin := range opts.TrustedOrigins {
 		if err := s.cross.AddTrustedOrigin(origin); err != nil {

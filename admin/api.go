@@ -268,6 +268,7 @@ func (q *request) apiBulk() error {
 		Filter map[string]string `json:"filter"`
 		AsOf   time.Time         `json:"as_of"`
 		Count  int               `json:"count"`
+		At     string            `json:"at"`
 		Reason string            `json:"reason"`
 	}
 	if err := q.need(View); err != nil {
@@ -277,16 +278,22 @@ func (q *request) apiBulk() error {
 		return err
 	}
 	if !slices.Contains(bulkActions, in.Action) {
-		return fail(http.StatusBadRequest, "action must be one of: rerun, run_now, cancel, discard.")
+		return fail(http.StatusBadRequest, "action must be one of: %s.", accepted(bulkActions))
 	}
 	if err := q.need(in.Action); err != nil {
 		return err
 	}
 	b := bulk{action: in.Action, reason: strings.TrimSpace(in.Reason), picked: in.Tasks, asOf: in.AsOf, count: in.Count}
+	var err error
+	if b.at, err = startOf(b.action, in.At); err != nil {
+		return err
+	}
 	if err := checkReason(b.reason); err != nil {
 		return err
 	}
 	switch {
+	case in.At != "" && in.Action != Reschedule:
+		return fail(http.StatusBadRequest, "at belongs to reschedule.")
 	case (in.Filter == nil) == (len(in.Tasks) == 0):
 		return fail(http.StatusBadRequest, "Give either tasks, or filter with as_of and count.")
 	case len(in.Tasks) > maxLimit:

@@ -14,7 +14,7 @@ import (
 )
 
 // bulkActions can be done to many tasks at once.
-var bulkActions = []Action{Rerun, RunNow, Cancel, Discard}
+var bulkActions = []Action{Rerun, RunNow, Reschedule, Cancel, Discard}
 
 const (
 	batchSize   = 100 // changes of one transaction
@@ -26,6 +26,7 @@ const (
 type bulk struct {
 	action Action
 	reason string
+	at     time.Time // the new start, of Reschedule
 	picked []pick
 	filter *filter
 	asOf   time.Time // when the filter's tasks were shown
@@ -41,7 +42,7 @@ type pick struct {
 type result struct {
 	Changed int       `json:"changed"`
 	Skipped []skipped `json:"skipped"`
-	More    bool      `json:"more,omitempty"` // not all was done: it took too long, or there were more than 10,000
+	More    bool      `json:"more,omitempty"` // not all was done: it took too long or failed, or there were more than 10,000
 	counts  map[string]int
 }
 
@@ -74,9 +75,9 @@ func skipReason(err error) string {
 
 func (q *request) bulk(b bulk) (res result, err error) {
 	res = result{Skipped: []skipped{}, counts: map[string]int{}}
-	ctx, cancel := context.WithTimeout(q.r.Context(), bulkTimeout)
+	ctx, cancel := context.WithTimeout(q.r.Context(), q.s.bulkLimit)
 	defer cancel()
-	q.ctx, q.limit = ctx, bulkTimeout
+	q.ctx, q.limit = ctx, q.s.bulkLimit
 	defer q.s.forget()
 	if b.filter == nil {
 		for part := range slices.Chunk(b.picked, batchSize) {
@@ -106,14 +107,17 @@ func (q *request) bulk(b bulk) (res result, err error) {
 		if err != nil {
 			return res, q.partly(&res, err)
 		}
-		part := make([]pick, len(p.rows))
-		for i, r := range p.rows {
-			part[i] = pick{r.ID, r.Version}
+		part := make([]pick, 0, len(p.rows))
+		for _, r := range p.rows {
+			// What has been rescheduled comes again, at its new place: in this walk, or when a change that was cut short is repeated.
+			if b.action != Reschedule || r.State != outbox.StatePending || r.RunAt.Sub(b.at).Abs() >= time.Millisecond {
+				part = append(part, pick{r.ID, r.Version})
+			}
 		}
 		if err := q.batch(ctx, b, part, &res); err != nil {
 			return res, q.partly(&res, err)
 		}
-		done += len(part)
+		done += len(p.rows)
 		if f.Cursor = p.older; f.Cursor == nil {
 			return res, nil
 		}
@@ -140,7 +144,7 @@ func (q *request) batch(ctx context.Context, b bulk, part []pick, res *result) e
 			return err
 		}
 		for _, p := range part {
-			_, err := q.s.applyIn(ctx, tx, q.actor, change{action: b.action, id: p.ID, version: p.Version, reason: b.reason})
+			_, err := q.s.applyIn(ctx, tx, q.actor, change{action: b.action, id: p.ID, version: p.Version, at: b.at, reason: b.reason})
 			if err == nil {
 				changed++
 				continue

@@ -263,7 +263,7 @@ func TestBulk(t *testing.T) {
 			}
 		})
 		t.Run("bad", func(t *testing.T) {
-			for _, v := range []url.Values{{}, {"action": {"reschedule"}}, {"action": {"rerun"}}, {"action": {"rerun"}, "pick": {"x"}},
+			for _, v := range []url.Values{{}, {"action": {"reschedule"}, "pick": {"x.1"}}, {"action": {"burn"}}, {"action": {"rerun"}}, {"action": {"rerun"}, "pick": {"x"}},
 				{"action": {"rerun"}, "pick": {"x.1"}, "filter": {"zap=1"}}, {"action": {"rerun"}, "all": {"1"}},
 				{"action": {"rerun"}, "all": {"1"}, "asof": {"2026-01-01T00:00:00Z"}, "count": {"5"}, "filter": {"state=all"}}} {
 				status(t, d.post("tasks/bulk", v), 400)
@@ -278,7 +278,8 @@ func TestBulk(t *testing.T) {
 				time.Now().Add(time.Minute).UTC().Format(time.RFC3339))), 200)
 			has(t, text, `"changed":1`)
 			for _, body := range []string{`{}`, `{"action":"rerun"}`, `{"action":"rerun","filter":{"state":"failed"}}`,
-				`{"action":"rerun","filter":{"x":"failed"},"as_of":"2026-01-01T00:00:00Z","count":1}`} {
+				`{"action":"reschedule","tasks":[{"id":"x","version":1}]}`,
+				`{"action":"cancel","at":"2099-01-01","tasks":[{"id":"x","version":1}]}`, `{"action":"rerun","filter":{"x":"failed"},"as_of":"2026-01-01T00:00:00Z","count":1}`} {
 				status(t, d.postJSON("api/v1/tasks/bulk", body), 400)
 			}
 		})
@@ -325,7 +326,7 @@ func TestPermissions(t *testing.T) {
 				status(t, d.post("tasks/"+list[0], form(bad.Version)), 403)
 				status(t, d.postJSON("api/v1/tasks/"+list[0], `{"version":1}`), 403)
 			}
-			for _, a := range []string{"rerun", "run_now", "cancel", "discard"} {
+			for _, a := range []string{"rerun", "run_now", "reschedule", "cancel", "discard"} {
 				status(t, d.post("tasks/bulk", url.Values{"action": {a}, "pick": {waits.ID + ".1"}, "confirmed": {"yes"}}), 403)
 				status(t, d.postJSON("api/v1/tasks/bulk", `{"action":"`+a+`","tasks":[{"id":"x","version":1}]}`), 403)
 			}

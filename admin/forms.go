@@ -36,10 +36,8 @@ func (q *request) changeForm(id string, action Action) error {
 	if c.version, err = strconv.ParseInt(v.Get("version"), 10, 64); err != nil {
 		return fail(http.StatusBadRequest, "version must be a number.")
 	}
-	if action == Reschedule {
-		if c.at, err = parseTime(v.Get("at")); err != nil {
-			return fail(http.StatusBadRequest, "at must be a time: 2006-01-02T15:04 in UTC, or 2006-01-02T15:04:05+01:00.")
-		}
+	if c.at, err = startOf(action, v.Get("at")); err != nil {
+		return err
 	}
 	if v.Has("args") {
 		c.args = []byte(v.Get("args"))
@@ -56,6 +54,18 @@ func (q *request) changeForm(id string, action Action) error {
 		return q.see("tasks?state=failed&did=discard&n=1")
 	}
 	return q.see("tasks/" + url.PathEscape(target) + "?did=" + string(action) + "&n=1")
+}
+
+// startOf reads the new start, which belongs to Reschedule. Other buttons of the same form send theirs empty or not.
+func startOf(action Action, text string) (time.Time, error) {
+	if action != Reschedule {
+		return time.Time{}, nil
+	}
+	at, err := parseTime(text)
+	if err != nil {
+		return at, fail(http.StatusBadRequest, "at must be a time: 2006-01-02T15:04 in UTC, or 2006-01-02T15:04:05+01:00.")
+	}
+	return at, nil
 }
 
 // change checks what forms and JSON have in common, and does it.
@@ -76,15 +86,18 @@ func (q *request) change(c change) (string, error) {
 
 // bulkForm changes the picked tasks, or all that the list showed. What destroys asks first.
 func (q *request) bulkForm() error {
-	v, err := q.form("action", "pick", "all", "filter", "asof", "count", "reason", "confirmed")
+	v, err := q.form("action", "pick", "all", "filter", "asof", "count", "at", "reason", "confirmed")
 	if err != nil {
 		return err
 	}
 	b := bulk{action: Action(v.Get("action")), reason: strings.TrimSpace(v.Get("reason"))}
 	if !slices.Contains(bulkActions, b.action) {
-		return fail(http.StatusBadRequest, "action must be one of: rerun, run_now, cancel, discard.")
+		return fail(http.StatusBadRequest, "action must be one of: %s.", accepted(bulkActions))
 	}
 	if err := q.need(b.action); err != nil {
+		return err
+	}
+	if b.at, err = startOf(b.action, v.Get("at")); err != nil {
 		return err
 	}
 	if err := checkReason(b.reason); err != nil {
@@ -139,6 +152,14 @@ func (q *request) bulkForm() error {
 		to.Set("skipped", s)
 	}
 	return q.see("tasks?" + to.Encode())
+}
+
+func accepted(list []Action) string {
+	words := make([]string, len(list))
+	for i, a := range list {
+		words[i] = string(a)
+	}
+	return strings.Join(words, ", ")
 }
 
 type confirmation struct {

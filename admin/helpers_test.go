@@ -76,6 +76,8 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+func slogTo(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
+
 // send answers a request; the path is below the prefix.
 func (d *desk) send(method, path, kind, body string, header ...string) *httptest.ResponseRecorder {
 	d.t.Helper()

@@ -192,9 +192,9 @@ func (q *request) list() error {
 func bulkOf(state string) []Action {
 	switch state {
 	case pending:
-		return []Action{Cancel}
+		return []Action{Reschedule, Cancel}
 	case scheduled, parked:
-		return []Action{RunNow, Cancel}
+		return []Action{RunNow, Reschedule, Cancel}
 	case failed:
 		return []Action{Rerun, Discard}
 	case done, cancelled:
@@ -399,7 +399,7 @@ func (q *request) auditRows() (p auditPage, err error) {
 	}
 	p = auditPage{Actor: strings.TrimSpace(v.Get("actor")), Action: v.Get("action"), Task: strings.TrimSpace(v.Get("task")), Actions: changes}
 	if p.Action != "" && !slices.Contains(changes, Action(p.Action)) {
-		return p, fail(http.StatusBadRequest, "action must be one of: rerun, run_now, reschedule, cancel, discard.")
+		return p, fail(http.StatusBadRequest, "action must be one of: %s.", accepted(changes))
 	}
 	tx := q.s.conn(q.ctx).Order("id DESC").Limit(defaultLimit + 1)
 	for column, text := range map[string]string{"actor = ?": p.Actor, "action = ?": p.Action, "task_id = ?": p.Task, "id < ?": v.Get("before")} {
