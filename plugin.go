@@ -270,5 +270,5 @@ type store struct {
 	gorm *gorm.DB // for handlers; never for the dispatcher's own statements, which callbacks could redirect
 	pool *sql.DB  // the primary
 	d    dialect.Dialect
-	turn chan struct{} // of a serial database: who claims or writes outcomes now
+	turn chan struct{} // of a serial database: who claims, writes outcomes or runs a transaction now
 }

@@ -19,7 +19,7 @@ func TestPruneDeletesWhatIsOldOnly(t *testing.T) {
 	}{
 		{false, 100, []string{"cancelled new", "error new", "error old", "success new"}},
 		{true, 100, []string{"cancelled new", "cancelled old", "error new", "success new", "success old"}},
-		{false, 1, []string{"cancelled new", "error new", "error old", "success new", "success old"}}, // the oldest first
+		{false, 1, []string{"cancelled new", "cancelled old", "error new", "error old", "success new"}}, // one status after the other
 	} {
 		t.Run(fmt.Sprintf("errors %v, %d", tt.errors, tt.limit), func(t *testing.T) {
 			eachDB(t, func(t *testing.T, db *gorm.DB) {

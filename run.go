@@ -8,6 +8,7 @@ import (
 	"reflect"
 	"runtime"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -342,6 +343,13 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	limit := max(r.d.p.opts.HeartbeatLimit, time.Second)
 	watch := time.AfterFunc(limit, func() { giveUp(errNoReply) })
 	defer watch.Stop()
+	over, err := s.takeTurn(ctx)
+	if err != nil {
+		return infrastructure(err)
+	}
+	over = sync.OnceFunc(over)
+	defer over()
+	defer context.AfterFunc(r.ctx, over)() // the transaction ends then, whether the handler returns or not
 	tx, err := s.pool.BeginTx(ctx, &sql.TxOptions{Isolation: r.handler.isolation})
 	if err != nil {
 		return infrastructure(err)

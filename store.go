@@ -241,8 +241,9 @@ func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeu
 	return done, list, full, nil
 }
 
-// takeTurn waits until no other statement of this dispatcher writes, where one transaction at a time can: left to collide,
-// they would sleep in the database's busy handler, most of the time longer than the other takes.
+// takeTurn waits until no other statement or transactional run of this dispatcher writes, where one transaction at a time
+// can: left to collide, they would sleep in the database's busy handler, most of the time longer than the other takes, and
+// whoever writes in quick succession would starve the others.
 func (s *store) takeTurn(ctx context.Context) (over func(), err error) {
 	if !s.d.Serial() {
 		return func() {}, nil

@@ -55,21 +55,21 @@ type LaneState struct {
 	Next time.Duration // until the lane's next task that is not due yet; negative when there is none
 }
 
-// NewRow is a task to insert.
+// NewRow is a task to insert. What most tasks leave empty is left out of the parameter.
 type NewRow struct {
 	ID          string  `json:"id"`
 	Func        string  `json:"func"`
 	Args        string  `json:"args"`
-	Key         *string `json:"key"`
+	Key         *string `json:"key,omitempty"`
 	Queue       string  `json:"queue"`
 	Priority    int     `json:"priority"`
-	At          *string `json:"at"`    // start time as Time formats it; nil means DelayUS from now
-	Past        bool    `json:"past"`  // At is not in the future of the caller's clock: never later than now
-	DelayUS     int64   `json:"delay"` // microseconds
+	At          *string `json:"at,omitempty"`    // start time as Time formats it; nil means DelayUS from now
+	Past        bool    `json:"past,omitempty"`  // At is not in the future of the caller's clock: never later than now
+	DelayUS     int64   `json:"delay,omitempty"` // microseconds
 	MaxAttempts int     `json:"max_attempts"`
-	TimeoutMS   int64   `json:"timeout_ms"`
-	RerunOf     *string `json:"rerun_of"`
-	Meta        *string `json:"meta"`
+	TimeoutMS   int64   `json:"timeout_ms,omitempty"`
+	RerunOf     *string `json:"rerun_of,omitempty"`
+	Meta        *string `json:"meta,omitempty"`
 }
 
 // Outcome ends a task: its row moves to history. What most outcomes leave empty is left out of the parameter.

@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"math/bits"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,7 +18,7 @@ var postgresSchema string
 // postgres: version 12 and later. Lists of functions travel as JSON, so that no array type of a driver is needed.
 type postgres struct {
 	base
-	insert, probe, claim, moveRunning, moveWaiting, exchange, requeue, park, unpark, orphans, prune string
+	insert, insertKeys, probe, claim, moveRunning, moveWaiting, exchange, requeue, park, unpark, orphans, prune string
 }
 
 const postgresTime = "2006-01-02 15:04:05.999999-07:00"
@@ -28,18 +29,19 @@ func newPostgres(names Names, clock func() time.Time) *postgres {
 	p := &postgres{base: newBase(names, clock, '"', "(SELECT clock_timestamp())", func(t time.Time) string {
 		return "timestamptz '" + t.UTC().Format(postgresTime) + "'"
 	})}
-	p.insert = p.render(`
+	insert := `
 INSERT INTO {tasks} (id, func, args, key, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts,
 	timeout_ms, repeatable, version, rerun_of, meta, created_at)
 SELECT r.id, r.func, r.args::json, r.key, r.queue, r.priority,
-	CASE WHEN r.at IS NULL THEN n.now + r.delay * interval '1 microsecond'
+	CASE WHEN r.at IS NULL THEN n.now + coalesce(r.delay, 0) * interval '1 microsecond'
 	     WHEN r.past THEN least(r.at, n.now) ELSE r.at END,
-	'pending', 0, 0, 0, r.max_attempts, r.timeout_ms, false, 1, r.rerun_of, r.meta::json, n.now
+	'pending', 0, 0, 0, r.max_attempts, coalesce(r.timeout_ms, 0), false, 1, r.rerun_of, r.meta::json, n.now
 FROM (SELECT {now} AS now OFFSET 0) n, json_to_recordset($1::text::json) AS r(id text, func text, args text, key text,
 	queue text, priority smallint, at timestamptz, past boolean, delay bigint, max_attempts integer,
 	timeout_ms bigint, rerun_of text, meta text)
-ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
-RETURNING id, run_at, created_at`)
+{conflict}RETURNING id, run_at, created_at`
+	p.insert = p.render(strings.Replace(insert, "{conflict}", "", 1))
+	p.insertKeys = p.render(strings.Replace(insert, "{conflict}", "ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING\n", 1))
 
 	// The lanes are found by skipping through the claim's index, so their number costs, not that of the tasks. The first
 	// task of each decides whether something is due: for EXISTS (… run_at <= now) the planner may scan the table.
@@ -202,7 +204,11 @@ func (p *postgres) Rebind(query string) string {
 }
 
 func (p *postgres) Insert(ctx context.Context, c Conn, rows []NewRow, f func(*sql.Rows) error) error {
-	r, err := c.QueryContext(ctx, p.at(p.insert), encode(rows))
+	query := p.insert
+	if slices.ContainsFunc(rows, func(r NewRow) bool { return r.Key != nil }) {
+		query = p.insertKeys // ON CONFLICT writes a second record of every row to the log, whether it has a key or not
+	}
+	r, err := c.QueryContext(ctx, p.at(query), encode(rows))
 	return each(r, err, f)
 }
 

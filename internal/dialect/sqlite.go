@@ -31,7 +31,7 @@ SELECT r.value ->> 'id', r.value ->> 'func', r.value ->> 'args', r.value ->> 'ke
 	r.value ->> 'priority',
 	CASE WHEN r.value ->> 'at' IS NULL THEN {now+delay}
 	     WHEN r.value ->> 'past' THEN min(r.value ->> 'at', {now}) ELSE r.value ->> 'at' END,
-	'pending', 0, 0, 0, r.value ->> 'max_attempts', r.value ->> 'timeout_ms', 0, 1, r.value ->> 'rerun_of',
+	'pending', 0, 0, 0, r.value ->> 'max_attempts', coalesce(r.value ->> 'timeout_ms', 0), 0, 1, r.value ->> 'rerun_of',
 	r.value ->> 'meta', {now}
 FROM json_each(?1) r WHERE true
 ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
@@ -130,7 +130,7 @@ func sqliteNow(base string, modifiers ...string) string {
 }
 
 // Seconds are rounded up to milliseconds, for a task is never early.
-const sqliteDelay = "printf('+%.3f seconds', ((r.value ->> 'delay') + 999) / 1000 / 1000.0)"
+const sqliteDelay = "printf('+%.3f seconds', (coalesce(r.value ->> 'delay', 0) + 999) / 1000 / 1000.0)"
 
 // render also puts in the two times that a parameter moves: {now+delay} and {now-age}.
 func (s *sqlite) render(query string) string {
