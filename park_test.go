@@ -327,7 +327,9 @@ func TestRollingDeploy(t *testing.T) {
 			}
 		}
 		make()
-		eventually(t, "the new function's tasks are parked", func() bool { return inState(t, db, outbox.StateParked) == each })
+		eventually(t, "the new function's tasks are parked, the others have run", func() bool {
+			return inState(t, db, outbox.StateParked) == each && count(t, db, &outbox.TaskModel{}) == each
+		})
 		_, current := join(opts, func(p *outbox.Plugin) { byNew, news = notes(p, "kept"), notes(p, "added") })
 		start(t, current)
 		make()
