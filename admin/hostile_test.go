@@ -189,7 +189,7 @@ func shortened(s string, runes int) string {
 
 var (
 	tag      = regexp.MustCompile(`<[a-zA-Z/!][^>]*>`)
-	knownTag = regexp.MustCompile(`^</?(html|head|meta|title|link|script|body|a|header|strong|nav|ul|li|div|button|bdi|p|main|footer|time|h1|h2|span|code|section|pre|form|input|label|details|summary|textarea|ol|dl|dt|dd|q|table|caption|thead|tbody|tr|th|td|small|b|i|svg|defs|pattern|path|rect|datalist|option|select|br)\b`)
+	knownTag = regexp.MustCompile(`^</?(html|head|meta|title|link|script|body|a|header|strong|nav|ul|li|div|button|bdi|p|main|footer|time|h1|h2|span|code|section|pre|form|input|label|details|summary|textarea|ol|dl|dt|dd|q|table|caption|thead|tbody|tr|th|td|small|b|i|svg|defs|pattern|path|rect|datalist|option|output|dialog|kbd|select|br)\b`)
 	handlers = regexp.MustCompile(`(?i)<[a-z]+(?:\s+[a-z-]+(?:="[^"]*")?)*\s+(?:on[a-z]+|style)\s*=`)
 	links    = regexp.MustCompile(`(?:href|action|src)="([^"]*)"`)
 )
