@@ -74,6 +74,7 @@ type Options struct {
 type site struct {
 	plugin *outbox.Plugin
 	db     *gorm.DB
+	reads  *gorm.DB // the same, past what the application does to its own queries
 	d      dialect.Dialect
 	limits func() bridge.Limits
 	opts   Options
@@ -82,7 +83,7 @@ type site struct {
 	bulkLimit time.Duration // how long a change of many tasks goes on
 
 	mu     sync.Mutex
-	cached map[string]cached
+	cached map[string]*cached
 }
 
 // New returns the pages of a plugin that db.Use has been called with. It fails without Options.Authorize. The handler is
@@ -102,11 +103,15 @@ func New(p *outbox.Plugin, opts Options) (http.Handler, error) {
 	if err != nil {
 		return nil, fmt.Errorf("admin: new: %w", err)
 	}
+	reads, err := plainReads(db)
+	if err != nil {
+		return nil, fmt.Errorf("admin: new: %w", err)
+	}
 	opts.Title = cmp.Or(opts.Title, "Outbox")
 	opts.QueryTimeout = cmp.Or(opts.QueryTimeout, 5*time.Second)
 	opts.Logger = cmp.Or(opts.Logger, slog.Default())
-	s := &site{plugin: p, db: db, d: d, opts: opts, cross: http.NewCrossOriginProtection(), bulkLimit: bulkTimeout,
-		limits: func() bridge.Limits { return bridge.LimitsOf(p) }, cached: map[string]cached{}}
+	s := &site{plugin: p, db: db, reads: reads, d: d, opts: opts, cross: http.NewCrossOriginProtection(), bulkLimit: bulkTimeout,
+		limits: func() bridge.Limits { return bridge.LimitsOf(p) }, cached: map[string]*cached{}}
 	for _, origin := range opts.TrustedOrigins {
 		if err := s.cross.AddTrustedOrigin(origin); err != nil {
 			return nil, fmt.Errorf("admin: new: TrustedOrigins: %w", err)
@@ -115,8 +120,11 @@ func New(p *outbox.Plugin, opts Options) (http.Handler, error) {
 	return s, nil
 }
 
-// conn is the database for one request.
+// conn is the database for one request's changes.
 func (s *site) conn(ctx context.Context) *gorm.DB { return s.db.WithContext(ctx) }
+
+// read is the database for what a page shows.
+func (s *site) read(ctx context.Context) *gorm.DB { return s.reads.WithContext(ctx) }
 
 // now is the database's clock, which dates everything that the pages show.
 func (s *site) now(ctx context.Context) (time.Time, error) {
@@ -125,43 +133,4 @@ func (s *site) now(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	return time.Parse("2006-01-02 15:04:05.999999-07:00", text)
-}
-
-// cached is an answer that may be some seconds old, so that many open pages cost the database no more than one.
-type cached struct {
-	at    time.Time
-	value any
-	old   bool // something has changed since: ask again, but keep it in case that fails
-}
-
-const cacheAge = 10 * time.Second
-
-// cache returns what is remembered under a key, or asks. With an error it returns what was known last, and since when.
-func cache[T any](s *site, key string, ask func() (T, error)) (value T, stale time.Time, err error) {
-	s.mu.Lock()
-	old, found := s.cached[key]
-	s.mu.Unlock()
-	if found && !old.old && time.Since(old.at) < cacheAge {
-		return old.value.(T), time.Time{}, nil
-	}
-	if value, err = ask(); err == nil {
-		s.mu.Lock()
-		s.cached[key] = cached{at: time.Now(), value: value}
-		s.mu.Unlock()
-		return value, time.Time{}, nil
-	}
-	if found {
-		return old.value.(T), old.at, err
-	}
-	return value, time.Time{}, err
-}
-
-// forget makes the next page ask again: after a change the figures should show it.
-func (s *site) forget() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for key, c := range s.cached {
-		c.old = true
-		s.cached[key] = c
-	}
 }

@@ -2,6 +2,8 @@ package admin
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"io"
 	"mime"
@@ -60,10 +62,26 @@ func (r row) json(at time.Time) taskJSON {
 }
 
 func (q *request) json(v any) error {
-	q.w.Header().Set("Content-Type", "application/json")
-	enc := json.NewEncoder(q.w)
-	enc.SetEscapeHTML(true)
-	return enc.Encode(v)
+	var out bytes.Buffer
+	if err := json.NewEncoder(&out).Encode(v); err != nil { // which escapes what HTML would take for its own
+		return err
+	}
+	h := q.w.Header()
+	h.Set("Content-Type", "application/json")
+	if q.r.Method == http.MethodGet || q.r.Method == http.MethodHead {
+		sum := sha256.Sum256(out.Bytes())
+		tag := `W/"` + hex.EncodeToString(sum[:12]) + `"` // weak: a proxy may compress the body
+		h.Set("ETag", tag)
+		for have := range strings.SplitSeq(strings.Join(q.r.Header.Values("If-None-Match"), ","), ",") {
+			if have = strings.TrimSpace(have); have == "*" || strings.TrimPrefix(have, "W/") == strings.TrimPrefix(tag, "W/") {
+				h.Del("Content-Type")
+				q.w.WriteHeader(http.StatusNotModified)
+				return nil
+			}
+		}
+	}
+	q.w.Write(out.Bytes())
+	return nil
 }
 
 type listJSON struct {
@@ -76,7 +94,7 @@ func (q *request) apiOverview() error {
 	if err != nil {
 		return err
 	}
-	f, _, err := cache(q.s, "overview "+span, func() (figures, error) { return q.s.figures(q.ctx, span) })
+	f, _, err := cache(q.ctx, q.s, "overview "+span, func() (figures, error) { return q.s.figures(q.ctx, span) })
 	if err != nil {
 		return err
 	}
@@ -156,7 +174,7 @@ func (q *request) apiFunctions() error {
 	if err := only(q.r.URL.Query()); err != nil {
 		return err
 	}
-	list, _, err := cache(q.s, "functions", q.allFunctions)
+	list, _, err := cache(q.ctx, q.s, "functions", q.allFunctions)
 	if err != nil {
 		return err
 	}

@@ -107,7 +107,7 @@ func (s *site) sources(ctx context.Context, f filter, at time.Time) ([]source, e
 
 // query is a source's statement, but for its columns, its order and its limit.
 func (s *site) query(ctx context.Context, src source, f filter) *gorm.DB {
-	tx := s.conn(ctx).Model(src.model)
+	tx := s.read(ctx).Model(src.model)
 	params := src.params
 	for _, w := range src.where {
 		n := strings.Count(w, "?")
@@ -320,7 +320,7 @@ func (s *site) count(ctx context.Context, f filter, at time.Time) (int, error) {
 			break
 		}
 		var n int64
-		err = s.conn(ctx).Table("(?) AS part", s.query(ctx, src, f).Select("1 AS one").Limit(maxCount+1-total)).Count(&n).Error
+		err = s.read(ctx).Table("(?) AS part", s.query(ctx, src, f).Select("1 AS one").Limit(maxCount+1-total)).Count(&n).Error
 		total += int(n)
 	}
 	return total, err

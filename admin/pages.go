@@ -78,7 +78,7 @@ func (q *request) overview() error {
 	if err != nil {
 		return err
 	}
-	f, stale, err := cache(q.s, "overview "+span, func() (figures, error) { return q.s.figures(q.ctx, span) })
+	f, stale, err := cache(q.ctx, q.s, "overview "+span, func() (figures, error) { return q.s.figures(q.ctx, span) })
 	if err != nil && stale.IsZero() {
 		return err
 	}
@@ -140,7 +140,7 @@ func (q *request) list() error {
 	}
 	l.Newer, l.Older = link(p.newer), link(p.older)
 	l.Partial = len(p.rows) < f.Limit && p.older != nil
-	counts, _, _ := cache(q.s, "counts", func() (map[string]int, error) {
+	counts, _, _ := cache(q.ctx, q.s, "counts", func() (map[string]int, error) {
 		m := map[string]int{}
 		for _, state := range states[1:] {
 			n, err := q.s.count(q.ctx, filter{State: state}, at)
@@ -290,7 +290,7 @@ func (q *request) load(id string, at time.Time) (d detail, err error) {
 	if c.RerunOf != nil {
 		ids = append(ids, *c.RerunOf)
 	}
-	err = q.s.conn(q.ctx).Where("task_id IN ?", ids).Order("id DESC").Limit(50).Find(&d.Audit).Error
+	err = q.s.read(q.ctx).Where("task_id IN ?", ids).Order("id DESC").Limit(50).Find(&d.Audit).Error
 	return d, err
 }
 
@@ -339,7 +339,7 @@ func (q *request) functions() error {
 	if err := only(q.r.URL.Query()); err != nil {
 		return err
 	}
-	list, _, err := cache(q.s, "functions", q.allFunctions)
+	list, _, err := cache(q.ctx, q.s, "functions", q.allFunctions)
 	if err != nil {
 		return err
 	}
@@ -401,7 +401,7 @@ func (q *request) auditRows() (p auditPage, err error) {
 	if p.Action != "" && !slices.Contains(changes, Action(p.Action)) {
 		return p, fail(http.StatusBadRequest, "action must be one of: %s.", accepted(changes))
 	}
-	tx := q.s.conn(q.ctx).Order("id DESC").Limit(defaultLimit + 1)
+	tx := q.s.read(q.ctx).Order("id DESC").Limit(defaultLimit + 1)
 	for column, text := range map[string]string{"actor = ?": p.Actor, "action = ?": p.Action, "task_id = ?": p.Task, "id < ?": v.Get("before")} {
 		if text == "" {
 			continue

@@ -121,7 +121,7 @@ func (s *site) figures(ctx context.Context, span string) (f figures, err error) 
 		}
 	}
 	var busy []row
-	if err = s.conn(ctx).Model(&outbox.TaskModel{}).Select("id, func, started_at").Where("state = 'running' AND process_id > ''").
+	if err = s.read(ctx).Model(&outbox.TaskModel{}).Select("id, func, started_at").Where("state = 'running' AND process_id > ''").
 		Order("started_at").Limit(1).Find(&busy).Error; err != nil {
 		return f, err
 	}
@@ -163,10 +163,10 @@ func (s *site) throughput(ctx context.Context, span string, at time.Time) ([]buc
 		b := bucket{From: from}
 		for status, n := range map[string]*int{"status = 'success'": &b.OK, "status = 'error'": &b.Failed} {
 			var count int64
-			some := s.conn(ctx).Model(&outbox.HistoryModel{}).Select("1 AS one").Where(status).
+			some := s.read(ctx).Model(&outbox.HistoryModel{}).Select("1 AS one").Where(status).
 				Where("finished_at >= "+s.d.Instant(), s.d.Time(from)).Where("finished_at < "+s.d.Instant(), s.d.Time(from.Add(step))).
 				Limit(maxCount + 1)
-			if err := s.conn(ctx).Table("(?) AS part", some).Count(&count).Error; err != nil {
+			if err := s.read(ctx).Table("(?) AS part", some).Count(&count).Error; err != nil {
 				return nil, err
 			}
 			*n = int(count)
@@ -212,14 +212,14 @@ func firstLine(text *string) string {
 
 func (s *site) listProcesses(ctx context.Context, at time.Time) ([]process, error) {
 	var models []outbox.ProcessModel
-	if err := s.conn(ctx).Order("host, started_at, id").Limit(500).Find(&models).Error; err != nil {
+	if err := s.read(ctx).Order("host, started_at, id").Limit(500).Find(&models).Error; err != nil {
 		return nil, err
 	}
 	var busy []struct {
 		ProcessID string
 		N         int
 	}
-	err := s.conn(ctx).Model(&outbox.TaskModel{}).Select("process_id, count(*) AS n").
+	err := s.read(ctx).Model(&outbox.TaskModel{}).Select("process_id, count(*) AS n").
 		Where("state = 'running' AND process_id > ''").Group("process_id").Find(&busy).Error
 	if err != nil {
 		return nil, err
@@ -269,8 +269,8 @@ func (s *site) listFunctions(ctx context.Context, processes []process) ([]functi
 		State outbox.State
 		N     int
 	}
-	some := s.conn(ctx).Model(&outbox.TaskModel{}).Select("func, state").Limit(maxCount)
-	if err := s.conn(ctx).Table("(?) AS part", some).Select("func, state, count(*) AS n").Group("func, state").Find(&unfinished).Error; err != nil {
+	some := s.read(ctx).Model(&outbox.TaskModel{}).Select("func, state").Limit(maxCount)
+	if err := s.read(ctx).Table("(?) AS part", some).Select("func, state, count(*) AS n").Group("func, state").Find(&unfinished).Error; err != nil {
 		return nil, err
 	}
 	for _, u := range unfinished {
@@ -286,7 +286,7 @@ func (s *site) listFunctions(ctx context.Context, processes []process) ([]functi
 	}
 	for _, status := range []string{"status = 'success'", "status = 'error'"} {
 		var last []row
-		if err := s.conn(ctx).Model(&outbox.HistoryModel{}).Select("func, status, started_at, finished_at").Where(status).
+		if err := s.read(ctx).Model(&outbox.HistoryModel{}).Select("func, status, started_at, finished_at").Where(status).
 			Order("finished_at DESC").Limit(sample).Find(&last).Error; err != nil {
 			return nil, err
 		}

@@ -1,0 +1,86 @@
+package admin_test
+
+import (
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/admin"
+)
+
+// TestApplicationsCallbacks: what an application does to its own queries does not change what the pages show.
+func TestApplicationsCallbacks(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		d := open(t, db, admin.Options{})
+		bad := d.failed()
+		var ran atomic.Int32
+		must(t, db.Callback().Query().Before("gorm:query").Register("tenant", func(tx *gorm.DB) {
+			ran.Add(1)
+			tx.Where("1 = 0")
+		}))
+		must(t, db.Callback().Row().Before("gorm:row").Register("tenant", func(*gorm.DB) { ran.Add(1) }))
+		for _, page := range []string{"tasks", "tasks?state=failed", "tasks/" + bad.ID, "functions", "", "processes", "audit", "api/v1/tasks", "export?format=csv"} {
+			text := status(t, d.get(page), 200)
+			if page != "processes" && page != "audit" {
+				has(t, text, "mail.send")
+			}
+		}
+		if n := ran.Load(); n > 0 {
+			t.Errorf("the application's callbacks ran %d times", n)
+		}
+		var history []outbox.HistoryModel
+		if must(t, db.Find(&history).Error); ran.Load() == 0 || len(history) != 0 {
+			t.Error("the callback does nothing")
+		}
+	})
+}
+
+// TestManyAskOnce: of many who open the overview at once, one asks the database.
+func TestManyAskOnce(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		heard := &listener{Interface: logger.Discard}
+		db.Logger = heard
+		d := open(t, db, admin.Options{})
+		heard.take()
+		status(t, d.get(""), 200)
+		alone := len(heard.take())
+		many := open2(t, d)
+		heard.take()
+		var all sync.WaitGroup
+		for range 8 {
+			all.Go(func() { status(t, many.get(""), 200) })
+		}
+		all.Wait()
+		if n := len(heard.take()); n != alone || n == 0 {
+			t.Errorf("eight ask with %d statements, one with %d", n, alone)
+		}
+	})
+}
+
+func TestETag(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		d := open(t, db, admin.Options{})
+		task := d.create(outbox.StartAfter(time.Hour))
+		for _, path := range []string{"api/v1/tasks", "api/v1/tasks/" + task.ID, "api/v1/audit", "api/v1/overview"} {
+			w := d.get(path)
+			status(t, w, 200)
+			tag := w.Header().Get("ETag")
+			if tag == "" {
+				t.Fatalf("%s has none", path)
+			}
+			for header, want := range map[string]int{tag: 304, `"x", ` + tag[2:]: 304, "*": 304, `W/"x"`: 200} {
+				got := d.send("GET", path, "", "", "If-None-Match", header)
+				if text := status(t, got, want); want == 304 && text != "" {
+					t.Errorf("304 with a body: %s", text)
+				}
+			}
+			status(t, d.post("tasks/"+task.ID+"/reschedule", form(d.task(task.ID).Version, "at", "2099-01-02")), 303)
+			status(t, d.send("GET", path, "", "", "If-None-Match", tag), 200)
+		}
+	})
+}
