@@ -34,8 +34,8 @@ type dispatcher struct {
 	endRuns     context.CancelCauseFunc
 	writeCtx    context.Context // of what must be written after a cancellation
 	stopWriting context.CancelFunc
-	drain       chan struct{} // closed when nothing more is to be started
-	draining    atomic.Bool
+	drain       chan struct{} // closed when runs that wait for their turn are to give it up
+	draining    atomic.Bool   // nothing more is to be started
 	ran         atomic.Int64
 
 	mu       sync.Mutex
@@ -165,6 +165,8 @@ func (p *Plugin) begin(ctx context.Context, watch bool) (d *dispatcher, stop fun
 		d.lapse.Stop()
 		return nil, nil, err
 	}
+	// At once, and not only when the loop is over: a claim's reply may come meanwhile.
+	ended := context.AfterFunc(ctx, func() { d.draining.Store(true) })
 	beats, stopBeats := context.WithCancel(context.Background())
 	written := make(chan struct{})
 	stopWriter := make(chan struct{})
@@ -172,6 +174,7 @@ func (p *Plugin) begin(ctx context.Context, watch bool) (d *dispatcher, stop fun
 	wg.Go(func() { d.heartbeats(beats, watch) })
 	go func() { defer close(written); d.writeOutcomes(stopWriter) }()
 	return d, func() {
+		ended()
 		close(stopWriter)
 		<-written
 		stopBeats()

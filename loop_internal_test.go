@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"log/slog"
 	"os"
@@ -64,5 +65,32 @@ func TestLoopStartsNothingAfterItsLease(t *testing.T) {
 		}
 		s.create("task", "plain", simLease-time.Second/2, func(m *TaskModel) { m.MaxAttempts = 1 })
 		s.run()
+	})
+}
+
+// A claim is not cut short, so its reply may come when the context of Run has ended.
+func TestLoopStartsNothingAfterItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 0, false)
+		n := s.addNode()
+		n.fault = func(what string) (f memFault) {
+			if what == "CLAIM" {
+				f.after = simStatement / 2
+			}
+			return f
+		}
+		s.create("task", "plain", 0, nil)
+		p := n.plugin()
+		defer s.pools[0].Close()
+		ctx, cancel := context.WithTimeout(t.Context(), simStatement/4)
+		defer cancel()
+		if err := p.Run(ctx); err != nil {
+			t.Fatal(err)
+		}
+		tx := s.m.begin()
+		left := tasks(tx)
+		if len(left) != 1 || left[0].State != StatePending || left[0].Attempt != 1 || left[0].Uncounted != 1 || s.tasks["task"].runs != 0 {
+			t.Errorf("it ran %d times, and is %+v", s.tasks["task"].runs, left)
+		}
 	})
 }
