@@ -2,8 +2,6 @@ package admin
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"io"
 	"mime"
@@ -66,21 +64,10 @@ func (q *request) json(v any) error {
 	if err := json.NewEncoder(&out).Encode(v); err != nil { // which escapes what HTML would take for its own
 		return err
 	}
-	h := q.w.Header()
-	h.Set("Content-Type", "application/json")
-	if q.r.Method == http.MethodGet || q.r.Method == http.MethodHead {
-		sum := sha256.Sum256(out.Bytes())
-		tag := `W/"` + hex.EncodeToString(sum[:12]) + `"` // weak: a proxy may compress the body
-		h.Set("ETag", tag)
-		for have := range strings.SplitSeq(strings.Join(q.r.Header.Values("If-None-Match"), ","), ",") {
-			if have = strings.TrimSpace(have); have == "*" || strings.TrimPrefix(have, "W/") == strings.TrimPrefix(tag, "W/") {
-				h.Del("Content-Type")
-				q.w.WriteHeader(http.StatusNotModified)
-				return nil
-			}
-		}
+	if !q.unchanged(out.Bytes()) {
+		q.w.Header().Set("Content-Type", "application/json")
+		q.w.Write(out.Bytes())
 	}
-	q.w.Write(out.Bytes())
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"html/template"
 	"net/http"
 	"slices"
 	"strings"
@@ -47,6 +48,15 @@ func (q *request) render(status int, name, title string, data any) error {
 		return nil
 	}
 	q.w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	if status == http.StatusOK {
+		times := []string{iso(v.At), inUTC(v.At)}
+		if l, ok := data.(list); ok {
+			times = append(times, template.HTMLEscapeString(l.AsOf))
+		}
+		if q.unchanged(out.Bytes(), times...) {
+			return nil
+		}
+	}
 	q.w.WriteHeader(status)
 	q.w.Write(out.Bytes())
 	return nil
@@ -59,7 +69,11 @@ type overview struct {
 	Stale time.Time
 	Empty bool
 	Max   int
+	Busy  []function // those with the most to tell
 }
+
+// busiest is how many functions the overview shows.
+const busiest = 8
 
 func (q *request) span() (string, error) {
 	v := q.r.URL.Query()
@@ -91,6 +105,11 @@ func (q *request) overview() error {
 	for _, b := range f.Buckets {
 		o.Max = max(o.Max, b.OK+b.Failed)
 	}
+	o.Busy = slices.Clone(f.Functions)
+	slices.SortStableFunc(o.Busy, func(a, b function) int {
+		return cmp.Or(b.Failed-a.Failed, b.Parked-a.Parked, (b.Waiting+b.Running+b.OK)-(a.Waiting+a.Running+a.OK))
+	})
+	o.Busy = o.Busy[:min(len(o.Busy), busiest)]
 	return q.render(http.StatusOK, "overview", "Overview", o)
 }
 

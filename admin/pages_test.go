@@ -309,3 +309,49 @@ func TestMountedWithoutSlash(t *testing.T) {
 		has(t, w.Body.String(), up)
 	}
 }
+
+func TestNotModified(t *testing.T) {
+	d := open(t, testutil.SQLite(t), admin.Options{})
+	for _, page := range []string{"tasks?state=failed", "audit", "processes", "api/v1/tasks"} {
+		first := d.get(page)
+		status(t, first, 200)
+		tag := first.Header().Get("ETag")
+		again := d.send("GET", page, "", "", "If-None-Match", `"other", `+tag)
+		if text := status(t, again, 304); tag == "" || text != "" {
+			t.Errorf("%s: tag %q, text %q", page, tag, text)
+		}
+		status(t, d.send("GET", page, "", "", "If-None-Match", `"other"`), 200)
+	}
+	tag := d.get("tasks?state=failed").Header().Get("ETag")
+	d.failed()
+	status(t, d.send("GET", "tasks?state=failed", "", "", "If-None-Match", tag), 200)
+	if tag := d.get("tasks/nope").Header().Get("ETag"); tag != "" {
+		t.Errorf("an error has the tag %s", tag)
+	}
+}
+
+func TestTrend(t *testing.T) {
+	d := open(t, testutil.SQLite(t), admin.Options{})
+	for i := range 32 { // the last half takes a second, the first ten milliseconds
+		took := "0.010"
+		if i >= 16 {
+			took = "1.000"
+		}
+		task := d.create()
+		_, err := d.p.RunDue(t.Context())
+		must(t, err)
+		must(t, d.db.Exec(`UPDATE outbox_history SET started_at = strftime('%Y-%m-%d %H:%M:%f', finished_at, ?) || '000+00:00' WHERE id = ?`, "-"+took+" seconds", task.ID).Error)
+	}
+	type answer struct {
+		Data []struct {
+			Pace  string          `json:"pace"`
+			Trend []time.Duration `json:"trend_ns"`
+		} `json:"data"`
+	}
+	got := decode[answer](t, status(t, d.get("api/v1/functions"), 200)).Data
+	if len(got) != 1 || got[0].Pace != "slower" || len(got[0].Trend) != 8 || got[0].Trend[0] >= got[0].Trend[7] {
+		t.Errorf("got %+v", got)
+	}
+	has(t, status(t, d.get(""), 200), "</svg> slower", `id="funcs"`)
+	has(t, status(t, d.get("functions"), 200), "</svg> slower")
+}

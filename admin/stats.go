@@ -62,7 +62,12 @@ type function struct {
 	Failed    int            `json:"failed"`
 	P50       *time.Duration `json:"p50_ns,omitempty"`
 	P95       *time.Duration `json:"p95_ns,omitempty"`
-	durations []time.Duration
+
+	// Trend has the medians of eight equal parts of the last successes, the oldest first; Pace is in a word what it shows.
+	Trend []time.Duration `json:"trend_ns,omitempty"`
+	Pace  string          `json:"pace,omitempty"` // slower, faster or steady
+
+	durations []time.Duration // the newest first
 }
 
 type process struct {
@@ -306,9 +311,33 @@ func (s *site) listFunctions(ctx context.Context, processes []process) ([]functi
 	for _, path := range slices.Sorted(maps.Keys(found)) {
 		f := found[path]
 		f.P50, f.P95 = quantiles(f.durations)
+		f.Trend, f.Pace = trend(f.durations)
 		list = append(list, *f)
 	}
 	return list, nil
+}
+
+// parts of a trend. With fewer than two runs a part it would show noise.
+const parts = 8
+
+func trend(newest []time.Duration) (medians []time.Duration, pace string) {
+	n := len(newest) / parts
+	if n < 2 {
+		return nil, ""
+	}
+	for i := parts - 1; i >= 0; i-- {
+		p50, _ := quantiles(newest[i*n : (i+1)*n])
+		medians = append(medians, *p50)
+	}
+	now, _ := quantiles(newest[:n*parts/2])
+	before, _ := quantiles(newest[n*parts/2 : n*parts])
+	switch {
+	case *now >= *before*3/2+time.Millisecond:
+		return medians, "slower"
+	case *before >= *now*3/2+time.Millisecond:
+		return medians, "faster"
+	}
+	return medians, "steady"
 }
 
 // quantiles are the 50th and the 95th percentile.

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -82,8 +83,8 @@ var funcs = template.FuncMap{
 		return span(d) + " ago"
 	},
 	"since":  func(t, at time.Time) string { return span(at.Sub(t)) },
-	"iso":    func(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) },
-	"utc":    func(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") },
+	"iso":    iso,
+	"utc":    inUTC,
 	"form":   func(t time.Time) string { return t.UTC().Format("2006-01-02T15:04") },
 	"field":  formTime,
 	"clock":  func(t time.Time) string { return t.UTC().Format("01-02 15:04") },
@@ -125,7 +126,22 @@ var funcs = template.FuncMap{
 	"deref":   func(t *time.Time) time.Time { return *t },
 	"took":    func(d *time.Duration) string { return span(*d) },
 	"between": func(a *time.Time, b time.Time) string { return span(b.Sub(*a)) },
+	"bars":    heights,
 	"raw":     func(j outbox.JSON) string { return j.String() },
+}
+
+func iso(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+func inUTC(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
+
+// heights of bars for durations, in 16 units.
+func heights(list []time.Duration) []int {
+	out := make([]int, len(list))
+	most := max(slices.Max(append(list, 0)), 1)
+	for i, d := range list {
+		out[i] = max(1, int(d*16/most))
+	}
+	return out
 }
 
 // num writes a count, "10,000+" beyond what is counted.

@@ -15,6 +15,49 @@
     try { localStorage.setItem("outbox-theme", root.dataset.theme); } catch { /* then it lasts as long as the page */ }
   });
 
+  // Copy buttons, where the browser lets a page copy.
+  const said = document.getElementById("said");
+  if (navigator.clipboard) document.documentElement.dataset.copies = "";
+  document.addEventListener("click", (event) => {
+    const button = event.target.closest("[data-copy]");
+    if (!button) return;
+    navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent).then(
+      () => { said.textContent = "Copied."; button.classList.add("copied"); },
+      () => { said.textContent = "The browser does not allow it."; });
+    said.textContent = "";
+  });
+
+  // A time that is typed in UTC is shown in the person's own zone as well.
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  function local() {
+    for (const field of document.querySelectorAll("[data-utc]")) {
+      const at = new Date(field.value + "Z"), out = field.parentNode.querySelector("output");
+      const text = isNaN(at) ? "" : "that is " + at.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) + ", " + zone;
+      if (out.textContent !== text) out.textContent = text;
+    }
+  }
+  document.addEventListener("input", local);
+  local();
+
+  // Keyboard shortcuts: single letters, so they can be turned off.
+  const help = document.getElementById("help"), keys = document.getElementById("keys"), use = document.getElementById("use-keys");
+  const places = { o: "", t: "tasks", x: "tasks?state=failed", f: "functions", p: "processes", a: "audit" };
+  let going = 0;
+  use.checked = true;
+  try { use.checked = localStorage.getItem("outbox-keys") !== "off"; } catch { /* then they are on */ }
+  keys.hidden = false;
+  keys.addEventListener("click", () => help.showModal());
+  use.addEventListener("change", () => { try { localStorage.setItem("outbox-keys", use.checked ? "on" : "off"); } catch { /* as above */ } });
+  document.addEventListener("keydown", (event) => {
+    const typing = event.target.closest("input:not([type=checkbox]), select, textarea, dialog");
+    if (typing || !use.checked || event.ctrlKey || event.metaKey || event.altKey) return;
+    const search = document.querySelector("[role=search] input:not([type=hidden])");
+    if (going && Date.now() - going < 2000 && event.key in places) location.href = document.getElementById("root").dataset.up + places[event.key];
+    else if (event.key === "/" && search) { event.preventDefault(); search.focus(); }
+    else if (event.key === "?") help.showModal();
+    going = event.key === "g" ? Date.now() : 0;
+  });
+
   // morph makes a node like another, and leaves alone what the person has made of it: typed text, ticks, opened details.
   const kept = (node, name) => node.nodeName === "DETAILS" && name === "open";
   // Not node.id, which of a form is the field that is called id.
@@ -29,7 +72,7 @@
       if (!kept(from, name) && from.getAttribute(name) !== value) from.setAttribute(name, value);
     for (const { name } of [...from.attributes])
       if (!kept(from, name) && !to.hasAttribute(name)) from.removeAttribute(name);
-    if (from.nodeName === "TEXTAREA" || from.nodeName === "SELECT") return;
+    if (from.nodeName === "OUTPUT" || from.nodeName === "TEXTAREA" || from.nodeName === "SELECT") return;
     if (from.dataset.rows !== undefined) return rows(from, to);
     let at = from.firstChild;
     for (const want of [...to.childNodes]) {
@@ -63,7 +106,7 @@
 
   if (!main.hasAttribute("data-live")) return;
   const live = document.getElementById("live");
-  let on = true, wait = every, timer = 0;
+  let on = true, wait = every, timer = 0, tag = "";
   try { on = sessionStorage.getItem("outbox-live") !== "off"; } catch { /* then it is on */ }
   const show = () => { live.setAttribute("aria-pressed", on); live.textContent = on ? "● Live" : "‖ Paused"; };
   const later = () => { clearTimeout(timer); if (on && !document.hidden) timer = setTimeout(refresh, wait); };
@@ -72,7 +115,9 @@
     x.open("GET", location.href);
     x.responseType = "document"; // the browser parses it; a string would need a trusted type
     x.timeout = 20000;
+    if (tag) x.setRequestHeader("If-None-Match", tag);
     x.onload = () => {
+      if (x.status === 304) { wait = every; return later(); } // what is shown is what came last, its banner included
       const next = x.response && x.response.getElementById("main");
       if (x.status === 401 || x.status === 403 || x.responseURL.split("?")[0] !== location.href.split("#")[0].split("?")[0]) {
         say("You are signed out. Reload the page to sign in.");
@@ -83,6 +128,8 @@
       wait = every;
       say("");
       morph(main, next);
+      local();
+      tag = x.getResponseHeader("ETag") || "";
       later();
     };
     x.onerror = x.ontimeout = bad;
@@ -90,6 +137,7 @@
   }
   function bad() {
     wait = Math.min(wait * 2, longest);
+    tag = ""; // the next answer is shown whole, and with it this goes
     say("The last refresh failed. Trying again in " + wait / 1000 + " s.");
     later();
   }

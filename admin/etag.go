@@ -1,0 +1,36 @@
+package admin
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"net/http"
+	"slices"
+	"strings"
+)
+
+// unchanged answers a request for what the sender has already: 304. A page that refreshes itself asks with the tag of
+// what it got last. Parts that tell the time of asking are not part of the tag.
+func (q *request) unchanged(body []byte, times ...string) bool {
+	if q.r.Method != http.MethodGet && q.r.Method != http.MethodHead {
+		return false
+	}
+	for _, text := range times {
+		if text != "" {
+			body = bytes.ReplaceAll(body, []byte(text), nil)
+		}
+	}
+	sum := sha256.Sum256(body)
+	tag := `"` + hex.EncodeToString(sum[:12]) + `"`
+	q.w.Header().Set("ETag", "W/"+tag) // weak: a proxy may compress the body
+	known := strings.Split(strings.Join(q.r.Header.Values("If-None-Match"), ","), ",")
+	if !slices.ContainsFunc(known, func(s string) bool {
+		s = strings.TrimSpace(s)
+		return s == "*" || strings.TrimPrefix(s, "W/") == tag
+	}) {
+		return false
+	}
+	q.w.Header().Del("Content-Type")
+	q.w.WriteHeader(http.StatusNotModified)
+	return true
+}
