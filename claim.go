@@ -207,7 +207,8 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 	}
 	d.mu.Unlock()
 	if len(outcomes)+len(back) > 0 {
-		done, err := d.store.write(limited, outcomes, back)
+		// The loop must not wait for a row that somebody has locked.
+		done, _, err := d.store.writeUnlocked(limited, outcomes, back)
 		if err != nil {
 			d.trouble.met("reclaim", err)
 			return

@@ -99,7 +99,7 @@ func (d *dispatcher) backoff(attempt int) time.Duration { return d.p.opts.Backof
 // drain, otherwise an error that says what was left; such tasks are recorded as interrupted.
 //
 // One Run at a time per plugin; any number of processes may run on one database. The tables must be there (ErrSchema).
-// A database that goes away later is waited for.
+// A database that cannot be reached, at the start or later, is waited for.
 func (p *Plugin) Run(ctx context.Context) error {
 	if !p.running.CompareAndSwap(false, true) {
 		return errors.New("outbox: run: this plugin is running already")
@@ -144,15 +144,15 @@ func (p *Plugin) Run(ctx context.Context) error {
 	return nil
 }
 
-// begin registers the process and starts its heartbeats, with or without a watch on the other processes, and its writer;
-// stop ends them.
-func (p *Plugin) begin(ctx context.Context, watch bool) (d *dispatcher, stop func(), err error) {
+// begin registers the process and starts its heartbeats and its writer; stop ends them. Who is to stay waits for a database
+// that cannot be reached, and watches the other processes.
+func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func(), err error) {
 	s, err := p.bound()
 	if err != nil {
 		return nil, nil, err
 	}
 	d = p.newDispatcher(s)
-	if err := d.patiently(ctx, s.checkSchema); err != nil {
+	if err := d.patiently(ctx, stay, s.checkSchema); err != nil {
 		d.lapse.Stop()
 		return nil, nil, err
 	}
@@ -160,7 +160,7 @@ func (p *Plugin) begin(ctx context.Context, watch bool) (d *dispatcher, stop fun
 		d.lapse.Stop()
 		return nil, nil, err
 	}
-	if err := d.patiently(ctx, d.register); err != nil {
+	if err := d.patiently(ctx, stay, d.register); err != nil {
 		p.registry.unseal()
 		d.lapse.Stop()
 		return nil, nil, err
@@ -171,7 +171,7 @@ func (p *Plugin) begin(ctx context.Context, watch bool) (d *dispatcher, stop fun
 	written := make(chan struct{})
 	stopWriter := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() { d.heartbeats(beats, watch) })
+	wg.Go(func() { d.heartbeats(beats, stay) })
 	go func() { defer close(written); d.writeOutcomes(stopWriter) }()
 	return d, func() {
 		ended()
@@ -193,8 +193,9 @@ func (p *Plugin) begin(ctx context.Context, watch bool) (d *dispatcher, stop fun
 	}, nil
 }
 
-// patiently tries again while the database is busy, as when another process holds SQLite's write lock.
-func (d *dispatcher) patiently(ctx context.Context, f func(context.Context) error) error {
+// patiently tries again while the database is busy, as when another process holds SQLite's write lock; who is to stay also
+// does so while it cannot be reached.
+func (d *dispatcher) patiently(ctx context.Context, stay bool, f func(context.Context) error) error {
 	for {
 		limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 		err := f(limited)
@@ -202,7 +203,8 @@ func (d *dispatcher) patiently(ctx context.Context, f func(context.Context) erro
 		locked := d.store.d.Serial() && limited.Err() != nil
 		cancel()
 		class := dialect.Classify(err)
-		if err == nil || class != dialect.Busy && class != dialect.Retry && !locked || ctx.Err() != nil {
+		again := class == dialect.Busy || class == dialect.Retry || class == dialect.Lost && stay || locked
+		if err == nil || !again || ctx.Err() != nil {
 			d.trouble.over("start")
 			return err
 		}

@@ -1,37 +1,33 @@
 package outbox
 
-import (
-	"context"
-
-	"github.com/gorm-outbox/outbox/internal/dialect"
-)
+import "context"
 
 // Under load, whoever writes the outcomes of a group claims the next tasks for its slots in the same transaction: that is
 // one commit a group instead of two, and a claim of a whole group instead of many of its parts. A slot still stays taken
 // until its outcome is durable, for the claim becomes so with it.
 
 // exchange writes a group of outcomes and claims for its slots and for those that are free. It leaves it to writeGroup
-// when nothing is to be claimed, and after every error; then inDoubt says that it may have taken effect nevertheless.
-func (d *dispatcher) exchange(group []*pendingEnd) (written, inDoubt bool) {
+// when nothing is to be claimed, and after an error, which it returns: it may have taken effect nevertheless.
+func (d *dispatcher) exchange(group []*pendingEnd) (written bool, err error) {
 	limit := d.mayExchange(group)
 	if limit == 0 {
-		return false, false
+		return false, nil
 	}
 	outcomes, requeued := split(group)
 	plan, left, probe := d.plan("")
-	ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
+	ctx, cancel := context.WithTimeout(d.writeCtx, d.lockPatience())
 	defer cancel()
 	done, list, full, err := d.store.exchange(ctx, outcomes, requeued, plan, limit)
 	if err != nil {
 		d.mayHaveClaimed()
 		d.exchanged(limit)
-		return false, dialect.Classify(err) == dialect.Lost
+		return false, err
 	}
 	d.backlog.claimed(list, full || left, probe)
 	d.durable(group, done)
 	d.start(list)
 	d.exchanged(limit)
-	return true, false
+	return true, nil
 }
 
 // mayExchange decides for how many slots an exchange may claim: those that are free, and the group's. They are reserved from

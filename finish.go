@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync"
 	"time"
@@ -91,8 +92,8 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 	for {
 		group := d.finisher.take()
 		if len(group) > 0 {
-			if written, inDoubt := d.exchange(group); !written {
-				d.writeGroup(group, inDoubt, false)
+			if written, failed := d.exchange(group); !written {
+				d.writeGroup(group, failed, false)
 			}
 			d.finisher.written()
 			// Once for the group, so that the next claim is not for a part of it.
@@ -106,38 +107,53 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 				d.alone.Wait()
 				return
 			}
-			d.writeGroup(group, false, false)
+			d.writeGroup(group, nil, false)
 		}
 	}
 }
 
+// lockPatience bounds what writes a whole group, for a row that another transaction has locked holds up all of it.
+func (d *dispatcher) lockPatience() time.Duration {
+	if d.store.d.SkipLocked() == "" {
+		return d.statementLimit() // there are no locks of single rows
+	}
+	return min(d.statementLimit(), 2*time.Second)
+}
+
 // writeGroup makes a group of outcomes durable, however long that takes; their slots stay taken until then. Only a
-// shutdown that has waited long enough gives up: then the tasks are found as interrupted. inDoubt says that an earlier try
-// may have been committed although its reply was lost, alone that nothing else waits for this group.
-func (d *dispatcher) writeGroup(group []*pendingEnd, inDoubt, alone bool) {
+// shutdown that has waited long enough gives up: then the tasks are found as interrupted. failed is the error of an earlier
+// try, if there was one; alone says that nothing else waits for this group.
+func (d *dispatcher) writeGroup(group []*pendingEnd, failed error, alone bool) {
+	class := dialect.Classify(failed)
+	inDoubt := class == dialect.Lost                     // it may have been committed although its reply was lost
+	careful := alone || inDoubt || class == dialect.Busy // it may have waited for a lock of another transaction
+	step := "write outcomes"
+	if alone {
+		step = "write outcomes alone"
+	}
 	for try := 0; ; try++ {
-		outcomes, requeued := split(group)
-		ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
-		done, err := d.store.write(ctx, outcomes, requeued)
-		if err == nil && inDoubt {
-			err = d.addLanded(ctx, group, outcomes, done)
-		}
-		cancel()
-		if err == nil {
-			d.trouble.over("write outcomes")
-			d.durable(group, done)
-			poke(d.slotFree)
+		err := d.writeOnce(&group, inDoubt, careful)
+		if err == nil && len(group) == 0 {
+			d.trouble.over(step)
 			return
 		}
 		switch class := dialect.Classify(err); {
+		case err == nil && !alone:
+			for _, p := range group {
+				d.log.Warn("outbox: outcome waits, another transaction has locked the task's row", p.run.attrs()...)
+			}
+			d.alone.Go(func() { d.writeGroup(group, failed, true) })
+			return
+		case err == nil:
+			err = errRowLocked
 		case len(group) > 1 && (class == dialect.Data || class == dialect.Other && try >= 4):
 			// One of them is the cause.
-			d.writeGroup(group[:len(group)/2], inDoubt, alone)
-			d.writeGroup(group[len(group)/2:], inDoubt, alone)
+			d.writeGroup(group[:len(group)/2], failed, alone)
+			d.writeGroup(group[len(group)/2:], failed, alone)
 			return
 		case class == dialect.Other && try >= 4 && !alone:
 			// The others' outcomes must not wait for what may never succeed.
-			d.alone.Go(func() { d.writeGroup(group, inDoubt, true) })
+			d.alone.Go(func() { d.writeGroup(group, failed, true) })
 			return
 		case class == dialect.Data:
 			if replaceTexts(group[0], err) {
@@ -151,9 +167,13 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, inDoubt, alone bool) {
 			poke(d.slotFree)
 			return
 		case class == dialect.Lost:
-			inDoubt = true
+			inDoubt, careful, failed = true, true, err
+		case class == dialect.Busy:
+			careful = true
 		}
-		d.trouble.met("write outcomes", err)
+		if err != errRowLocked { // which has been logged
+			d.trouble.met(step, err)
+		}
 		if wait(d.writeCtx, min(50*time.Millisecond<<min(try, 10), 5*time.Second)) != nil {
 			for _, p := range group {
 				d.log.Error("outbox: outcome not recorded", p.run.attrs("err", err)...)
@@ -163,6 +183,47 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, inDoubt, alone bool) {
 			return
 		}
 	}
+}
+
+var errRowLocked = errors.New("another transaction has locked the task's row")
+
+// writeOnce tries to write a group, and leaves in it what is still to be written: all of it after an error, and those whose
+// rows are locked when it was careful.
+func (d *dispatcher) writeOnce(group *[]*pendingEnd, inDoubt, careful bool) error {
+	limit := d.lockPatience()
+	if careful {
+		limit = d.statementLimit()
+	}
+	ctx, cancel := context.WithTimeout(d.writeCtx, limit)
+	defer cancel()
+	outcomes, requeued := split(*group)
+	var done, locked map[string]bool
+	var err error
+	if careful && d.store.d.SkipLocked() != "" {
+		done, locked, err = d.store.writeUnlocked(ctx, outcomes, requeued)
+	} else {
+		done, err = d.store.write(ctx, outcomes, requeued)
+	}
+	if err != nil {
+		return err
+	}
+	var left, written []*pendingEnd
+	for _, p := range *group {
+		if locked[p.run.task.ID] {
+			left = append(left, p)
+		} else {
+			written = append(written, p)
+		}
+	}
+	if inDoubt {
+		if err := d.addLanded(ctx, written, done); err != nil {
+			return err
+		}
+	}
+	d.durable(written, done)
+	poke(d.slotFree)
+	*group = left
+	return nil
 }
 
 func split(group []*pendingEnd) (outcomes []dialect.Outcome, requeued []dialect.Requeued) {
@@ -200,11 +261,11 @@ func (d *dispatcher) unrecorded(p *pendingEnd) {
 
 // addLanded marks those done whose rows an earlier try has moved. A row that it put back to pending cannot be told from a
 // lost claim; nothing was lost then, so it counts as done.
-func (d *dispatcher) addLanded(ctx context.Context, group []*pendingEnd, outcomes []dialect.Outcome, done map[string]bool) error {
+func (d *dispatcher) addLanded(ctx context.Context, group []*pendingEnd, done map[string]bool) error {
 	var missing []dialect.Outcome
-	for _, o := range outcomes {
-		if !done[o.ID] {
-			missing = append(missing, o)
+	for _, p := range group {
+		if o := p.verdict.outcome; o != nil && !done[o.ID] {
+			missing = append(missing, *o)
 		}
 	}
 	there, err := d.store.landed(ctx, missing)

@@ -27,6 +27,7 @@ func (d memDialect) Name() string                               { return "memory
 func (d memDialect) Serial() bool                               { return d.m.serial }
 func (d memDialect) OneStatement() bool                         { return !d.m.serial }
 func (d memDialect) ForUpdate() string                          { return " FOR UPDATE" }
+func (d memDialect) SkipLocked() string                         { return " SKIP LOCKED" }
 func (d memDialect) Rebind(q string) string                     { return q }
 func (d memDialect) Time(t time.Time) string                    { return t.Format(time.RFC3339Nano) }
 func (d memDialect) Begin(context.Context, dialect.Conn) error  { return nil }

@@ -280,6 +280,22 @@ func (m *memory) statement(query string, args []any) memStatement {
 			}
 			return ids(tx, []string{text(0)})
 		}
+	case starts("SELECT id FROM {tasks} WHERE id IN"):
+		skip := strings.HasSuffix(query, " SKIP LOCKED")
+		return func(tx *memTx) memResult {
+			var found []string
+			for i := range args {
+				key := "task " + text(i)
+				if skip && !tx.free(key) || tx.get(key) == nil {
+					continue
+				}
+				if skip {
+					tx.lock(key)
+				}
+				found = append(found, text(i))
+			}
+			return ids(tx, found)
+		}
 	case strings.Contains(query, "FROM {history} WHERE id"):
 		return func(tx *memTx) memResult {
 			r := memResult{columns: 25}

@@ -257,3 +257,36 @@ WHERE datname = current_database() AND backend_type = 'client backend' AND pid <
 	}
 	t.Logf("%d sessions terminated, %d tasks were claimed again", killed, again)
 }
+
+// Run waits for a database that is down when it begins; RunDue says so instead.
+func TestDatabaseIsDownAtTheStart(t *testing.T) {
+	cluster := testutil.StartPostgres(t)
+	db := processDB(t, cluster.DSN())
+	lines := &processLog{Handler: slog.DiscardHandler, lines: map[string]int{}}
+	opts := processOptions()
+	opts.Logger = slog.New(lines)
+	p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
+	id := create(t, db, "quick", nil).ID
+
+	cluster.Stop("fast")
+	if n, err := p.RunDue(t.Context()); n != 0 || err == nil {
+		t.Errorf("RunDue ran %d, %v, without a database", n, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- p.Run(ctx) }()
+	eventually(t, "it is logged", func() bool { return lines.seen()[logFails+"start"] > 0 })
+	cancel()
+	if err := receive(t, done); err != nil {
+		t.Errorf("Run, whose context ended while it waited: %v", err)
+	}
+	start(t, p)
+	eventually(t, "it is logged again", func() bool { return lines.seen()[logFails+"start"] > 1 })
+	cluster.Start()
+	if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+		t.Errorf("%+v", h)
+	}
+	if n := lines.seen()[logFails+"start"]; n != 2 {
+		t.Errorf("logged %d times, want once a start", n)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
@@ -408,6 +409,55 @@ func (s *store) writeIn(ctx context.Context, c dialect.Conn, outcomes []dialect.
 		}
 	}
 	return done, nil
+}
+
+// writeUnlocked is write, but for the tasks whose rows another transaction has locked: it waits for none of them, and
+// returns their ids.
+func (s *store) writeUnlocked(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued) (done, locked map[string]bool, err error) {
+	var ids []any
+	for _, o := range outcomes {
+		ids = append(ids, o.ID)
+	}
+	for _, r := range requeued {
+		ids = append(ids, r.ID)
+	}
+	find := "SELECT id FROM {tasks} WHERE id IN (?" + strings.Repeat(", ?", len(ids)-1) + ")"
+	over, err := s.takeTurn(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer over()
+	err = s.inTx(ctx, func(tx *sql.Tx) error {
+		free := map[string]bool{}
+		if err := s.query(ctx, tx, find+s.d.SkipLocked(), ids, func(r *sql.Rows) error {
+			var id string
+			err := r.Scan(&id)
+			free[id] = true
+			return err
+		}); err != nil {
+			return err
+		}
+		// Those that are gone are nobody's any more.
+		locked = map[string]bool{}
+		if err := s.query(ctx, tx, find, ids, func(r *sql.Rows) error {
+			var id string
+			err := r.Scan(&id)
+			if !free[id] {
+				locked[id] = true
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+		done, err = s.writeIn(ctx, tx,
+			slices.DeleteFunc(slices.Clone(outcomes), func(o dialect.Outcome) bool { return locked[o.ID] }),
+			slices.DeleteFunc(slices.Clone(requeued), func(r dialect.Requeued) bool { return locked[r.ID] }))
+		return err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return done, locked, nil
 }
 
 // landed tells which of some outcomes are in history already, written by a statement whose reply was lost.

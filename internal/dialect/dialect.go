@@ -160,6 +160,8 @@ type Dialect interface {
 	StillIn(ctx context.Context, c Conn) bool
 	// ForUpdate ends a SELECT so that it locks the rows; empty where a write locks everything anyway.
 	ForUpdate() string
+	// SkipLocked is ForUpdate that leaves out the rows that another transaction has locked.
+	SkipLocked() string
 	// HasTable reports whether the version table is there.
 	HasTable(ctx context.Context, c Conn) (bool, error)
 	// Schema is the SQL that creates version Version of the tables.

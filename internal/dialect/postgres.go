@@ -184,7 +184,8 @@ func (p *postgres) Serial() bool { return false }
 
 func (p *postgres) OneStatement() bool { return true }
 
-func (p *postgres) ForUpdate() string { return " FOR UPDATE" }
+func (p *postgres) ForUpdate() string  { return " FOR UPDATE" }
+func (p *postgres) SkipLocked() string { return " FOR UPDATE SKIP LOCKED" }
 
 func (p *postgres) Time(t time.Time) string { return t.UTC().Format(postgresTime) }
 func (p *postgres) Instant() string         { return "CAST(CAST(? AS text) AS timestamptz)" }

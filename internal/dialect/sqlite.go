@@ -159,7 +159,8 @@ func (s *sqlite) Serial() bool { return true }
 
 func (s *sqlite) OneStatement() bool { return false }
 
-func (s *sqlite) ForUpdate() string { return "" }
+func (s *sqlite) ForUpdate() string  { return "" }
+func (s *sqlite) SkipLocked() string { return "" }
 
 func (s *sqlite) Time(t time.Time) string { return t.UTC().Format(sqliteTime) }
 func (s *sqlite) Instant() string         { return "?" }

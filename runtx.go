@@ -1,0 +1,187 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// maxTxTries of a transaction that the database asks to run again.
+const maxTxTries = 10
+
+// transactional runs the handler inside the transaction that finishes the task.
+func (r *run) transactional(args reflect.Value) {
+	for try := 1; ; try++ {
+		e, v, again := r.try(args)
+		if again && try < maxTxTries && r.ctx.Err() == nil {
+			// As many as there are contenders may collide again if they return together.
+			_ = wait(r.ctx, DefaultBackoff(1)>>max(0, 7-try))
+			continue
+		}
+		if r.settled {
+			return
+		}
+		if v == nil {
+			r.finish(e)
+			return
+		}
+		r.durable(e, *v, false)
+		return
+	}
+}
+
+// try is one transaction. With a verdict the outcome is durable; otherwise the transaction is undone.
+func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
+	s := r.d.store
+	infrastructure := func(err error) (ending, *verdict, bool) {
+		// Nothing of the run has lasted, and it is not the handler's fault.
+		return ending{giveBack: true, delay: time.Second, err: err}, nil, dialect.Classify(err) == dialect.Retry
+	}
+	// On a connection that is half open no reply ever comes. The handler has its Timeout; what is done around it has this.
+	ctx, giveUp := context.WithCancelCause(r.ctx)
+	defer giveUp(errEnded)
+	limit := max(r.d.p.opts.HeartbeatLimit, time.Second)
+	watch := time.AfterFunc(limit, func() { giveUp(errNoReply) })
+	defer watch.Stop()
+	over, err := s.takeTurn(ctx)
+	if err != nil {
+		return infrastructure(err)
+	}
+	over = sync.OnceFunc(over)
+	defer over()
+	defer context.AfterFunc(r.ctx, over)() // the transaction ends then, whether the handler returns or not
+	tx, err := s.pool.BeginTx(ctx, &sql.TxOptions{Isolation: r.handler.isolation})
+	if err != nil {
+		return infrastructure(err)
+	}
+	defer tx.Rollback()
+	if err := s.d.Begin(ctx, tx); err != nil {
+		return infrastructure(err)
+	}
+	if _, err := tx.ExecContext(ctx, "SAVEPOINT "+runSavepoint); err != nil {
+		return infrastructure(err)
+	}
+	if !watch.Stop() {
+		return infrastructure(errNoReply)
+	}
+	guard := &guardedTx{Tx: tx, s: s}
+	db := s.handlerDB(r.ctx, guard)
+	result, e := r.invoke(func() (any, error) { return r.handler.call(r.ctx, db, args) })
+	guard.closed.Store(true)
+	watch.Reset(limit)
+	if e.reason == ReasonNone && guard.ended.Load() {
+		e = r.failure(ReasonTransaction, ErrTxGuarded, false)
+	}
+	if e.reason == ReasonFailed && r.ctx.Err() == nil && dialect.Classify(e.err) == dialect.Lost {
+		// Was it this transaction's connection that was lost, or something of the handler's own?
+		if _, err := tx.ExecContext(ctx, "SAVEPOINT "+runSavepoint); dialect.Classify(err) == dialect.Lost && r.ctx.Err() == nil {
+			return r.cutOff(e), nil, false
+		}
+	}
+	if e.reason != ReasonNone {
+		tx.Rollback()
+		return r.judge(nil, e), nil, e.reason == ReasonFailed && dialect.Classify(e.err) == dialect.Retry
+	}
+	// A savepoint that is gone shows that the transaction was ended, or undone by the database after an error that the
+	// handler swallowed; whatever the handler wrote since then would have been committed by itself.
+	if _, err := tx.ExecContext(ctx, "RELEASE SAVEPOINT "+runSavepoint); err != nil {
+		tx.Rollback()
+		return r.unreleased(ctx, e, err), nil, false
+	}
+	e = r.judge(result, e)
+	v := decide(r.task, e, r.d.backoff)
+	moved, err := s.d.Move(ctx, tx, dialect.FromRunning, []dialect.Outcome{*v.outcome})
+	if err != nil {
+		return r.unfinished(ctx, e, err)
+	}
+	if len(moved) == 0 {
+		tx.Rollback()
+		r.lost()
+		return ending{}, nil, false
+	}
+	if !r.ended.CompareAndSwap(false, true) {
+		return e, nil, false // abandoned: the transaction must not commit after another outcome was given
+	}
+	if err := tx.Commit(); err != nil {
+		committed := false
+		if class := dialect.Classify(err); class == dialect.Lost || errors.Is(err, sql.ErrTxDone) {
+			committed = r.inDoubt(*v.outcome)
+		}
+		if !committed {
+			r.ended.Store(false)
+			return r.unfinished(ctx, e, err)
+		}
+	}
+	return e, &v, false
+}
+
+// unreleased: the savepoint that was set before the handler ran cannot be released after it.
+func (r *run) unreleased(ctx context.Context, e ending, err error) ending {
+	switch class := dialect.Classify(err); {
+	case r.ctx.Err() != nil:
+		e = ending{reason: ReasonFailed, err: r.ctx.Err(), text: errorText(context.Cause(r.ctx)), duration: e.duration}
+		return r.judge(nil, e)
+	case context.Cause(ctx) == errNoReply:
+		e.err = errNoReply
+		return r.cutOff(e)
+	case class == dialect.Lost:
+		e.err = err
+		return r.cutOff(e)
+	case class == dialect.Undone:
+		return r.failure(ReasonTransaction, fmt.Errorf(
+			"the database has undone the transaction after an error that the handler swallowed, nothing of it stays: %w", err), false)
+	}
+	return r.failure(ReasonTransaction, fmt.Errorf("the transaction was ended while the handler ran, by a statement of its own or after an error that it swallowed;"+
+		" if that was a COMMIT, what the handler had written stays and cannot be taken back: %w", err), true)
+}
+
+// cutOff: the connection went while the handler ran. Nothing has lasted, but the handler may be the cause, so it counts as
+// a crash.
+func (r *run) cutOff(e ending) ending {
+	return r.failure(ReasonInterrupted, fmt.Errorf("the transaction's connection was lost: %w", e.err), false)
+}
+
+const runSavepoint = "outbox_run"
+
+// unfinished: the finishing statements failed, so the transaction is undone.
+func (r *run) unfinished(ctx context.Context, e ending, err error) (ending, *verdict, bool) {
+	if context.Cause(ctx) == errNoReply {
+		e.err = errNoReply // not for ever: what the handler did may be why it takes so long
+		return r.cutOff(e), nil, false
+	}
+	switch dialect.Classify(err) {
+	case dialect.Retry:
+		return r.failure(ReasonTransaction, err, false), nil, true
+	case dialect.Data, dialect.Other:
+		if r.ctx.Err() == nil {
+			return r.failure(ReasonTransaction, fmt.Errorf("commit: %w", err), false), nil, false
+		}
+	}
+	return ending{giveBack: true, delay: time.Second, err: err, duration: e.duration}, nil, false
+}
+
+// lost ends a run whose claim is another's.
+func (r *run) lost() {
+	r.settled = true
+	if r.ended.CompareAndSwap(false, true) {
+		r.durable(ending{duration: r.since()}, verdict{}, true)
+	}
+}
+
+// inDoubt finds out whether a COMMIT whose reply was lost took effect. Locking the task's row waits for the transaction in
+// question: if the row is there then, nothing was committed; if it is gone, history tells.
+func (r *run) inDoubt(o dialect.Outcome) bool {
+	ctx := context.WithoutCancel(r.ctx)
+	for {
+		committed, err := r.d.store.committed(ctx, o)
+		if err == nil || wait(r.d.writeCtx, 500*time.Millisecond) != nil {
+			return committed
+		}
+	}
+}
