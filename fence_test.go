@@ -281,6 +281,81 @@ func TestTakeOverLooksAgain(t *testing.T) {
 	})
 }
 
+// between does something when a take-over has found and locked its tasks, and before it writes.
+type between struct {
+	dialect.Dialect
+	do func()
+}
+
+func (b between) Orphans(ctx context.Context, c dialect.Conn, limit int, each func(*sql.Rows) error) error {
+	err := b.Dialect.Orphans(ctx, c, limit, each)
+	b.do()
+	return err
+}
+
+// The owner of a task, which was thought dead, finishes it while the take-over is half done; so does a second take-over,
+// which has seen the same dead process.
+func TestTakeOverHalfDone(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		p := install(t, db, outbox.Options{}, nil)
+		dead, version := "dead", int64(2)
+		m := outbox.TaskModel{ID: "task", Func: "f", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, RunAt: fenceNow,
+			State: outbox.StateRunning, Attempt: 1, MaxAttempts: 1, Version: version, CreatedAt: fenceNow, ProcessID: &dead}
+		if err := db.Create(&m).Error; err != nil {
+			t.Fatal(err)
+		}
+		type answer struct {
+			ids []string
+			err error
+		}
+		owner, other := make(chan answer, 1), make(chan answer, 1)
+		once := false
+		p.Intercept(func(d dialect.Dialect) dialect.Dialect {
+			return between{d, func() {
+				if once {
+					return
+				}
+				once = true
+				go func() {
+					ids, err := p.Finish(t.Context(), dialect.Outcome{ID: m.ID, Version: &version, Status: "success"})
+					owner <- answer{ids, err}
+				}()
+				if _, pool := p.Statements(); !d.Serial() {
+					eventually(t, "the owner waits for the row", func() bool {
+						var n int
+						if err := pool.QueryRow(waiting).Scan(&n); err != nil {
+							t.Fatal(err)
+						}
+						return n > 0
+					})
+					ids, err := p.TakeOver(t.Context())
+					other <- answer{ids, err}
+					return
+				}
+				go func() {
+					ids, err := p.TakeOver(t.Context())
+					other <- answer{ids, err}
+				}()
+			}}
+		})
+		if ids, err := p.TakeOver(t.Context()); err != nil || len(ids) != 1 {
+			t.Errorf("the take-over got %v, %v", ids, err)
+		}
+		if a := receive(t, owner); a.err != nil || len(a.ids) != 0 {
+			t.Errorf("the owner finished %v, %v", a.ids, a.err)
+		}
+		if a := receive(t, other); a.err != nil || len(a.ids) != 0 {
+			t.Errorf("the second take-over got %v, %v", a.ids, a.err)
+		}
+		if task, past, err := outbox.Lookup(db, m.ID); err != nil || past != nil || task.State != outbox.StatePending || task.Version != 3 {
+			t.Errorf("%+v, %+v, %v", task, past, err)
+		}
+	})
+}
+
+// waiting counts the sessions of this database that wait for a lock.
+const waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+
 func TestOutcomeInDoubt(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, outbox.Options{}, nil)

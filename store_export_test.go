@@ -3,6 +3,8 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"maps"
+	"slices"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
@@ -22,6 +24,12 @@ func (p *Plugin) TakeOver(ctx context.Context) (ids []string, err error) {
 		ids = append(ids, c.task.ID)
 	}
 	return ids, err
+}
+
+// Finish writes an outcome as the process that ran the task does, and returns the ids that the fence let through.
+func (p *Plugin) Finish(ctx context.Context, o dialect.Outcome) ([]string, error) {
+	done, err := p.store.write(ctx, []dialect.Outcome{o}, nil)
+	return slices.Collect(maps.Keys(done)), err
 }
 
 // Committed looks whether an outcome took effect whose COMMIT got no reply.

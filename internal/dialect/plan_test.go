@@ -226,6 +226,111 @@ func explainPostgres(p *planned, query string, args []any) {
 	}
 }
 
+// A transaction that is left open keeps every dead row and every entry of it in the claim's index. A claim that begins where the
+// last one ended does not walk over them.
+func TestClaimBehindAnOpenSnapshot(t *testing.T) {
+	t.Parallel()
+	const tasks, group = 20_000, 10
+	db, err := sql.Open("pgx", testutil.PostgresDSN(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	d, err := dialect.New("postgres", planNames(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, query := range append(d.Schema(),
+		"INSERT INTO processes (id, host, pid, functions, slots, started_at, beat_at, beats) VALUES ('p', 'h', 1, '[\"a.b\"]', 1, now(), now(), 1)",
+		fmt.Sprintf(`INSERT INTO tasks (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms,
+	repeatable, version, created_at)
+SELECT lpad(n::text, 6, '0'), 'a.b', '{}', 'default', 2, now() - interval '1 hour' + n * interval '1 microsecond', 'pending', 0, 0, 0, 1, 0,
+	false, 1, now() FROM generate_series(0, %d - 1) n`, tasks),
+	) {
+		if _, err := db.Exec(query); err != nil {
+			t.Fatalf("%v\n%s", err, query)
+		}
+	}
+	snapshot, err := db.BeginTx(t.Context(), &sql.TxOptions{Isolation: sql.LevelRepeatableRead})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer snapshot.Rollback()
+	if _, err := snapshot.Exec("SELECT count(*) FROM tasks"); err != nil {
+		t.Fatal(err)
+	}
+
+	lane := dialect.Lane{Queue: "default", Priority: 2}
+	claim := dialect.ClaimParams{Process: "p", Lanes: []dialect.Lane{lane}, Funcs: []string{"a.b"}, Limit: tasks / 20,
+		Marks: map[dialect.Lane]dialect.Mark{}}
+	version := int64(2)
+	for range 19 { // all but one of the twenty parts
+		var outcomes []dialect.Outcome
+		var last dialect.Mark
+		if err := d.Claim(t.Context(), db, claim, func(r *sql.Rows) error {
+			o := dialect.Outcome{Version: &version, Status: "success"}
+			dest := make([]any, len(dialect.Columns))
+			for i, column := range dialect.Columns {
+				switch dest[i] = new(any); column {
+				case "id":
+					dest[i] = &o.ID
+				case "run_at":
+					dest[i] = &last.RunAt
+				}
+			}
+			err := r.Scan(dest...)
+			outcomes, last.ID = append(outcomes, o), o.ID
+			if claim.Marks[lane].Before(last) {
+				claim.Marks[lane] = last
+			}
+			return err
+		}); err != nil || len(outcomes) != claim.Limit {
+			t.Fatal(len(outcomes), err)
+		}
+		if moved, err := d.Move(t.Context(), db, dialect.FromRunning, outcomes); err != nil || len(moved) != len(outcomes) {
+			t.Fatal(len(moved), err)
+		}
+	}
+	blocks := func(marks map[dialect.Lane]dialect.Mark) (n int) {
+		tx, err := db.BeginTx(t.Context(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer tx.Rollback()
+		q := claim
+		q.Limit, q.Marks = group, marks
+		p := &planned{t: t, tx: tx, explain: func(p *planned, query string, args []any) {
+			var text string
+			if err := p.tx.QueryRow("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+query, args...).Scan(&text); err != nil {
+				t.Fatal(err)
+			}
+			var plan []struct {
+				Plan struct {
+					Hit  int `json:"Shared Hit Blocks"`
+					Read int `json:"Shared Read Blocks"`
+				}
+			}
+			if err := json.Unmarshal([]byte(text), &plan); err != nil {
+				t.Fatal(err)
+			}
+			n = plan[0].Plan.Hit + plan[0].Plan.Read
+		}}
+		// EXPLAIN has claimed by now, so this finds the next ones.
+		if err := d.Claim(t.Context(), p, q, func(*sql.Rows) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	behind, head := blocks(claim.Marks), blocks(nil)
+	t.Logf("%d blocks for a claim of %d where the last one ended, %d from the head of the lane", behind, group, head)
+	if behind > 30*group {
+		t.Errorf("a claim of %d tasks touches %d blocks", group, behind)
+	}
+	if head < 2*behind {
+		t.Errorf("from the head %d blocks, after %d: no dead rows were in the way, so nothing was tested", head, behind)
+	}
+}
+
 type planNode struct {
 	Type      string     `json:"Node Type"`
 	Relation  string     `json:"Relation Name"`
