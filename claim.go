@@ -126,7 +126,11 @@ func (d *dispatcher) start(list []claimed) int {
 	d.mu.Unlock()
 	d.p.wake.seen(runs)
 	for _, r := range runs {
-		go r.execute()
+		select {
+		case d.next <- r:
+		default:
+			go d.work(r)
+		}
 	}
 	return got
 }

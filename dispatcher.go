@@ -34,7 +34,8 @@ type dispatcher struct {
 	endRuns     context.CancelCauseFunc
 	writeCtx    context.Context // of what must be written after a cancellation
 	stopWriting context.CancelFunc
-	drain       chan struct{} // closed when runs that wait for their turn are to give it up
+	drain       chan struct{} // closed when runs that wait for their turn are to give it up, and idle workers to end
+	next        chan *run     // to an idle worker
 	draining    atomic.Bool   // nothing more is to be started
 	ran         atomic.Int64
 
@@ -68,7 +69,7 @@ type dispatcher struct {
 func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d := &dispatcher{
 		p: p, store: s, log: p.log, slots: p.opts.Concurrency, finisher: newFinisher(),
-		drain: make(chan struct{}), runs: map[*run]struct{}{}, hadRun: map[string]bool{}, unserved: map[string]bool{},
+		drain: make(chan struct{}), next: make(chan *run), runs: map[*run]struct{}{}, hadRun: map[string]bool{}, unserved: map[string]bool{},
 		woken: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 	}

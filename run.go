@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"reflect"
 	"runtime"
 	"runtime/debug"
@@ -45,7 +46,20 @@ func (d *dispatcher) newRun(c claimed) *run {
 	return r
 }
 
-// execute runs the handler in its goroutine and hands the outcome over.
+// work runs one task after another, until the dispatcher drains: a new goroutine for each would have to grow its stack each
+// time. One that a handler ends with runtime.Goexit is replaced by the next start.
+func (d *dispatcher) work(r *run) {
+	for {
+		r.execute()
+		select {
+		case r = <-d.next:
+		case <-d.drain:
+			return
+		}
+	}
+}
+
+// execute runs the handler and hands the outcome over.
 func (r *run) execute() {
 	defer func() {
 		if r.release() {
@@ -101,8 +115,8 @@ func (r *run) execute() {
 		r.transactional(args)
 		return
 	}
-	result, e := r.invoke(func() (any, error) { return r.handler.call(r.ctx, nil, args) })
-	r.finish(r.judge(result, e))
+	r.guard(func() (any, error) { return r.handler.call(r.ctx, nil, args) },
+		func(result any, e ending) { r.finish(r.judge(result, e)) })
 }
 
 // bind survives the panics of the argument type's own methods.
@@ -127,35 +141,41 @@ func encodeSafely(v any) (raw JSON, err error) {
 
 // invoke calls the handler and turns whatever it does into an ending.
 func (r *run) invoke(call func() (any, error)) (result any, e ending) {
-	returned := false
 	done := make(chan struct{})
-	// The handler needs no goroutine of its own to survive runtime.Goexit: deferred calls run then too. But what comes
-	// after the call would not, so the call is the last thing that its goroutine does.
 	go func() {
 		defer close(done)
-		defer func() {
-			if returned {
-				return
-			}
+		r.guard(call, func(v any, end ending) { result, e = v, end })
+	}()
+	<-done
+	return result, e
+}
+
+// guard calls the handler and gives whatever it does, as an ending, to then. After runtime.Goexit only deferred calls are
+// run, so then is one, and nothing may be left to do behind guard that is not.
+func (r *run) guard(call func() (any, error), then func(result any, e ending)) {
+	var result any
+	var e ending
+	returned := false
+	defer func() {
+		if !returned {
 			stack := debug.Stack()
 			if v := recover(); v != nil {
 				text := fmt.Sprintf("panic: %s\n\n%s", panicText(v), stack)
 				e = ending{reason: ReasonPanic, err: fmt.Errorf("panic: %s", panicText(v)), text: text}
-				return
+			} else {
+				e = ending{reason: ReasonGoexit, err: errors.New("the handler called runtime.Goexit")}
+				e.text = e.err.Error()
 			}
-			e = ending{reason: ReasonGoexit, err: errors.New("the handler called runtime.Goexit")}
-			e.text = e.err.Error()
-		}()
-		var err error
-		result, err = call()
-		if err != nil {
-			e = ending{reason: ReasonFailed, err: tame(err), text: errorText(err)}
 		}
-		returned = true
+		e.duration = time.Since(r.began)
+		then(result, e)
 	}()
-	<-done
-	e.duration = time.Since(r.began)
-	return result, e
+	var err error
+	result, err = call()
+	if err != nil {
+		e = ending{reason: ReasonFailed, err: tame(err), text: errorText(err)}
+	}
+	returned = true
 }
 
 // judge adds to an ending what the run's context and the result say.
@@ -273,7 +293,9 @@ func (r *run) durable(e ending, v verdict, lost bool) {
 		r.d.log.Error("outbox: task ended as error", r.attrs("reason", e.reason, "err", e.err, "duration", e.duration)...)
 	default:
 		f.Status = StatusSuccess
-		r.d.log.Debug("outbox: task done", r.attrs("duration", e.duration)...)
+		if r.d.log.Enabled(r.ctx, slog.LevelDebug) {
+			r.d.log.Debug("outbox: task done", r.attrs("duration", e.duration)...)
+		}
 	}
 	r.over(f)
 	if r.started.Load() {

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"reflect"
+	"strconv"
 	"testing"
 	"time"
 
@@ -105,6 +107,38 @@ func BenchmarkClaimScan(b *testing.B) {
 		}
 		if err := rows.Err(); err != nil || got != n {
 			b.Fatalf("%d rows, %v", got, err)
+		}
+	}
+}
+
+// BenchmarkRun runs 100 claimed tasks, from the claim's reply to the free slots; nothing is written.
+func BenchmarkRun(b *testing.B) {
+	raw, err := encodeArgs(speedExample, 64<<10)
+	if err != nil {
+		b.Fatal(err)
+	}
+	p := New(Options{Logger: slog.New(slog.DiscardHandler)})
+	p.Handle("speed.run", func(context.Context, speedArgs) error { return nil })
+	d := p.newDispatcher(&store{d: memDialect{m: newMemory(false)}})
+	defer close(d.drain)
+	d.lastBeat = time.Now().Add(time.Hour)
+	list, done := make([]claimed, 100), map[string]bool{}
+	for i := range list {
+		list[i].task = &TaskModel{ID: strconv.Itoa(i), Func: "speed.run", Args: raw, ProcessID: &d.id, MaxAttempts: 1, Attempt: 1}
+		done[list[i].task.ID] = true
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		d.start(list)
+		for n := 0; n < len(list); {
+			group := d.finisher.take()
+			if n += len(group); len(group) == 0 {
+				<-d.finisher.signal
+			}
+			d.durable(group, done)
+		}
+		for d.room() < d.slots {
+			<-d.slotFree
 		}
 	}
 }
