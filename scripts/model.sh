@@ -41,7 +41,7 @@ for tx in 0 1; do
 		[ -z "$violation" ] || failed=1
 	done
 done
-for guard in $(grep -o 'NO_[A-Z]*' "$model" | sort -u); do
+for guard in $(grep -o 'NO_[A-Z]\+' "$model" | sort -u); do
 	for tx in 0 1; do
 		for budget in "${budgets[@]}"; do
 			search "-D$guard -DTX=$tx $budget"
