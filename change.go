@@ -39,7 +39,7 @@ func CancelKey(tx *gorm.DB, key string, opts ...Option) error {
 			return err
 		}
 		id, found, err := h.store.one(h.ctx, h.traced(),
-			"SELECT id FROM {tasks} WHERE key = ? AND state IN ('pending', 'parked')", key)
+			"SELECT id FROM {tasks} WHERE {key} = ? AND state IN ('pending', 'parked')", key)
 		if err != nil || !found {
 			return err
 		}
@@ -195,7 +195,7 @@ func (h handle) reschedule(id string, at time.Time, version *int64) error {
 
 // whyNot explains why a task that should wait could not be changed.
 func (h handle) whyNot(id string) error {
-	task, err := h.store.task(h.ctx, h.traced(), id)
+	task, err := h.store.task(h.ctx, h.traced(), id, h.store.d.Latest())
 	switch {
 	case err != nil:
 		return err
@@ -204,7 +204,7 @@ func (h handle) whyNot(id string) error {
 	case task != nil:
 		return fmt.Errorf("%w: it is %s, version %d", ErrConflict, task.State, task.Version)
 	}
-	past, err := h.store.history(h.ctx, h.traced(), id)
+	past, err := h.store.history(h.ctx, h.traced(), id, h.store.d.Latest())
 	switch {
 	case err != nil:
 		return err

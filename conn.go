@@ -70,9 +70,9 @@ func (h handle) atomically(f func(handle) error) error {
 	var err error
 	switch b := pool.(type) {
 	case gorm.TxBeginner:
-		tx, err = b.BeginTx(h.ctx, nil)
+		tx, err = b.BeginTx(h.ctx, &sql.TxOptions{Isolation: h.store.d.Isolation()})
 	case gorm.ConnPoolBeginner:
-		tx, err = b.BeginTx(h.ctx, nil)
+		tx, err = b.BeginTx(h.ctx, &sql.TxOptions{Isolation: h.store.d.Isolation()})
 	default:
 		return fmt.Errorf("a connection of type %T cannot begin a transaction", pool)
 	}
@@ -99,6 +99,9 @@ var errNoTx = errors.New("the connection is not in a transaction")
 const savepointName = "outbox"
 
 func (h handle) savepoint(f func(handle) error) (err error) {
+	if c, pinned := h.conn.(*sql.Conn); pinned && !h.store.d.StillIn(h.ctx, c) {
+		return errNoTx
+	}
 	if _, err := h.conn.ExecContext(h.ctx, "SAVEPOINT "+savepointName); err != nil {
 		if _, pinned := h.conn.(*sql.Conn); pinned {
 			return errors.Join(errNoTx, err)

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"gorm.io/driver/mysql"
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
@@ -31,6 +32,9 @@ func openDSN(dsn string) (*gorm.DB, error) {
 	config := &gorm.Config{Logger: logger.Discard}
 	if strings.HasPrefix(dsn, "file:") {
 		return gorm.Open(sqlite.Open(dsn), config)
+	}
+	if strings.Contains(dsn, "@tcp(") {
+		return gorm.Open(mysql.Open(dsn), config)
 	}
 	return gorm.Open(postgres.Open(dsn), config)
 }

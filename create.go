@@ -326,7 +326,7 @@ func (h handle) holder(tasks []*pendingTask, missing map[string]*pendingTask) er
 		if t.row.Key == nil {
 			return fmt.Errorf("the database did not insert the row of task %s", t.row.ID)
 		}
-		id, found, err := h.store.one(h.ctx, h.traced(), "SELECT id FROM {tasks} WHERE key = ?", *t.row.Key)
+		id, found, err := h.store.one(h.ctx, h.traced(), "SELECT id FROM {tasks} WHERE {key} = ?"+h.store.d.Latest(), *t.row.Key)
 		if err != nil {
 			return err
 		}

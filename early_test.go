@@ -19,6 +19,9 @@ func databaseNow(db *gorm.DB) (now time.Time, err error) {
 	if db.Dialector.Name() == "postgres" {
 		return now, db.Raw("SELECT clock_timestamp()").Row().Scan(&now)
 	}
+	if db.Dialector.Name() == "mysql" {
+		return now, db.Raw("SELECT UTC_TIMESTAMP(6)").Row().Scan(&now)
+	}
 	var text string
 	if err = db.Raw("SELECT strftime('%Y-%m-%d %H:%M:%f', 'now') || ''").Row().Scan(&text); err == nil {
 		now, err = time.Parse("2006-01-02 15:04:05.000", text)

@@ -323,7 +323,7 @@ func TestTakeOverHalfDone(t *testing.T) {
 				if _, pool := p.Statements(); !d.Serial() {
 					eventually(t, "the owner waits for the row", func() bool {
 						var n int
-						if err := pool.QueryRow(waiting).Scan(&n); err != nil {
+						if err := pool.QueryRow(waiting[db.Name()]).Scan(&n); err != nil {
 							t.Fatal(err)
 						}
 						return n > 0
@@ -353,8 +353,12 @@ func TestTakeOverHalfDone(t *testing.T) {
 	})
 }
 
-// waiting counts the sessions of this database that wait for a lock.
-const waiting = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+// waiting counts the sessions that wait for a lock, by the database's name.
+var waiting = map[string]string{
+	"postgres": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+	"mysql": `SELECT count(*) FROM information_schema.innodb_trx t JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id
+WHERE t.trx_state = 'LOCK WAIT' AND p.db = DATABASE()`,
+}
 
 func TestOutcomeInDoubt(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {

@@ -125,8 +125,8 @@ func (d *dispatcher) lockPatience() time.Duration {
 // try, if there was one; alone says that nothing else waits for this group.
 func (d *dispatcher) writeGroup(group []*pendingEnd, failed error, alone bool) {
 	class := dialect.Classify(failed)
-	inDoubt := class == dialect.Lost                     // it may have been committed although its reply was lost
-	careful := alone || inDoubt || class == dialect.Busy // it may have waited for a lock of another transaction
+	inDoubt := class == dialect.Lost // it may have been committed although its reply was lost
+	careful := alone || inDoubt || mayBeLocked(class)
 	step := "write outcomes"
 	if alone {
 		step = "write outcomes alone"
@@ -168,7 +168,7 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, failed error, alone bool) {
 			return
 		case class == dialect.Lost:
 			inDoubt, careful, failed = true, true, err
-		case class == dialect.Busy:
+		case mayBeLocked(class):
 			careful = true
 		}
 		if err != errRowLocked { // which has been logged
@@ -184,6 +184,9 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, failed error, alone bool) {
 		}
 	}
 }
+
+// mayBeLocked reports whether a statement may have failed because it waited for a lock of another transaction.
+func mayBeLocked(class dialect.Class) bool { return class == dialect.Busy || class == dialect.Retry }
 
 var errRowLocked = errors.New("another transaction has locked the task's row")
 

@@ -20,6 +20,7 @@ var databases = []struct {
 }{
 	{"sqlite", testutil.SQLite, testutil.SQLiteDSN},
 	{"postgres", testutil.Postgres, testutil.PostgresDSN},
+	{"mysql", testutil.MySQL, testutil.MySQLDSN},
 }
 
 // eachDB runs a test on a fresh database of each kind, without the plugin.

@@ -47,20 +47,22 @@ const (
 	ReasonCancelled   Reason = "cancelled"   // by Cancel or CancelKey
 )
 
-// The models name their columns, because a naming strategy that is not GORM's own would name them otherwise.
+// The models name their columns, because a naming strategy that is not GORM's own would name them otherwise, and what
+// AutoMigrate would change in some database if they did not: a precision of times, and the unique index of the key, whose
+// name "composite" makes the one that Migrate gives it.
 
 // TaskModel is a task that has not finished: a row of outbox_tasks.
 //
 // Applications read it, with GORM or SQL; they change it through Cancel, Reschedule and their neighbours only, which keep
 // Version. Times are instants, in UTC at microseconds (milliseconds on SQLite, for times that the database computes).
 type TaskModel struct {
-	ID          string     `gorm:"column:id;primaryKey;size:36"`  // UUIDv7
-	Func        string     `gorm:"column:func;size:255;not null"` // dotted path of the function
-	Args        JSON       `gorm:"column:args;not null"`          // a JSON object
-	Key         *string    `gorm:"column:key;size:255"`           // at most one unfinished task has it
+	ID          string     `gorm:"column:id;primaryKey;size:36"`                   // UUIDv7
+	Func        string     `gorm:"column:func;size:255;not null"`                  // dotted path of the function
+	Args        JSON       `gorm:"column:args;not null"`                           // a JSON object
+	Key         *string    `gorm:"column:key;size:255;uniqueIndex:,composite:key"` // at most one unfinished task has it
 	Queue       string     `gorm:"column:queue;size:64;not null"`
-	Priority    int        `gorm:"column:priority;size:16;not null"` // 1 to 4, lower first
-	RunAt       time.Time  `gorm:"column:run_at;not null"`           // not before this
+	Priority    int        `gorm:"column:priority;size:16;not null"`           // 1 to 4, lower first
+	RunAt       time.Time  `gorm:"column:run_at;size:64;precision:6;not null"` // not before this
 	State       State      `gorm:"column:state;size:16;not null"`
 	Attempt     int        `gorm:"column:attempt;size:32;not null"`      // claims so far; never lowered
 	Uncounted   int        `gorm:"column:uncounted;size:32;not null"`    // those of them that don't count: give-backs, snoozes, repeatable interruptions
@@ -73,8 +75,8 @@ type TaskModel struct {
 	RerunOf     *string    `gorm:"column:rerun_of;size:36"`              // the finished task that this one repeats
 	Errors      Attempts   `gorm:"column:errors"`                        // failed attempts so far, oldest first
 	Meta        Meta       `gorm:"column:meta"`                          // small texts that hooks carry from the creator to the run, such as a trace's id
-	CreatedAt   time.Time  `gorm:"column:created_at;not null;autoCreateTime:false"`
-	StartedAt   *time.Time `gorm:"column:started_at"`
+	CreatedAt   time.Time  `gorm:"column:created_at;size:64;precision:6;not null;autoCreateTime:false"`
+	StartedAt   *time.Time `gorm:"column:started_at;size:64;precision:6"`
 }
 
 // HistoryModel is a task that has ended: a row of outbox_history. It never changes, but for RerunID.
@@ -85,7 +87,7 @@ type HistoryModel struct {
 	Key         *string    `gorm:"column:key;size:255"`
 	Queue       string     `gorm:"column:queue;size:64;not null"`
 	Priority    int        `gorm:"column:priority;size:16;not null"`
-	RunAt       time.Time  `gorm:"column:run_at;not null"`
+	RunAt       time.Time  `gorm:"column:run_at;size:64;precision:6;not null"`
 	Attempt     int        `gorm:"column:attempt;size:32;not null"`
 	Uncounted   int        `gorm:"column:uncounted;size:32;not null"`
 	Crashes     int        `gorm:"column:crashes;size:32;not null"`
@@ -96,13 +98,13 @@ type HistoryModel struct {
 	RerunOf     *string    `gorm:"column:rerun_of;size:36"`
 	Errors      Attempts   `gorm:"column:errors"`
 	Meta        Meta       `gorm:"column:meta"`
-	CreatedAt   time.Time  `gorm:"column:created_at;not null;autoCreateTime:false"`
-	StartedAt   *time.Time `gorm:"column:started_at"` // of the last attempt; nil if it never ran
+	CreatedAt   time.Time  `gorm:"column:created_at;size:64;precision:6;not null;autoCreateTime:false"`
+	StartedAt   *time.Time `gorm:"column:started_at;size:64;precision:6"` // of the last attempt; nil if it never ran
 	Status      Status     `gorm:"column:status;size:16;not null"`
 	Reason      Reason     `gorm:"column:reason;size:32;not null"`
 	Result      JSON       `gorm:"column:result"` // what the handler returned besides its error
 	Error       *string    `gorm:"column:error"`  // text of the last error, with the stack of a panic
-	FinishedAt  time.Time  `gorm:"column:finished_at;not null"`
+	FinishedAt  time.Time  `gorm:"column:finished_at;size:64;precision:6;not null"`
 	RerunID     *string    `gorm:"column:rerun_id;size:36"` // the task that repeats this one
 }
 
@@ -114,19 +116,19 @@ type ProcessModel struct {
 	Functions JSON      `gorm:"column:functions;not null"` // array of the paths that it can run
 	Queues    JSON      `gorm:"column:queues"`             // array of the queues that it serves; NULL means all
 	Slots     int       `gorm:"column:slots;size:32;not null"`
-	StartedAt time.Time `gorm:"column:started_at;not null"`
-	BeatAt    time.Time `gorm:"column:beat_at;not null"` // of the last heartbeat, by the database's clock
-	Beats     int64     `gorm:"column:beats;not null"`   // heartbeats so far; a process whose count stands still is dead
+	StartedAt time.Time `gorm:"column:started_at;size:64;precision:6;not null"`
+	BeatAt    time.Time `gorm:"column:beat_at;size:64;precision:6;not null"` // of the last heartbeat, by the database's clock
+	Beats     int64     `gorm:"column:beats;not null"`                       // heartbeats so far; a process whose count stands still is dead
 }
 
 // AuditModel is one change that an administrator made to one task: a row of outbox_audit. It is written in the change's
 // transaction, by package admin, and never changes; nothing prunes it. Ids are UUIDv7, so their order is that of the rows.
 type AuditModel struct {
 	ID     string    `gorm:"column:id;primaryKey;size:36"`
-	At     time.Time `gorm:"column:at;not null"`              // by the database's clock
-	Actor  string    `gorm:"column:actor;size:255;not null"`  // as the application's Authorize named them
-	Action string    `gorm:"column:action;size:32;not null"`  // rerun, run_now, cancel, reschedule or discard
-	TaskID string    `gorm:"column:task_id;size:36;not null"` // as it was when the change was made
+	At     time.Time `gorm:"column:at;size:64;precision:6;not null"` // by the database's clock
+	Actor  string    `gorm:"column:actor;size:255;not null"`         // as the application's Authorize named them
+	Action string    `gorm:"column:action;size:32;not null"`         // rerun, run_now, cancel, reschedule or discard
+	TaskID string    `gorm:"column:task_id;size:36;not null"`        // as it was when the change was made
 	Func   string    `gorm:"column:func;size:255;not null"`
 	Reason string    `gorm:"column:reason;not null"` // what the administrator gave; may be empty
 	Before JSON      `gorm:"column:before;not null"` // object: the task's state, version and what the change replaced

@@ -251,7 +251,7 @@ func (p *Plugin) Migrate(ctx context.Context) error {
 	return nil
 }
 
-// Schema is the SQL that Migrate executes on a database ("postgres", "sqlite"), for tools that keep versioned
+// Schema is the SQL that Migrate executes on a database ("mysql", "postgres", "sqlite"), for tools that keep versioned
 // migrations. Its names are those of the *gorm.DB's naming strategy, or GORM's default before db.Use.
 func (p *Plugin) Schema(database string) (string, error) {
 	var namer schema.Namer = schema.NamingStrategy{}

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"gorm.io/driver/mysql"
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
@@ -32,19 +33,48 @@ func (l *lossy) Connect(context.Context) (driver.Conn, error) {
 		return nil, io.ErrUnexpectedEOF
 	}
 	c, err := l.real.Open(l.dsn)
-	return &lossyConn{c, l}, err
+	return &lossyConn{Conn: c, l: l}, err
 }
 
 type lossyConn struct {
 	driver.Conn
-	l *lossy
+	l      *lossy
+	claims bool // the transaction does
 }
+
+const claimText = "state = 'running', attempt"
 
 func (c *lossyConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	if c.l.down.Load() {
 		return nil, io.ErrUnexpectedEOF
 	}
-	return c.Conn.(driver.ConnBeginTx).BeginTx(ctx, opts)
+	c.claims = false
+	tx, err := c.Conn.(driver.ConnBeginTx).BeginTx(ctx, opts)
+	return lossyTx{tx, c}, err
+}
+
+// lossyTx loses the reply to the COMMIT of a claim that is some statements in a transaction.
+type lossyTx struct {
+	driver.Tx
+	c *lossyConn
+}
+
+func (t lossyTx) Commit() error {
+	err := t.Tx.Commit()
+	if err == nil && t.c.claims && t.c.l.armed.CompareAndSwap(true, false) {
+		t.c.l.down.Store(true)
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Prepare is how some drivers run what has parameters.
+func (c *lossyConn) Prepare(query string) (driver.Stmt, error) {
+	if c.l.down.Load() {
+		return nil, io.ErrUnexpectedEOF
+	}
+	c.claims = c.claims || strings.Contains(strings.ReplaceAll(query, "t.", ""), claimText)
+	return c.Conn.Prepare(query)
 }
 
 func (c *lossyConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
@@ -59,7 +89,7 @@ func (c *lossyConn) QueryContext(ctx context.Context, query string, args []drive
 		return nil, io.ErrUnexpectedEOF
 	}
 	rows, err := c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args)
-	if err != nil || !strings.Contains(query, "SET state = 'running'") || !c.l.armed.CompareAndSwap(true, false) {
+	if err != nil || !strings.Contains(strings.ReplaceAll(query, "t.", ""), claimText) || !c.l.armed.CompareAndSwap(true, false) {
 		return rows, err
 	}
 	c.l.down.Store(true)
@@ -95,6 +125,8 @@ func TestClaimWhoseReplyIsLostIsGivenBack(t *testing.T) {
 				var dialector gorm.Dialector = postgres.New(postgres.Config{Conn: pool})
 				if d.name == "sqlite" {
 					dialector = sqlite.New(sqlite.Config{Conn: pool})
+				} else if d.name == "mysql" {
+					dialector = mysql.New(mysql.Config{Conn: pool})
 				}
 				db, err := gorm.Open(dialector, &gorm.Config{Logger: logger.Discard})
 				if err != nil {

@@ -26,10 +26,15 @@ func (s *store) explain(err error) error {
 // migrate creates or updates the tables in one transaction that excludes every other migration.
 func (s *store) migrate(ctx context.Context) error {
 	for try := 1; ; try++ {
-		err := s.inTx(ctx, func(tx *sql.Tx) error {
+		// Not ctx's transaction, or its end would leave a connection with the lock on it in the pool.
+		err := s.inTx(context.WithoutCancel(ctx), func(tx *sql.Tx) error {
+			if err := s.d.Check(ctx, tx); err != nil {
+				return err
+			}
 			if err := s.d.Lock(ctx, tx); err != nil {
 				return err
 			}
+			defer s.d.Unlock(context.WithoutCancel(ctx), tx)
 			version, err := s.version(ctx, tx)
 			if err != nil || version == dialect.Version {
 				return err
@@ -69,6 +74,9 @@ func (s *store) version(ctx context.Context, c dialect.Conn) (int, error) {
 
 // checkSchema fails when the tables are not of this program's version.
 func (s *store) checkSchema(ctx context.Context) error {
+	if err := s.d.Check(ctx, s.pool); err != nil {
+		return err
+	}
 	version, err := s.version(ctx, s.pool)
 	if err != nil {
 		return err
@@ -86,7 +94,7 @@ func (s *store) checkSchema(ctx context.Context) error {
 
 // inTx runs f in a transaction of the pool's own.
 func (s *store) inTx(ctx context.Context, f func(*sql.Tx) error) error {
-	tx, err := s.pool.BeginTx(ctx, nil)
+	tx, err := s.pool.BeginTx(ctx, &sql.TxOptions{Isolation: s.d.Isolation()})
 	if err != nil {
 		return err
 	}
@@ -137,9 +145,9 @@ func taskDest(t *TaskModel) []any {
 }
 
 // task reads a row of the task table; nil when there is none.
-func (s *store) task(ctx context.Context, c dialect.Conn, id string) (*TaskModel, error) {
+func (s *store) task(ctx context.Context, c dialect.Conn, id string, ending ...string) (*TaskModel, error) {
 	var found *TaskModel
-	err := s.query(ctx, c, "SELECT {columns} FROM {tasks} WHERE id = ?", []any{id}, func(r *sql.Rows) error {
+	err := s.query(ctx, c, "SELECT {columns} FROM {tasks} WHERE id = ?"+strings.Join(ending, ""), []any{id}, func(r *sql.Rows) error {
 		found = new(TaskModel)
 		return r.Scan(taskDest(found)...)
 	})
@@ -147,12 +155,12 @@ func (s *store) task(ctx context.Context, c dialect.Conn, id string) (*TaskModel
 }
 
 // history reads a row of history; nil when there is none.
-func (s *store) history(ctx context.Context, c dialect.Conn, id string) (*HistoryModel, error) {
-	const query = `SELECT id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes, max_attempts, timeout_ms,
+func (s *store) history(ctx context.Context, c dialect.Conn, id string, ending ...string) (*HistoryModel, error) {
+	const query = `SELECT id, func, args, {key}, queue, priority, run_at, attempt, uncounted, crashes, max_attempts, timeout_ms,
 	version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error, finished_at, rerun_id
 FROM {history} WHERE id = ?`
 	var found *HistoryModel
-	err := s.query(ctx, c, query, []any{id}, func(r *sql.Rows) error {
+	err := s.query(ctx, c, query+strings.Join(ending, ""), []any{id}, func(r *sql.Rows) error {
 		h := new(HistoryModel)
 		found = h
 		return r.Scan(&h.ID, &h.Func, &h.Args, &h.Key, &h.Queue, &h.Priority, instant{&h.RunAt}, &h.Attempt, &h.Uncounted,

@@ -73,7 +73,7 @@ func TestUnsupportedDatabase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := db.Use(outbox.New(quiet())); err == nil || !strings.Contains(err.Error(), `"strange" is not supported; supported are postgres, sqlite`) {
+	if err := db.Use(outbox.New(quiet())); err == nil || !strings.Contains(err.Error(), `"strange" is not supported; supported are mysql, postgres, sqlite`) {
 		t.Errorf("got %v", err)
 	}
 }

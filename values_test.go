@@ -14,6 +14,7 @@ import (
 	"time"
 	_ "time/tzdata" // the zones of StartTime, wherever the tests run
 
+	"gorm.io/driver/mysql"
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
@@ -339,6 +340,9 @@ func TestInstantsAcrossTimeZones(t *testing.T) {
 						if d.name == "postgres" {
 							column = "to_char(run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00:00'"
 						}
+						if d.name == "mysql" {
+							column = "CONCAT(run_at, '+00:00')"
+						}
 						var text string
 						if err := db.Raw("SELECT "+column+" FROM outbox_tasks WHERE id = ?", made[name]).Scan(&text).Error; err != nil ||
 							text != want.UTC().Format("2006-01-02 15:04:05.000000+00:00") {
@@ -407,6 +411,12 @@ func openZone(t *testing.T, kind, dsn, session string) *gorm.DB {
 	var dialector gorm.Dialector
 	if kind == "sqlite" {
 		dialector = sqlite.Open(dsn + "&_loc=" + session)
+	} else if kind == "mysql" {
+		zone, err := time.LoadLocation(session) // the server may not know its name
+		if err != nil {
+			t.Fatal(err)
+		}
+		dialector = mysql.Open(dsn + "&time_zone=" + url.QueryEscape("'"+time.Now().In(zone).Format("-07:00")+"'"))
 	} else if strings.Contains(dsn, "://") {
 		dialector = postgres.Open(dsn + "&timezone=" + session)
 	} else {

@@ -47,6 +47,20 @@ has_compiler() {
 # Each database is a function: the environment's server, else what is installed, else what apt has.
 need_databases() {
 	need_postgres
+	need_mysql
+}
+
+need_mysql() {
+	if [ -n "${OUTBOX_TEST_MYSQL:-}" ] || has_mysql || { apt_install mariadb-server && has_mysql; }; then
+		return
+	fi
+	missing "MariaDB or MySQL: set OUTBOX_TEST_MYSQL to the DSN of a server, or put mariadbd and mariadb-install-db on PATH" \
+		"(Debian: apt-get install mariadb-server). Without it, go test ./... skips the tests that need it."
+}
+
+# has_mysql looks where testutil/mysqlserver.go does.
+has_mysql() {
+	type mariadb-install-db >/dev/null 2>&1 && { type mariadbd >/dev/null 2>&1 || [ -x /usr/sbin/mariadbd ]; }
 }
 
 need_postgres() {

@@ -27,8 +27,11 @@ import (
 //go:embed cluster.sh
 var supervisor string
 
-var errNotInstalled = errors.New("PostgreSQL is not installed: set " + postgresEnv +
-	" to the DSN of a server, or put its programs initdb, pg_ctl and postgres on PATH (Debian: apt-get install postgresql)")
+// errNotInstalled is the one reason to skip a test.
+var errNotInstalled = errors.New("not installed")
+
+var errNoPostgres = fmt.Errorf("PostgreSQL is %w: set "+postgresEnv+
+	" to the DSN of a server, or put its programs initdb, pg_ctl and postgres on PATH (Debian: apt-get install postgresql)", errNotInstalled)
 
 // throwaway is the configuration of a cluster. Durability costs time and protects only against a crash of the
 // machine. The time zone is odd in order to find code that takes the session's for the process's or for UTC.
@@ -227,7 +230,7 @@ func newestPrograms(pattern string) (string, error) {
 	}
 	dirs = slices.DeleteFunc(dirs, func(dir string) bool { return !hasPrograms(dir) })
 	if len(dirs) == 0 {
-		return "", errNotInstalled
+		return "", errNoPostgres
 	}
 	version := func(dir string) float64 {
 		v, _ := strconv.ParseFloat(filepath.Base(filepath.Dir(dir)), 64) // 0 for what is not a version

@@ -44,8 +44,8 @@ func TestNewestPrograms(t *testing.T) {
 		}
 	}
 	install("18", "pg_dump") // the client alone
-	if got, err := newestPrograms(root + "/*/bin"); err != errNotInstalled {
-		t.Errorf("with a client only: %q, %v; want %v", got, err, errNotInstalled)
+	if got, err := newestPrograms(root + "/*/bin"); err != errNoPostgres {
+		t.Errorf("with a client only: %q, %v; want %v", got, err, errNoPostgres)
 	}
 	for _, v := range []string{"15", "9.6", "16"} {
 		install(v, "initdb", "pg_ctl", "postgres")

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"time"
 )
@@ -134,7 +135,7 @@ type Dialect interface {
 	// Instant is an SQL expression of the instant that the next parameter holds, formatted by Time.
 	Instant() string
 	// Rebind turns the question marks of a portable statement into this database's placeholders, and {tasks},
-	// {history}, {processes}, {audit} and {now} into names.
+	// {history}, {processes}, {audit} and {now} into names; {key} and {before} are columns that some database reserves.
 	Rebind(query string) string
 
 	Insert(ctx context.Context, c Conn, rows []NewRow, each func(*sql.Rows) error) error
@@ -150,8 +151,14 @@ type Dialect interface {
 	Orphans(ctx context.Context, c Conn, limit int, each func(*sql.Rows) error) error
 	Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error)
 
-	// Lock makes a transaction the only one that migrates; the lock ends with the transaction. It may fail as Busy.
+	// Lock makes a transaction the only one that migrates, until it has ended and Unlock was called on its connection. It
+	// may fail as Busy.
 	Lock(ctx context.Context, c Conn) error
+	Unlock(ctx context.Context, c Conn) error
+	// Check refuses connections whose settings would change what is written or read.
+	Check(ctx context.Context, c Conn) error
+	// Isolation is the level of the library's own transactions, under which they lock no more than the rows they name.
+	Isolation() sql.IsolationLevel
 	// Begin readies a transaction for reads that are followed by writes: it takes the write lock where a transaction that
 	// takes it later may be refused.
 	Begin(ctx context.Context, c Conn) error
@@ -162,6 +169,8 @@ type Dialect interface {
 	ForUpdate() string
 	// SkipLocked is ForUpdate that leaves out the rows that another transaction has locked.
 	SkipLocked() string
+	// Latest ends a SELECT so that it reads what is committed now, where a transaction sees its first read's time.
+	Latest() string
 	// HasTable reports whether the version table is there.
 	HasTable(ctx context.Context, c Conn) (bool, error)
 	// Schema is the SQL that creates version Version of the tables.
@@ -184,11 +193,13 @@ var Columns = []string{
 }
 
 // Names of the supported databases, as gorm.Dialector.Name gives them.
-func Supported() []string { return []string{"postgres", "sqlite"} }
+func Supported() []string { return []string{"mysql", "postgres", "sqlite"} }
 
 // New returns the dialect for a gorm.Dialector's name. A clock, for tests, replaces the database's.
 func New(name string, names Names, clock func() time.Time) (Dialect, error) {
 	switch name {
+	case "mysql":
+		return newMySQL(names, clock), nil
 	case "postgres":
 		return newPostgres(names, clock), nil
 	case "sqlite":
@@ -199,8 +210,11 @@ func New(name string, names Names, clock func() time.Time) (Dialect, error) {
 
 // JSONType is the column type of a JSON document, for the models' GormDBDataType.
 func JSONType(name string) string {
-	if name == "postgres" {
+	switch name {
+	case "postgres":
 		return "json"
+	case "mysql":
+		return "longtext"
 	}
 	return "text"
 }
@@ -236,9 +250,13 @@ func newBase(names Names, clock func() time.Time, quote byte, now string, litera
 			b.pairs = append(b.pairs, "{"+what+"."+index+"}", quoted(names.Index(table, index)))
 		}
 	}
+	columns := slices.Clone(Columns)
+	columns[slices.Index(columns, "key")] = quoted("key") // which is reserved in some database
 	b.pairs = append(b.pairs,
-		"{columns}", strings.Join(Columns, ", "),
-		"{t.columns}", "t."+strings.Join(Columns, ", t."),
+		"{key}", quoted("key"),
+		"{before}", quoted("before"),
+		"{columns}", strings.Join(columns, ", "),
+		"{t.columns}", "t."+strings.Join(columns, ", t."),
 		"{v}", fmt.Sprint(Version))
 	return b
 }

@@ -74,8 +74,75 @@ var sqliteCodes = map[int]Class{
 	25: Data,  // RANGE
 }
 
+// Error numbers of MySQL and MariaDB. What is not here is Other.
+//
+// Source: MySQL 8.0 Error Message Reference, https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
+var mysqlCodes = map[int]Class{
+	1021: Busy,    // ER_DISK_FULL
+	1022: Data,    // ER_DUP_KEY
+	1037: Busy,    // ER_OUTOFMEMORY
+	1038: Busy,    // ER_OUT_OF_SORTMEMORY
+	1040: Busy,    // ER_CON_COUNT_ERROR: too many connections
+	1041: Busy,    // ER_OUT_OF_RESOURCES
+	1045: Busy,    // ER_ACCESS_DENIED_ERROR: as while a password is changed
+	1048: Data,    // ER_BAD_NULL_ERROR
+	1049: Busy,    // ER_BAD_DB_ERROR: the database is not there (yet)
+	1053: Lost,    // ER_SERVER_SHUTDOWN
+	1062: Data,    // ER_DUP_ENTRY
+	1105: Other,   // ER_UNKNOWN_ERROR
+	1114: Busy,    // ER_RECORD_FILE_FULL
+	1146: Missing, // ER_NO_SUCH_TABLE
+	1153: Data,    // ER_NET_PACKET_TOO_LARGE
+	1158: Lost,    // ER_NET_READ_ERROR
+	1159: Lost,    // ER_NET_READ_INTERRUPTED
+	1160: Lost,    // ER_NET_ERROR_ON_WRITE
+	1161: Lost,    // ER_NET_WRITE_INTERRUPTED
+	1203: Busy,    // ER_TOO_MANY_USER_CONNECTIONS
+	1205: Retry,   // ER_LOCK_WAIT_TIMEOUT: only the statement is undone, which makes the rest unfit to commit
+	1213: Retry,   // ER_LOCK_DEADLOCK
+	1216: Data,    // ER_NO_REFERENCED_ROW
+	1217: Data,    // ER_ROW_IS_REFERENCED
+	1264: Data,    // ER_WARN_DATA_OUT_OF_RANGE
+	1265: Data,    // WARN_DATA_TRUNCATED
+	1290: Busy,    // ER_OPTION_PREVENTS_STATEMENT: the server was made read-only
+	1292: Data,    // ER_TRUNCATED_WRONG_VALUE
+	1317: Busy,    // ER_QUERY_INTERRUPTED
+	1364: Data,    // ER_NO_DEFAULT_FOR_FIELD
+	1366: Data,    // ER_TRUNCATED_WRONG_VALUE_FOR_FIELD
+	1406: Data,    // ER_DATA_TOO_LONG
+	1411: Data,    // ER_WRONG_VALUE_FOR_TYPE
+	1451: Data,    // ER_ROW_IS_REFERENCED_2
+	1452: Data,    // ER_NO_REFERENCED_ROW_2
+	1644: Data,    // ER_SIGNAL_EXCEPTION: what a trigger raises
+	1690: Data,    // ER_DATA_OUT_OF_RANGE
+	1792: Busy,    // ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
+	1836: Busy,    // ER_READ_ONLY_MODE
+	1927: Lost,    // MariaDB's ER_CONNECTION_KILLED
+	1969: Busy,    // MariaDB's ER_STATEMENT_TIMEOUT
+	3024: Busy,    // ER_QUERY_TIMEOUT
+	3100: Retry,   // ER_RUN_HOOK_ERROR: group replication refused the commit
+	3101: Retry,   // ER_TRANSACTION_ROLLBACK_DURING_COMMIT
+	3572: Busy,    // ER_LOCK_NOWAIT
+	3819: Data,    // ER_CHECK_CONSTRAINT_VIOLATED
+	4025: Data,    // MariaDB's ER_CONSTRAINT_FAILED
+	4031: Lost,    // ER_CLIENT_INTERACTION_TIMEOUT
+}
+
+// The plain errors of github.com/go-sql-driver/mysql, which have no type of their own.
+var mysqlTexts = map[string]Class{
+	"invalid connection": Lost,
+	"malformed packet":   Lost,
+	"busy buffer":        Lost,
+	"commands out of sync. You can't run this command now":                       Lost,
+	"commands out of sync. Did you run multiple statements at once?":             Lost,
+	"packet for query is too large. Try adjusting the `Config.MaxAllowedPacket`": Data,
+}
+
+// errMigrating: another session holds the lock of Lock.
+var errMigrating = errors.New("another process migrates")
+
 // Classify sorts an error. Drivers are not imported for it: PostgreSQL's are read through SQLState(), SQLite's through
-// Code() or the fields Code and ExtendedCode.
+// Code() or the fields Code and ExtendedCode, MySQL's through the field Number.
 func Classify(err error) Class {
 	var state interface{ SQLState() string }
 	switch {
@@ -83,6 +150,8 @@ func Classify(err error) Class {
 		return Other
 	case errors.As(err, &state):
 		return classifyState(state.SQLState())
+	case errors.Is(err, errMigrating):
+		return Busy
 	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone), errors.Is(err, io.EOF),
 		errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, net.ErrClosed):
 		return Lost
@@ -91,6 +160,12 @@ func Classify(err error) Class {
 	}
 	if code, ok := sqliteCode(err); ok {
 		return classifySQLite(code, err)
+	}
+	if code, ok := driverCode(err, "mysql", "Number"); ok {
+		return mysqlCodes[code]
+	}
+	if class, ok := classifyText(err); ok {
+		return class
 	}
 	var netErr net.Error
 	if errors.As(err, &netErr) {
@@ -113,20 +188,23 @@ func classifySQLite(code int, err error) Class {
 	return sqliteCodes[code&0xff]
 }
 
-// sqliteCode reads a code from the error types of SQLite's drivers, whose packages must not be imported here. Errors that
-// wrap several are looked through as errors.As does.
-func sqliteCode(err error) (int, bool) {
+// sqliteCode reads a primary or extended code.
+func sqliteCode(err error) (int, bool) { return driverCode(err, "sqlite", "ExtendedCode", "Code") }
+
+// driverCode reads a code from the error types of drivers, whose packages must not be imported here: from a method Code,
+// or the first of some fields that is not zero. Errors that wrap several are looked through as errors.As does.
+func driverCode(err error, pkg string, fields ...string) (int, bool) {
 	for ; err != nil; err = errors.Unwrap(err) {
 		if several, ok := err.(interface{ Unwrap() []error }); ok {
 			for _, e := range several.Unwrap() {
-				if code, ok := sqliteCode(e); ok {
+				if code, ok := driverCode(e, pkg, fields...); ok {
 					return code, true
 				}
 			}
 			return 0, false
 		}
 		v := reflect.Indirect(reflect.ValueOf(err))
-		if !v.IsValid() || !strings.Contains(strings.ToLower(v.Type().PkgPath()), "sqlite") {
+		if !v.IsValid() || !strings.Contains(strings.ToLower(v.Type().PkgPath()), pkg) {
 			continue
 		}
 		if coder, ok := err.(interface{ Code() int }); ok {
@@ -135,11 +213,35 @@ func sqliteCode(err error) (int, bool) {
 		if v.Kind() != reflect.Struct {
 			continue
 		}
-		for _, name := range []string{"ExtendedCode", "Code"} {
-			if f := v.FieldByName(name); f.IsValid() && f.CanInt() && f.Int() != 0 {
+		for _, name := range fields {
+			switch f := v.FieldByName(name); {
+			case f.IsValid() && f.CanInt() && f.Int() != 0:
 				return int(f.Int()), true
+			case f.IsValid() && f.CanUint() && f.Uint() != 0:
+				return int(f.Uint()), true
 			}
 		}
 	}
 	return 0, false
+}
+
+// classifyText knows errors that are told by their text only.
+func classifyText(err error) (Class, bool) {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if several, ok := err.(interface{ Unwrap() []error }); ok {
+			for _, e := range several.Unwrap() {
+				if class, ok := classifyText(e); ok {
+					return class, true
+				}
+			}
+			return Other, false
+		}
+		if v := reflect.ValueOf(err); v.Kind() == reflect.Pointer && v.IsNil() {
+			return Other, false // which has no text
+		}
+		if class, ok := mysqlTexts[err.Error()]; ok {
+			return class, true
+		}
+	}
+	return Other, false
 }

@@ -184,6 +184,14 @@ func (p *postgres) Serial() bool { return false }
 
 func (p *postgres) OneStatement() bool { return true }
 
+func (p *postgres) Latest() string { return "" }
+
+func (p *postgres) Isolation() sql.IsolationLevel { return sql.LevelDefault }
+
+func (p *postgres) Unlock(context.Context, Conn) error { return nil }
+
+func (p *postgres) Check(context.Context, Conn) error { return nil }
+
 func (p *postgres) ForUpdate() string  { return " FOR UPDATE" }
 func (p *postgres) SkipLocked() string { return " FOR UPDATE SKIP LOCKED" }
 

@@ -159,6 +159,14 @@ func (s *sqlite) Serial() bool { return true }
 
 func (s *sqlite) OneStatement() bool { return false }
 
+func (s *sqlite) Latest() string { return "" }
+
+func (s *sqlite) Isolation() sql.IsolationLevel { return sql.LevelDefault }
+
+func (s *sqlite) Unlock(context.Context, Conn) error { return nil }
+
+func (s *sqlite) Check(context.Context, Conn) error { return nil }
+
 func (s *sqlite) ForUpdate() string  { return "" }
 func (s *sqlite) SkipLocked() string { return "" }
 

@@ -1,0 +1,184 @@
+package dialect
+
+import (
+	"context"
+	"database/sql"
+	_ "embed"
+	"strings"
+	"time"
+)
+
+//go:embed mysql.sql
+var mysqlSchema string
+
+// mysql: MySQL 8.0.17 and MariaDB 10.6, and later. Neither has a RETURNING or a writing CTE that both know, so most of
+// what is one statement elsewhere is some in a transaction here: of the caller's, or else one that begin makes.
+//
+// Times are DATETIME(6) in UTC, which no session's time zone moves. Rows are found by a locking read of their own before
+// they are changed, and in READ COMMITTED, where only they are locked and no gap keeps an insert waiting.
+type mysql struct {
+	base
+	instants, insert, probe, probeNext, lane, claim, claimed, found, fenced, waiting, copyRunning, copyWaiting, drop,
+	requeue, processes, head, heads, park, unparkable, unpark, orphans, orphaned, prunable, prune, tables string
+}
+
+const mysqlTime = "2006-01-02 15:04:05.000000"
+
+// mysqlExact compares as bytes, trailing spaces too, of which plain utf8mb4_bin takes no notice. The two comments are
+// statements to one of the two servers each.
+const mysqlExact = "CHARACTER SET utf8mb4 COLLATE /*!80017 utf8mb4_0900_bin */ /*M! utf8mb4_nopad_bin */"
+
+// mysqlBehind is (run_at, id) > (?, ?) in words from which the server finds where to begin in the index.
+const mysqlBehind = " AND run_at >= CAST(? AS DATETIME(6)) AND (run_at > CAST(? AS DATETIME(6)) OR id > ?)"
+
+func newMySQL(names Names, clock func() time.Time) *mysql {
+	m := &mysql{base: newBase(names, clock, '`', "UTC_TIMESTAMP(6)", func(t time.Time) string {
+		return "CAST('" + t.UTC().Format(mysqlTime) + "' AS DATETIME(6))"
+	})}
+	m.pairs = append(m.pairs, "{exact}", mysqlExact)
+	// The times are computed first, for they cannot be returned by the insert, and a row that is inserted may be gone
+	// before it is read.
+	m.instants = m.render(`
+SELECT r.id, CAST(CASE WHEN r.at IS NULL THEN n.now + INTERVAL COALESCE(r.delay, 0) MICROSECOND
+	WHEN r.past THEN LEAST(CAST(r.at AS DATETIME(6)), n.now) ELSE CAST(r.at AS DATETIME(6)) END AS CHAR), CAST(n.now AS CHAR)
+FROM (SELECT {now} AS now) n, JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id', at varchar(32) PATH '$.at',
+	past boolean PATH '$.past', delay bigint PATH '$.delay')) r`)
+	m.insert = m.render(`
+INSERT INTO {tasks} (id, func, args, {key}, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts,
+	timeout_ms, repeatable, version, rerun_of, meta, created_at)
+SELECT r.id, r.func, r.args, r.k, r.queue, r.priority, r.at, 'pending', 0, 0, 0, r.max_attempts, COALESCE(r.timeout_ms, 0), false, 1,
+	r.rerun_of, r.meta, r.created
+FROM JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id', func varchar(255) PATH '$.func', args longtext PATH '$.args',
+	k varchar(255) PATH '$.key', queue varchar(64) PATH '$.queue', priority smallint PATH '$.priority',
+	at varchar(32) PATH '$.at', max_attempts integer PATH '$.max_attempts', timeout_ms bigint PATH '$.timeout_ms',
+	rerun_of varchar(36) PATH '$.rerun_of', meta longtext PATH '$.meta', created varchar(32) PATH '$.created')) r`)
+	// One lane after the other: grouped, the server may read every waiting task, as its statistics please. One statement asks
+	// for the next start time of a lane that has due tasks, in a row of priority 0, and for the lane that follows it.
+	first := `
+SELECT queue, priority, run_at <= {now}, IF(run_at > {now}, TIMESTAMPDIFF(MICROSECOND, {now}, run_at), NULL)
+FROM {tasks} FORCE INDEX ({tasks.claim}) WHERE state = 'pending'<behind>
+ORDER BY queue, priority, run_at LIMIT 1`
+	m.probe = m.render(strings.Replace(first, "<behind>", "", 1))
+	m.probeNext = m.render(`
+(SELECT '', 0, false, TIMESTAMPDIFF(MICROSECOND, {now}, run_at) FROM {tasks} FORCE INDEX ({tasks.claim})
+WHERE state = 'pending' AND queue = ? AND priority = ? AND run_at > {now} ORDER BY run_at LIMIT 1)
+UNION ALL
+(` + strings.Replace(first, "<behind>", " AND (queue = ? AND priority > ? OR queue > ?)", 1) + ")")
+	m.lane = m.render(`
+SELECT id FROM {tasks} FORCE INDEX ({tasks.claim})
+WHERE state = 'pending' AND queue = ? AND priority = ? AND run_at <= <until><mark> AND func IN (<list>)
+ORDER BY run_at, id LIMIT ? FOR UPDATE SKIP LOCKED`)
+	m.found = m.render("SELECT id FROM {processes} WHERE id = ?")
+
+	// Rows of known ids are looked up one by one, here and below. STRAIGHT_JOIN keeps the table from being the outer loop,
+	// and FORCE INDEX a small one from being read as a whole: either would lock all of it, and a claim would pass over what
+	// is locked. For id IN (…) the server does so whatever it is told, and two that finish at once wait for each other.
+	byID := "JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$')) o STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id"
+	m.claim = m.render("UPDATE " + byID + ` AND t.state = 'pending'
+SET t.state = 'running', t.attempt = t.attempt + 1, t.version = t.version + 1, t.process_id = ?, t.started_at = {now},
+	t.repeatable = t.func IN (<repeatable>)`)
+	m.claimed = m.render("SELECT {t.columns} FROM " + byID)
+	outcomes := `
+JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id', version bigint PATH '$.version', status varchar(16) PATH '$.status',
+	reason varchar(32) PATH '$.reason', result longtext PATH '$.result', error longtext PATH '$.error',
+	errors longtext PATH '$.errors', crashes integer PATH '$.crashes')) o
+STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id AND `
+	running := "t.state = 'running' AND t.version = o.version"
+	waiting := "t.state IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)"
+	// A client that no longer waits leaves the server waiting, with the locks that it has: where that can be had, the server
+	// waits for less time than the library does.
+	m.fenced = m.render("SELECT t.id FROM " + outcomes + running + " FOR UPDATE /*M! WAIT 1 */")
+	m.waiting = m.render("SELECT t.id FROM " + outcomes + waiting + " FOR UPDATE")
+	copied := `
+INSERT INTO {history} (id, func, args, {key}, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
+	timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
+	finished_at)
+SELECT t.id, t.func, t.args, t.{key}, t.queue, t.priority, t.run_at, t.attempt, t.uncounted, t.crashes + COALESCE(o.crashes, 0),
+	t.max_attempts, t.timeout_ms, t.version, t.process_id, t.rerun_of, COALESCE(o.errors, t.errors), t.meta,
+	t.created_at, t.started_at, o.status, COALESCE(o.reason, ''), o.result, o.error, {now}
+FROM ` + outcomes
+	once := "\nON DUPLICATE KEY UPDATE {history}.id = {history}.id"
+	m.copyRunning, m.copyWaiting = m.render(copied+running+once), m.render(copied+waiting+once)
+	m.drop = m.render("DELETE t FROM " + byID)
+	m.requeue = m.render(`
+UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id', version bigint PATH '$.version', delay bigint PATH '$.delay',
+	uncounted integer PATH '$.uncounted', crashes integer PATH '$.crashes', errors longtext PATH '$.errors')) o
+STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id AND t.state = 'running' AND t.version = o.version
+SET t.state = 'pending', t.version = t.version + 1, t.process_id = NULL, t.started_at = NULL,
+	t.run_at = {now} + INTERVAL o.delay MICROSECOND, t.uncounted = t.uncounted + o.uncounted,
+	t.crashes = t.crashes + o.crashes, t.errors = COALESCE(o.errors, t.errors)`)
+
+	m.processes = m.render("SELECT functions, queues FROM {processes}")
+	m.head = m.render(`
+SELECT id, func FROM {tasks} FORCE INDEX ({tasks.claim})
+WHERE state = 'pending' AND queue = ? AND priority = ? AND run_at <= {now} ORDER BY run_at LIMIT ?`)
+	m.heads = m.render("SELECT t.func, t.id FROM " + byID + " AND t.state = 'pending' FOR UPDATE SKIP LOCKED")
+	m.park = m.render("UPDATE " + byID + " AND t.state = 'pending' SET t.state = 'parked', t.version = t.version + 1")
+	m.unparkable = m.render(`
+SELECT id FROM {tasks} FORCE INDEX ({tasks.parked})
+WHERE state = 'parked' AND func IN (<list>)<queues> LIMIT ? FOR UPDATE SKIP LOCKED`)
+	m.unpark = m.render("UPDATE " + byID + " AND t.state = 'parked' SET t.state = 'pending', t.version = t.version + 1")
+	m.orphans = m.render(`
+SELECT t.id FROM {tasks} t FORCE INDEX ({tasks.claim})
+WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id) LIMIT ?`)
+	m.orphaned = m.render("SELECT {t.columns} FROM " + byID + " AND t.state = 'running' FOR UPDATE SKIP LOCKED")
+	m.prunable = m.render(`
+SELECT id FROM {history} FORCE INDEX ({history.status})
+WHERE status = ? AND finished_at < {now} - INTERVAL ? MICROSECOND ORDER BY finished_at LIMIT ? FOR UPDATE SKIP LOCKED`)
+	m.prune = m.render("DELETE t FROM " + strings.Replace(byID, "{tasks}", "{history}", 1))
+	m.tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = COALESCE(NULLIF(?, ''), DATABASE()) AND table_name = ?"
+	return m
+}
+
+func (m *mysql) Name() string { return "mysql" }
+
+func (m *mysql) Serial() bool { return false }
+
+func (m *mysql) OneStatement() bool { return false }
+
+func (m *mysql) ForUpdate() string  { return " FOR UPDATE" }
+func (m *mysql) SkipLocked() string { return " FOR UPDATE SKIP LOCKED" }
+
+func (m *mysql) Latest() string { return " LOCK IN SHARE MODE" }
+
+func (m *mysql) Isolation() sql.IsolationLevel { return sql.LevelReadCommitted }
+
+func (m *mysql) Time(t time.Time) string { return t.UTC().Format(mysqlTime) }
+func (m *mysql) Instant() string         { return "CAST(? AS DATETIME(6))" }
+
+func (m *mysql) Rebind(query string) string { return m.at(m.render(query)) }
+
+// begin runs f in a transaction: c's own, or a new one when c is a pool.
+func (m *mysql) begin(ctx context.Context, c Conn, f func(Conn) error) error {
+	pool, ok := c.(*sql.DB)
+	if !ok {
+		return f(c)
+	}
+	tx, err := pool.BeginTx(ctx, &sql.TxOptions{Isolation: m.Isolation()})
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if err := f(tx); err != nil {
+		return err
+	}
+	return tx.Commit()
+}
+
+// in puts as many placeholders as there are values for <list>.
+func (m *mysql) in(query string, values []string) (string, []any) {
+	params := make([]any, len(values))
+	for i, v := range values {
+		params[i] = v
+	}
+	marks := strings.TrimSuffix(strings.Repeat("?, ", len(values)), ", ")
+	return m.at(strings.Replace(query, "<list>", marks, 1)), params
+}
+
+// change runs a statement on the rows of some ids.
+func (m *mysql) change(ctx context.Context, c Conn, query string, ids []string) (int64, error) {
+	if len(ids) == 0 {
+		return 0, nil
+	}
+	return affected(c.ExecContext(ctx, m.at(query), encode(ids)))
+}

@@ -1,0 +1,85 @@
+package dialect
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+)
+
+// mysqlLock is a name on the whole server, of 64 characters at most.
+const mysqlLock = "CONCAT('outbox ', MD5(CONCAT(COALESCE(DATABASE(), ''), ' ', ?)))"
+
+// Lock is the session's, since a CREATE TABLE commits.
+func (m *mysql) Lock(ctx context.Context, c Conn) error {
+	got, err := texts(c.QueryContext(ctx, "SELECT COALESCE(GET_LOCK("+mysqlLock+", 10), 0)", m.names.Version))
+	if err == nil && got[0] != "1" {
+		err = errMigrating
+	}
+	return err
+}
+
+func (m *mysql) Unlock(ctx context.Context, c Conn) error {
+	_, err := texts(c.QueryContext(ctx, "SELECT COALESCE(RELEASE_LOCK("+mysqlLock+"), 0)", m.names.Version))
+	return err
+}
+
+func (m *mysql) Begin(context.Context, Conn) error { return nil }
+
+// StillIn sets a savepoint, which outside of a transaction is forgotten at once. A deadlock undoes the transaction and a
+// statement like CREATE TABLE commits it; either way what follows would be committed one by one.
+func (m *mysql) StillIn(ctx context.Context, c Conn) bool {
+	if _, err := c.ExecContext(ctx, "SAVEPOINT outbox_still_in"); err != nil {
+		return true // the statement that was to come says why
+	}
+	_, err := c.ExecContext(ctx, "RELEASE SAVEPOINT outbox_still_in")
+	code, ok := driverCode(err, "mysql", "Number")
+	return !ok || code != 1305
+}
+
+func (m *mysql) HasTable(ctx context.Context, c Conn) (bool, error) {
+	schema, bare, ok := strings.Cut(m.names.Version, ".")
+	if !ok {
+		schema, bare = "", schema
+	}
+	found, err := texts(c.QueryContext(ctx, m.tables, schema, bare))
+	return len(found) > 0, err
+}
+
+// Check refuses connections on which a value would be cut without an error, a character lost, or a time moved when the
+// application reads it through the models.
+func (m *mysql) Check(ctx context.Context, c Conn) error {
+	r, err := c.QueryContext(ctx, "SELECT @@sql_mode, @@character_set_client, CAST('2020-01-01' AS DATETIME(6))")
+	return each(r, err, func(r *sql.Rows) error {
+		var mode, charset string
+		var at any
+		if err := r.Scan(&mode, &charset, &at); err != nil {
+			return err
+		}
+		var errs []error
+		if !strings.Contains(mode, "STRICT_TRANS_TABLES") && !strings.Contains(mode, "STRICT_ALL_TABLES") {
+			errs = append(errs, errors.New("sql_mode has no STRICT_TRANS_TABLES, so that values would be cut silently"))
+		}
+		if charset != "utf8mb4" {
+			errs = append(errs, fmt.Errorf("the connection's character set is %s: use charset=utf8mb4", charset))
+		}
+		if t, ok := at.(time.Time); ok && !alwaysUTC(t.Location()) {
+			errs = append(errs, fmt.Errorf("the DSN's loc is %s, but the tables' times are in UTC: use loc=UTC", t.Location()))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// alwaysUTC looks at some years, since a zone that is at UTC now may leave it in summer.
+func alwaysUTC(loc *time.Location) bool {
+	for month := range 20 * 12 {
+		if _, offset := time.Date(2020, time.Month(1+month), 1, 0, 0, 0, 0, time.UTC).In(loc).Zone(); offset != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+func (m *mysql) Schema() []string { return m.script(mysqlSchema) }

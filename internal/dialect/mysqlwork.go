@@ -1,0 +1,294 @@
+package dialect
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"encoding/json"
+	"slices"
+	"strings"
+	"time"
+)
+
+func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(*sql.Rows) error) error {
+	type row struct {
+		NewRow
+		At      string `json:"at"`
+		Created string `json:"created"`
+	}
+	times := map[string][2]string{}
+	r, err := c.QueryContext(ctx, m.at(m.instants), encode(rows))
+	err = each(r, err, func(r *sql.Rows) error {
+		var id, created string
+		var at sql.NullString
+		if err := r.Scan(&id, &at, &created); err != nil {
+			return err
+		}
+		times[id] = [2]string{at.String, created}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	all := make([]row, len(rows))
+	for i, r := range rows {
+		all[i] = row{r, times[r.ID][0], times[r.ID][1]}
+	}
+	done := all
+	if _, err = c.ExecContext(ctx, m.insert, encode(all)); mysqlDuplicate(err) {
+		done, err = nil, nil
+		for i := range all {
+			if _, err = c.ExecContext(ctx, m.insert, encode(all[i:i+1])); err == nil {
+				done = append(done, all[i])
+			} else if !mysqlDuplicate(err) {
+				break
+			}
+			err = nil
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if len(done) == 0 {
+		return nil
+	}
+	// The caller reads rows of the database.
+	r, err = c.QueryContext(ctx, "SELECT r.id, r.at, r.created FROM JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id',"+
+		" at varchar(32) PATH '$.at', created varchar(32) PATH '$.created')) r", encode(done))
+	return each(r, err, f)
+}
+
+func mysqlDuplicate(err error) bool {
+	code, ok := driverCode(err, "mysql", "Number")
+	return ok && code == 1062
+}
+
+func (m *mysql) Probe(ctx context.Context, c Conn) (lanes []LaneState, err error) {
+	found, err := laneStates(c.QueryContext(ctx, m.at(m.probe)))
+	for err == nil && len(found) > 0 {
+		l := found[0]
+		lanes = append(lanes, l)
+		found, err = laneStates(c.QueryContext(ctx, m.at(m.probeNext), l.Queue, l.Priority, l.Queue, l.Priority, l.Queue))
+		if len(found) > 0 && found[0].Priority == 0 { // of the same lane
+			lanes[len(lanes)-1].Next = found[0].Next
+			found = found[1:]
+		}
+	}
+	return lanes, err
+}
+
+func (m *mysql) Clock(ctx context.Context, c Conn) (string, error) {
+	list, err := texts(c.QueryContext(ctx, "SELECT CAST("+m.Now()+" AS CHAR)"))
+	if err != nil {
+		return "", err
+	}
+	return list[0], nil
+}
+
+func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.Rows) error) error {
+	if len(q.Funcs) == 0 {
+		return nil
+	}
+	return m.begin(ctx, c, func(c Conn) error {
+		if found, err := texts(c.QueryContext(ctx, m.found, q.Process)); err != nil || len(found) == 0 {
+			return err
+		}
+		query, funcs := m.in(m.lane, q.Funcs)
+		until := m.Now()
+		if q.Until != "" {
+			until = m.Instant()
+		}
+		query = strings.Replace(query, "<until>", until, 1)
+		var ids []string
+		for _, l := range q.Lanes {
+			if len(ids) >= q.Limit {
+				break
+			}
+			params, behind := []any{l.Queue, l.Priority}, ""
+			if q.Until != "" {
+				params = append(params, q.Until)
+			}
+			if mark, ok := q.Marks[l]; ok {
+				at := m.Time(mark.RunAt)
+				behind = mysqlBehind
+				params = append(params, at, at, mark.ID)
+			}
+			more, err := texts(c.QueryContext(ctx, strings.Replace(query, "<mark>", behind, 1),
+				append(append(params, funcs...), q.Limit-len(ids))...))
+			if err != nil {
+				return err
+			}
+			ids = append(ids, more...)
+		}
+		if len(ids) == 0 {
+			return nil
+		}
+		repeatable, params := "''", []any{encode(ids), q.Process} // an empty list is no SQL, and no path is empty
+		if len(q.Repeatable) > 0 {
+			repeatable = strings.TrimSuffix(strings.Repeat("?, ", len(q.Repeatable)), ", ")
+			for _, name := range q.Repeatable {
+				params = append(params, name)
+			}
+		}
+		if _, err := c.ExecContext(ctx, m.at(strings.Replace(m.claim, "<repeatable>", repeatable, 1)), params...); err != nil {
+			return err
+		}
+		r, err := c.QueryContext(ctx, m.claimed, encode(ids))
+		return each(r, err, f)
+	})
+}
+
+func (m *mysql) Move(ctx context.Context, c Conn, from From, rows []Outcome) (ids []string, err error) {
+	fenced, copied := m.fenced, m.copyRunning
+	if from == FromWaiting {
+		fenced, copied = m.waiting, m.copyWaiting
+	}
+	rows = slices.Clone(rows)
+	slices.SortFunc(rows, func(a, b Outcome) int { return cmp.Compare(a.ID, b.ID) }) // one order of locks
+	param := encode(rows)
+	err = m.begin(ctx, c, func(c Conn) (err error) {
+		if ids, err = texts(c.QueryContext(ctx, m.at(fenced), param)); err != nil || len(ids) == 0 {
+			return err
+		}
+		if _, err := c.ExecContext(ctx, m.at(copied), param); err != nil {
+			return err
+		}
+		_, err = m.change(ctx, c, m.drop, ids)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ids, nil
+}
+
+func (m *mysql) Requeue(ctx context.Context, c Conn, rows []Requeued) (ids []string, err error) {
+	param := encode(rows)
+	err = m.begin(ctx, c, func(c Conn) (err error) {
+		if ids, err = texts(c.QueryContext(ctx, m.at(m.fenced), param)); err != nil || len(ids) == 0 {
+			return err
+		}
+		_, err = c.ExecContext(ctx, m.at(m.requeue), param)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ids, nil
+}
+
+// Park asks Go, not the server, who can run what: a list inside of a document is compared by rules that differ.
+func (m *mysql) Park(ctx context.Context, c Conn, lanes []Lane, limit int) (parked []string, err error) {
+	err = m.begin(ctx, c, func(c Conn) error {
+		parked = nil
+		var live []struct{ funcs, queues []string }
+		r, err := c.QueryContext(ctx, m.processes)
+		err = each(r, err, func(r *sql.Rows) error {
+			var funcs, queues []byte
+			if err := r.Scan(&funcs, &queues); err != nil {
+				return err
+			}
+			var p struct{ funcs, queues []string }
+			if err := json.Unmarshal(funcs, &p.funcs); err != nil {
+				return err
+			}
+			if queues != nil {
+				if err := json.Unmarshal(queues, &p.queues); err != nil {
+					return err
+				}
+				p.queues = nonNil(p.queues)
+			}
+			live = append(live, p)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		var ids []string
+		for _, l := range lanes {
+			r, err := c.QueryContext(ctx, m.at(m.head), l.Queue, l.Priority, limit)
+			if err := each(r, err, func(r *sql.Rows) error {
+				var id, name string
+				err := r.Scan(&id, &name)
+				for _, p := range live {
+					if slices.Contains(p.funcs, name) && (p.queues == nil || slices.Contains(p.queues, l.Queue)) {
+						return err
+					}
+				}
+				ids = append(ids, id)
+				return err
+			}); err != nil {
+				return err
+			}
+		}
+		if len(ids) == 0 {
+			return nil
+		}
+		r, err = c.QueryContext(ctx, m.heads, encode(ids))
+		ids = nil
+		if err := each(r, err, func(r *sql.Rows) error {
+			var name, id string
+			err := r.Scan(&name, &id)
+			parked, ids = append(parked, name), append(ids, id)
+			return err
+		}); err != nil {
+			return err
+		}
+		_, err = m.change(ctx, c, m.park, ids)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return parked, nil
+}
+
+func (m *mysql) Unpark(ctx context.Context, c Conn, funcs, queues []string, limit int) (n int64, err error) {
+	if len(funcs) == 0 {
+		return 0, nil
+	}
+	query, params := m.in(m.unparkable, funcs)
+	which := ""
+	if len(queues) > 0 {
+		which = " AND queue IN (" + strings.TrimSuffix(strings.Repeat("?, ", len(queues)), ", ") + ")"
+		for _, q := range queues {
+			params = append(params, q)
+		}
+	}
+	err = m.begin(ctx, c, func(c Conn) error {
+		ids, err := texts(c.QueryContext(ctx, strings.Replace(query, "<queues>", which, 1), append(params, limit)...))
+		if err == nil {
+			n, err = m.change(ctx, c, m.unpark, ids)
+		}
+		return err
+	})
+	return n, err
+}
+
+// Orphans are looked for without a lock, which would fall on the running tasks of the living too.
+func (m *mysql) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.Rows) error) error {
+	ids, err := texts(c.QueryContext(ctx, m.at(m.orphans), limit))
+	if err != nil || len(ids) == 0 {
+		return err
+	}
+	r, err := c.QueryContext(ctx, m.orphaned, encode(ids))
+	return each(r, err, f)
+}
+
+func (m *mysql) Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (n int64, err error) {
+	for _, status := range statuses(errors) {
+		err := m.begin(ctx, c, func(c Conn) error {
+			ids, err := texts(c.QueryContext(ctx, m.at(m.prunable), status, Micros(age), limit-int(n)))
+			if err != nil {
+				return err
+			}
+			gone, err := m.change(ctx, c, m.prune, ids)
+			n += gone
+			return err
+		})
+		if err != nil || n >= int64(limit) {
+			return n, err
+		}
+	}
+	return n, nil
+}

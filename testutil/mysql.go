@@ -1,0 +1,86 @@
+package testutil
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"gorm.io/driver/mysql"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+)
+
+// mysqlEnv names the variable that holds the DSN of a server to use instead of a throwaway one.
+const mysqlEnv = "OUTBOX_TEST_MYSQL"
+
+var errNoMySQL = fmt.Errorf("MariaDB is %w: set "+mysqlEnv+" to the DSN of a server, or put the programs mariadbd and mariadb-install-db"+
+	" on PATH (Debian: apt-get install mariadb-server)", errNotInstalled)
+
+var sharedMySQL = sync.OnceValues(startMySQL)
+
+// MySQL opens a new database on a MySQL or MariaDB server, as [MySQLDSN] describes it, with a logger that discards
+// everything and at most 20 connections, which stay open. It is closed when the test ends.
+func MySQL(t testing.TB) *gorm.DB {
+	t.Helper()
+	db := open(t, mysql.Open(MySQLDSN(t)))
+	pool, err := db.DB()
+	if err != nil {
+		t.Fatalf("testutil: pool: %v", err)
+	}
+	pool.SetMaxOpenConns(20)
+	pool.SetMaxIdleConns(20)
+	return db
+}
+
+// MySQLDSN names a new, empty database for github.com/go-sql-driver/mysql, with parseTime=true and loc=UTC. It is dropped
+// when the test ends.
+//
+// The server is the one in OUTBOX_TEST_MYSQL (a DSN whose user may create databases), else a throwaway MariaDB that is
+// started once per test binary from installed programs, listens on 127.0.0.1 and ends with the test binary. Without either
+// the test is skipped, or fails when the environment variable CI is not empty.
+func MySQLDSN(t testing.TB) string {
+	t.Helper()
+	dsn := os.Getenv(mysqlEnv)
+	if dsn == "" {
+		var err error
+		if dsn, err = sharedMySQL(); err != nil {
+			unavailable(t, err)
+		}
+	}
+	name := "outbox_test_" + strings.ToLower(rand.Text()[:16])
+	if err := execMySQL(dsn, "CREATE DATABASE "+name+" CHARACTER SET utf8mb4"); err != nil {
+		t.Fatalf("testutil: create database: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := execMySQL(dsn, "DROP DATABASE "+name); err != nil {
+			t.Errorf("testutil: drop database: %v", err)
+		}
+	})
+	address, params, _ := strings.Cut(dsn, "?")
+	values, err := url.ParseQuery(params)
+	if err != nil {
+		t.Fatal("testutil: the DSN's parameters are not valid")
+	}
+	values.Set("charset", "utf8mb4")
+	values.Set("parseTime", "true")
+	values.Set("loc", "UTC")
+	return address[:strings.LastIndexByte(address, '/')+1] + name + "?" + values.Encode()
+}
+
+// execMySQL runs one statement on a connection of its own.
+func execMySQL(dsn, statement string) error {
+	db, err := gorm.Open(mysql.Open(dsn), &gorm.Config{Logger: logger.Discard})
+	if err != nil {
+		return err
+	}
+	pool, err := db.DB()
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.Exec(statement).Error, pool.Close())
+}

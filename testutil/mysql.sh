@@ -1,0 +1,41 @@
+# Owns one MariaDB server on behalf of a test binary, which holds the other end of standard input. A line "start PORT
+# PASSWORD" is answered by the process id of the server that starts. At the end of the input, by whatever way the test
+# binary went, the server is stopped and its directory removed.
+#
+# Arguments: the programs mariadb-install-db and mariadbd, the directory for temporary files.
+install=$1 server=$2 tmp=$3
+umask 077
+trap '' PIPE
+{ [ ${#tmp} -lt 70 ] && dir=$(mktemp -d "$tmp/outbox-my-XXXXXX" 2>/dev/null); } ||
+	dir=$(mktemp -d /tmp/outbox-my-XXXXXX) || exit 1
+pid=
+
+clean() {
+	trap '' HUP INT TERM
+	if [ -n "$pid" ]; then
+		kill -CONT "$pid"
+		kill -KILL "$pid" # nothing in it is worth an orderly end
+		wait "$pid"
+	fi 2>/dev/null
+	rm -rf "$dir"
+}
+trap clean EXIT
+trap 'exit 1' HUP INT TERM
+
+echo "$dir"
+exec 3>&1 >"$dir/log" 2>&1
+"$install" --no-defaults --datadir="$dir/data" --auth-root-authentication-method=normal --skip-test-db </dev/null 3>&- &&
+	echo ok >&3 || echo failed >&3
+
+while read -r _ port password; do
+	[ -z "$pid" ] || wait "$pid"
+	echo "CREATE OR REPLACE USER outbox@'127.0.0.1' IDENTIFIED BY '$password';
+GRANT ALL ON *.* TO outbox@'127.0.0.1' WITH GRANT OPTION;" >"$dir/init.sql"
+	# The time zone is odd in order to find code that takes the session's for the process's or for UTC.
+	"$server" --no-defaults --datadir="$dir/data" --socket="$dir/socket" --pid-file="$dir/pid" --port="$port" \
+		--bind-address=127.0.0.1 --skip-name-resolve --init-file="$dir/init.sql" --default-time-zone=+05:30 \
+		--character-set-server=utf8mb4 --max-connections=300 --innodb-flush-log-at-trx-commit=0 \
+		--innodb-print-all-deadlocks=ON </dev/null 3>&- &
+	pid=$!
+	echo $pid >&3
+done
