@@ -93,15 +93,7 @@ func (q *request) apiList() error {
 	if err := only(v, filterParams...); err != nil {
 		return err
 	}
-	f, err := q.parseFilter(v)
-	if err != nil {
-		return err
-	}
-	at, err := q.s.now(q.ctx)
-	if err != nil {
-		return err
-	}
-	p, err := q.s.fetch(q.ctx, f, at)
+	_, p, at, err := q.find(v)
 	if err != nil {
 		return err
 	}
@@ -174,38 +166,6 @@ func (q *request) apiProcesses() error {
 		return err
 	}
 	return q.json(listJSON{Data: list})
-}
-
-type auditJSON struct {
-	ID     string      `json:"id"`
-	At     time.Time   `json:"at"`
-	Actor  string      `json:"actor"`
-	Action string      `json:"action"`
-	TaskID string      `json:"task_id"`
-	Func   string      `json:"func"`
-	Reason string      `json:"reason"`
-	Before outbox.JSON `json:"before"`
-	After  outbox.JSON `json:"after"`
-}
-
-func auditOf(rows []outbox.AuditModel) []auditJSON {
-	list := make([]auditJSON, len(rows))
-	for i, m := range rows {
-		list[i] = auditJSON{m.ID, m.At.UTC(), m.Actor, m.Action, m.TaskID, m.Func, m.Reason, m.Before, m.After}
-	}
-	return list
-}
-
-func (q *request) apiAudit() error {
-	p, err := q.auditRows()
-	if err != nil {
-		return err
-	}
-	out := listJSON{Data: auditOf(p.Rows)}
-	if p.Older != "" {
-		out.NextCursor = p.Rows[len(p.Rows)-1].ID
-	}
-	return q.json(out)
 }
 
 // body reads a JSON document of exactly this shape.

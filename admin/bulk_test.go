@@ -2,9 +2,12 @@ package admin_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -101,4 +104,138 @@ func TestBulkIsCutShort(t *testing.T) {
 		has(t, w.Header().Get("Location"), "n=150")
 		hasNot(t, w.Header().Get("Location"), "more")
 	})
+}
+
+var (
+	asOf  = regexp.MustCompile(`name="asof" value="([^"]+)"`)
+	total = regexp.MustCompile(`name="count" value="([^"]+)"`)
+)
+
+func TestBulk(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		d := open(t, db, admin.Options{})
+		t.Run("picked", func(t *testing.T) {
+			a, b, c := d.failed(), d.failed(), d.failed()
+			_, err := outbox.Rerun(db, b.ID)
+			must(t, err)
+			v := url.Values{"action": {"rerun"}, "filter": {"state=failed&func=mail.send"}, "reason": {"all of them"}, "count": {"3"}, "asof": {""},
+				"pick": {a.ID + ".1", fmt.Sprintf("%s.%d", b.ID, b.Version), fmt.Sprintf("%s.%d", c.ID, c.Version), "nope.1"}}
+			v["pick"][0] = fmt.Sprintf("%s.%d", a.ID, a.Version)
+			w := d.post("tasks/bulk", v)
+			status(t, w, 303)
+			to := w.Header().Get("Location")
+			has(t, to, "./../tasks?", "did=rerun", "n=2", "func=mail.send", "state=failed")
+			has(t, status(t, d.get(strings.TrimPrefix(to, "./../")), 200), "2 tasks re-run", "left as they are", "1 changed", "1 gone")
+			if rows := d.audit(); len(rows) != 2 || rows[1].Reason != "all of them" {
+				t.Errorf("audit: %+v", rows)
+			}
+		})
+		t.Run("what destroys asks first", func(t *testing.T) {
+			bad := d.failed()
+			v := url.Values{"action": {"discard"}, "filter": {"state=failed"}, "pick": {fmt.Sprintf("%s.%d", bad.ID, bad.Version)}, "reason": {`"><b>`}}
+			text := status(t, d.post("tasks/bulk", v), 200)
+			has(t, text, "Discard 1 task?", `name="confirmed" value="yes"`, bad.ID)
+			hasNot(t, text, `"><b>`)
+			d.past(bad.ID)
+			v.Set("confirmed", "yes")
+			status(t, d.post("tasks/bulk", v), 303)
+			if _, _, err := outbox.Lookup(db, bad.ID); !errors.Is(err, outbox.ErrNotFound) {
+				t.Error("it is still there")
+			}
+		})
+		t.Run("all that were shown", func(t *testing.T) {
+			must(t, db.Where("1 = 1").Delete(&outbox.HistoryModel{}).Error)
+			must(t, db.Where("1 = 1").Delete(&outbox.TaskModel{}).Error)
+			for range 230 { // more than two batches
+				d.create(outbox.Queue("bulk"), outbox.StartAfter(time.Hour))
+			}
+			other := d.create(outbox.StartAfter(time.Hour))
+			text := status(t, d.get("tasks?state=scheduled&queue=bulk"), 200)
+			has(t, text, "All 230 that match")
+			at, n := asOf.FindStringSubmatch(text), total.FindStringSubmatch(text)
+			v := url.Values{"action": {"cancel"}, "filter": {"state=scheduled&queue=bulk"}, "all": {"1"}, "confirmed": {"yes"},
+				"asof": {strings.ReplaceAll(at[1], "&#43;", "+")}, "count": {n[1]}}
+			late := d.create(outbox.Queue("bulk"), outbox.StartAfter(time.Hour))
+			v.Set("count", "229")
+			has(t, status(t, d.post("tasks/bulk", v), 409), "229 tasks were shown; 230 match now")
+			v.Set("count", n[1])
+			w := d.post("tasks/bulk", v)
+			status(t, w, 303)
+			has(t, w.Header().Get("Location"), "n=230")
+			d.task(other.ID)
+			d.task(late.ID)
+			if rows := d.audit(); len(rows) < 230 {
+				t.Errorf("%d in the audit", len(rows))
+			}
+		})
+		t.Run("bad", func(t *testing.T) {
+			for _, v := range []url.Values{{}, {"action": {"reschedule"}, "pick": {"x.1"}}, {"action": {"burn"}}, {"action": {"rerun"}}, {"action": {"rerun"}, "pick": {"x"}},
+				{"action": {"rerun"}, "pick": {"x.1"}, "filter": {"zap=1"}}, {"action": {"rerun"}, "all": {"1"}},
+				{"action": {"rerun"}, "all": {"1"}, "asof": {"2026-01-01T00:00:00Z"}, "count": {"5"}, "filter": {"state=all"}}} {
+				status(t, d.post("tasks/bulk", v), 400)
+			}
+		})
+		t.Run("JSON", func(t *testing.T) {
+			a, b := d.failed(), d.failed()
+			text := status(t, d.postJSON("api/v1/tasks/bulk", fmt.Sprintf(`{"action":"discard","reason":"r","tasks":[{"id":%q,"version":%d},{"id":%q,"version":77}]}`,
+				a.ID, a.Version, b.ID)), 200)
+			has(t, text, `{"changed":1,"skipped":[{"id":"`+b.ID+`","reason":"changed"}]}`)
+			text = status(t, d.postJSON("api/v1/tasks/bulk", fmt.Sprintf(`{"action":"rerun","filter":{"state":"failed"},"as_of":%q,"count":1}`,
+				time.Now().Add(time.Minute).UTC().Format(time.RFC3339))), 200)
+			has(t, text, `"changed":1`)
+			for _, body := range []string{`{}`, `{"action":"rerun"}`, `{"action":"rerun","filter":{"state":"failed"}}`,
+				`{"action":"reschedule","tasks":[{"id":"x","version":1}]}`,
+				`{"action":"cancel","at":"2099-01-01","tasks":[{"id":"x","version":1}]}`, `{"action":"rerun","filter":{"x":"failed"},"as_of":"2026-01-01T00:00:00Z","count":1}`} {
+				status(t, d.postJSON("api/v1/tasks/bulk", body), 400)
+			}
+		})
+	})
+}
+
+// TestBulkStopsHalfWay breaks off a change of many tasks when its second hundred has been read: what was done is reported,
+// and doing it again does the rest.
+func TestBulkStopsHalfWay(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		ctx, stop := context.WithCancel(t.Context())
+		reads := 0
+		db.Logger = stopper{db.Logger, func(text string) {
+			if strings.HasSuffix(text, "LIMIT 101") {
+				if reads++; reads == 2 {
+					stop()
+				}
+			}
+		}}
+		d := open(t, db, admin.Options{})
+		for range 150 {
+			d.create(outbox.StartAfter(time.Hour))
+		}
+		ask := func(ctx context.Context, count int) map[string]any {
+			body := fmt.Sprintf(`{"action":"cancel","filter":{"state":"scheduled"},"as_of":%q,"count":%d}`, time.Now().Add(time.Minute).Format(time.RFC3339), count)
+			r := httptest.NewRequestWithContext(ctx, "POST", "/ops/outbox/api/v1/tasks/bulk", strings.NewReader(body))
+			r.Header.Set("Content-Type", "application/json")
+			w := httptest.NewRecorder()
+			d.h.ServeHTTP(w, r)
+			return decode[map[string]any](t, status(t, w, 200))
+		}
+		if got := ask(ctx, 150); got["changed"] != 100.0 || got["more"] != true {
+			t.Errorf("the first says %v", got)
+		}
+		if n := len(d.audit()); n != 100 {
+			t.Errorf("%d rows of audit", n)
+		}
+		if got := ask(t.Context(), 50); got["changed"] != 50.0 || got["more"] != nil {
+			t.Errorf("the second says %v", got)
+		}
+	})
+}
+
+// stopper tells of each statement of GORM's.
+type stopper struct {
+	logger.Interface
+	heard func(string)
+}
+
+func (s stopper) Trace(_ context.Context, _ time.Time, fc func() (string, int64), _ error) {
+	text, _ := fc()
+	s.heard(text)
 }

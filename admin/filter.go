@@ -56,10 +56,16 @@ var filterParams = []string{"state", "func", "queue", "key", "id", "args", "erro
 // noticeParams say what the last form has done; see notice.
 var noticeParams = []string{"did", "n", "skipped"}
 
+// only refuses parameters, or fields of a form, other than these, and those that are given twice; pick is a list.
 func only(v url.Values, names ...string) error {
-	for name := range v {
-		if !slices.Contains(names, name) {
+	for name, values := range v {
+		switch {
+		case !slices.Contains(names, name) && len(names) == 0:
+			return fail(http.StatusBadRequest, "There is no parameter %s. There are none here.", shorten(name, 60))
+		case !slices.Contains(names, name):
 			return fail(http.StatusBadRequest, "There is no parameter %s. There are: %s.", shorten(name, 60), strings.Join(names, ", "))
+		case len(values) > 1 && name != "pick":
+			return fail(http.StatusBadRequest, "%s is given twice.", name)
 		}
 	}
 	return nil
@@ -71,8 +77,6 @@ func parseFilter(v url.Values) (f filter, err error) {
 		s := strings.TrimSpace(v.Get(name))
 		switch {
 		case err != nil:
-		case len(v[name]) > 1:
-			err = fail(http.StatusBadRequest, "%s is given twice.", name)
 		case len(s) > maxParam || !utf8.ValidString(s) || strings.ContainsRune(s, 0):
 			err = fail(http.StatusBadRequest, "%s must be a text of at most %d bytes.", name, maxParam)
 		}

@@ -1,12 +1,15 @@
 package admin
 
 import (
+	"errors"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/gorm-outbox/outbox"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -25,6 +28,7 @@ func (q *request) form(fields ...string) (url.Values, error) {
 
 // changeForm does what a button on a task's page says.
 func (q *request) changeForm(id string, action Action) error {
+	q.back = "tasks/" + url.PathEscape(id)
 	if err := q.need(action); err != nil {
 		return err
 	}
@@ -43,6 +47,10 @@ func (q *request) changeForm(id string, action Action) error {
 		c.args = []byte(v.Get("args"))
 	}
 	created, err := q.change(c)
+	var p *problem
+	if errors.As(err, &p) && p.Status == http.StatusUnprocessableEntity && c.args != nil {
+		return q.refused(id, string(c.args), c.reason, p)
+	}
 	if err != nil {
 		return err
 	}
@@ -81,7 +89,12 @@ func (q *request) change(c change) (string, error) {
 			return "", err
 		}
 	}
-	return q.s.apply(q.ctx, q.actor, c)
+	created, err := q.s.apply(q.ctx, q.actor, c)
+	if errors.Is(err, outbox.ErrBadArgs) && (c.args != nil || q.can(ViewArgs) && q.s.opts.Redact == nil) { // the reason may quote them
+		_, why, _ := strings.Cut(err.Error(), outbox.ErrBadArgs.Error()+": ")
+		err = fail(http.StatusUnprocessableEntity, "The arguments do not fit the function: %s.", shorten(why, 500))
+	}
+	return created, err
 }
 
 // bulkForm changes the picked tasks, or all that the list showed. What destroys asks first.
@@ -114,6 +127,7 @@ func (q *request) bulkForm() error {
 	if err != nil {
 		return err
 	}
+	q.back = f.url()
 	n := len(v["pick"])
 	if v.Get("all") != "" {
 		asOf, bad := time.Parse(time.RFC3339Nano, v.Get("asof"))
@@ -194,23 +208,37 @@ type notice struct {
 	More    bool
 }
 
-func parseNotice(v url.Values) *notice {
-	n := &notice{Did: Action(v.Get("did"))}
-	count, err := strconv.Atoi(v.Get("n"))
-	if !slices.Contains(changes, n.Did) || err != nil || count < 0 || count > maxCount {
-		return nil
+func parseNotice(v url.Values) (*notice, error) {
+	if !v.Has("did") && !v.Has("n") && !v.Has("skipped") {
+		return nil, nil
 	}
-	n.N = count
+	n := &notice{Did: Action(v.Get("did"))}
+	if !slices.Contains(changes, n.Did) {
+		return nil, fail(http.StatusBadRequest, "did must be one of: %s.", accepted(changes))
+	}
+	number := func(text string) int {
+		count, err := strconv.Atoi(text)
+		if err != nil || count < 0 || count > maxCount {
+			return -1
+		}
+		return count
+	}
+	if n.N = number(v.Get("n")); n.N < 0 {
+		return nil, fail(http.StatusBadRequest, "n must be a number from 0 to %d.", maxCount)
+	}
+	if v.Get("skipped") == "" {
+		return n, nil
+	}
 	for part := range strings.SplitSeq(v.Get("skipped"), "~") {
-		why, number, _ := strings.Cut(part, ".")
-		count, err := strconv.Atoi(number)
-		switch {
-		case err != nil || count < 1 || count > maxCount:
+		why, count, _ := strings.Cut(part, ".")
+		switch left := number(count); {
+		case left < 1 || why != "more" && !slices.Contains(skipReasons, why):
+			return nil, fail(http.StatusBadRequest, "skipped must be such as running.2~gone.1, of: %s.", strings.Join(skipReasons, ", "))
 		case why == "more":
 			n.More = true
-		case slices.Contains(skipReasons, why):
-			n.Skipped = append(n.Skipped, countOf{strings.ReplaceAll(why, "_", " "), count})
+		default:
+			n.Skipped = append(n.Skipped, countOf{strings.ReplaceAll(why, "_", " "), left})
 		}
 	}
-	return n
+	return n, nil
 }

@@ -40,7 +40,7 @@ func (s *site) explain(err error, limit time.Duration) (p *problem, logged bool)
 	case errors.As(err, &p):
 		return p, false
 	case errors.As(err, &big):
-		return fail(http.StatusRequestEntityTooLarge, "a request may have %d bytes", big.Limit), false
+		return fail(http.StatusRequestEntityTooLarge, "A request may have %d bytes.", big.Limit), false
 	case errors.Is(err, outbox.ErrNotFound):
 		l := s.limits()
 		return fail(http.StatusNotFound, "There is no such task (any more). History keeps successes and cancellations for %s, errors for %s.",
@@ -66,7 +66,15 @@ func (s *site) explain(err error, limit time.Duration) (p *problem, logged bool)
 	case dialect.Missing:
 		return fail(http.StatusServiceUnavailable, "The outbox's tables are missing or of another version: call Migrate."), true
 	}
-	return fail(http.StatusInternalServerError, "The database could not be asked. The server's log says why."), true
+	return fail(http.StatusInternalServerError, "It could not be done. The server's log says why."), true
+}
+
+func asMax(err error, big **http.MaxBytesError) bool { return errors.As(err, big) }
+
+// errorPage is an error with the way back.
+type errorPage struct {
+	*problem
+	Back string
 }
 
 // refuse answers a request with an error: a page, or RFC 9457's JSON under api/.
@@ -93,5 +101,9 @@ func (q *request) refuse(err error) {
 		json.NewEncoder(q.w).Encode(p)
 		return
 	}
-	q.render(p.Status, "error", p.Title, p)
+	e := errorPage{problem: p, Back: q.back}
+	if p.Status == http.StatusNotFound {
+		e.Back = ""
+	}
+	q.render(p.Status, "error", p.Title, e)
 }

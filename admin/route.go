@@ -30,6 +30,8 @@ type request struct {
 	up    string // from the request's URL to the root of the pages: "./" or "../"…
 	api   bool
 	may   map[Action]bool
+	back  string // where to go on after an error, relative to the root
+	said  *notice
 }
 
 // ServeHTTP is the way of every request: headers, cross-site check, permission, page.
@@ -94,7 +96,14 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (q *request) route(parts []string) error {
 	get := func(f func() error) error { return q.method(f, http.MethodGet, http.MethodHead) }
-	post := func(f func() error) error { return q.method(f, http.MethodPost) }
+	post := func(f func() error) error {
+		return q.method(func() error {
+			if err := only(q.r.URL.Query()); err != nil { // what a change needs is in its body
+				return err
+			}
+			return f()
+		}, http.MethodPost)
+	}
 	n := len(parts)
 	switch {
 	case n == 1 && parts[0] == "":
@@ -175,8 +184,8 @@ func (q *request) need(a Action) error {
 func (q *request) can(a Action) bool {
 	may, asked := q.may[a]
 	if !asked {
-		_, err := q.s.opts.Authorize(q.r, a)
-		may = err == nil
+		actor, err := q.s.opts.Authorize(q.r, a)
+		may = err == nil && actor.Name != ""
 		q.may[a] = may
 	}
 	return may

@@ -118,7 +118,7 @@ var funcs = template.FuncMap{
 		return f.url()
 	},
 	"of":      func(v view, d any) map[string]any { return map[string]any{"V": v, "D": d} },
-	"px":      func(n, most, height int) int { return (n*height + most - 1) / max(most, 1) },
+	"px":      pixels,
 	"sub":     func(a, b int) int { return a - b },
 	"add":     func(a, b int) int { return a + b },
 	"mul":     func(a, b int) int { return a * b },
@@ -127,12 +127,37 @@ var funcs = template.FuncMap{
 	"took":    func(d *time.Duration) string { return span(*d) },
 	"between": func(a *time.Time, b time.Time) string { return span(b.Sub(*a)) },
 	"bars":    heights,
+	"why":     why,
 	"raw":     func(j outbox.JSON) string { return j.String() },
+}
+
+// why says what a reason tells beyond its state.
+func why(reason any) string {
+	switch text := fmt.Sprint(reason); outbox.Reason(text) {
+	case outbox.ReasonFailed, outbox.ReasonCancelled:
+		return ""
+	case outbox.ReasonInterrupted:
+		return "interrupted, what it did is not known"
+	case outbox.ReasonBadArgs:
+		return "arguments do not fit"
+	case outbox.ReasonBadResult:
+		return "the result could not be stored"
+	default:
+		return text
+	}
 }
 
 func iso(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
 func inUTC(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
+
+// pixels of a bar in a chart whose highest is most; what is there is seen.
+func pixels(n, most, height int) int {
+	if n <= 0 {
+		return 0
+	}
+	return (n*height + most - 1) / most
+}
 
 // heights of bars for durations, in 16 units.
 func heights(list []time.Duration) []int {

@@ -39,6 +39,17 @@
   document.addEventListener("input", local);
   local();
 
+  // How many rows are picked, beside the buttons that change them.
+  function count() {
+    const out = document.getElementById("picked");
+    if (!out) return;
+    const n = document.querySelectorAll("[name=pick]:checked").length;
+    const text = document.querySelector("[name=all]:checked") ? "all that match" : n ? n + " picked" : "";
+    if (out.textContent !== text) out.textContent = text;
+  }
+  document.addEventListener("change", count);
+  count(); // after a reload the browser ticks again what was ticked
+
   // Keyboard shortcuts: single letters, so they can be turned off.
   const help = document.getElementById("help"), keys = document.getElementById("keys"), use = document.getElementById("use-keys");
   const places = { o: "", t: "tasks", x: "tasks?state=failed", f: "functions", p: "processes", a: "audit" };
@@ -68,6 +79,8 @@
       if (from.nodeValue !== to.nodeValue) from.nodeValue = to.nodeValue;
       return;
     }
+    // Who has ticked all has ticked those that were shown then.
+    if (from.dataset.seen !== undefined && document.querySelector("[name=all]:checked")) return;
     for (const { name, value } of to.attributes)
       if (!kept(from, name) && from.getAttribute(name) !== value) from.setAttribute(name, value);
     for (const { name } of [...from.attributes])
@@ -106,11 +119,14 @@
 
   if (!main.hasAttribute("data-live")) return;
   const live = document.getElementById("live");
-  let on = true, wait = every, timer = 0, tag = "";
+  let on = true, wait = every, timer = 0, tag = "", asking = false;
   try { on = sessionStorage.getItem("outbox-live") !== "off"; } catch { /* then it is on */ }
   const show = () => { live.setAttribute("aria-pressed", on); live.textContent = on ? "● Live" : "‖ Paused"; };
   const later = () => { clearTimeout(timer); if (on && !document.hidden) timer = setTimeout(refresh, wait); };
   function refresh() {
+    if (asking) return;
+    asking = true;
+    clearTimeout(timer);
     const x = new XMLHttpRequest();
     x.open("GET", location.href);
     x.responseType = "document"; // the browser parses it; a string would need a trusted type
@@ -128,17 +144,20 @@
       wait = every;
       say("");
       morph(main, next);
+      document.title = x.response.title;
       local();
+      count();
       tag = x.getResponseHeader("ETag") || "";
       later();
     };
+    x.onloadend = () => { asking = false; };
     x.onerror = x.ontimeout = bad;
     x.send();
   }
   function bad() {
     wait = Math.min(wait * 2, longest);
     tag = ""; // the next answer is shown whole, and with it this goes
-    say("The last refresh failed. Trying again in " + wait / 1000 + " s.");
+    say("The last refresh failed; what is shown may be old. Trying again in " + wait / 1000 + " s.");
     later();
   }
   live.hidden = false;
@@ -148,7 +167,7 @@
     show();
     if (on) refresh(); else clearTimeout(timer);
   });
-  document.addEventListener("visibilitychange", later);
+  document.addEventListener("visibilitychange", () => { if (on && !document.hidden) refresh(); else clearTimeout(timer); });
   show();
   later();
 })();

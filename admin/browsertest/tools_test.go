@@ -8,7 +8,6 @@ import (
 
 	"github.com/chromedp/cdproto/emulation"
 	"github.com/chromedp/cdproto/input"
-	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/chromedp"
 
 	"github.com/gorm-outbox/outbox"
@@ -59,26 +58,4 @@ func TestShortcuts(t *testing.T) {
 	if text != "false/ops/tasks" {
 		t.Errorf("turned off, they still do something: %q", text)
 	}
-}
-
-// TestRefreshAsksWithATag waits for a 304, and then for a task that is new since.
-func TestRefreshAsksWithATag(t *testing.T) {
-	s := open(t)
-	ctx := browser(t, s.Server)
-	same := make(chan struct{}, 100)
-	chromedp.ListenTarget(ctx, func(event any) {
-		if e, ok := event.(*network.EventResponseReceived); ok && e.Response.Status == 304 {
-			same <- struct{}{}
-		}
-	})
-	run(t, ctx, chromedp.Navigate(s.URL+"/ops/tasks?state=scheduled"), chromedp.WaitVisible(".empty"))
-	select {
-	case <-same:
-	case <-time.After(time.Minute):
-		t.Fatal("every refresh brings the whole page")
-	}
-	if _, err := outbox.Create(s.db, "mail.send", nil, outbox.StartAfter(time.Hour)); err != nil {
-		t.Fatal(err)
-	}
-	run(t, ctx, chromedp.WaitVisible("tbody tr"))
 }

@@ -1,0 +1,86 @@
+package admin_test
+
+import (
+	"context"
+	"crypto/pbkdf2"
+	"crypto/sha256"
+	"encoding/base64"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/gorm-outbox/outbox/admin"
+	"github.com/gorm-outbox/outbox/testutil"
+)
+
+func TestBasicAuth(t *testing.T) {
+	hash, err := admin.HashPassword("pass:wörd")
+	must(t, err)
+	d := open(t, testutil.SQLite(t), admin.Options{Authorize: admin.BasicAuth(map[string]string{"alice": hash})})
+	send := func(user, password string) int {
+		r, _ := http.NewRequest("GET", "/", nil)
+		r.SetBasicAuth(user, password)
+		return d.send("GET", "", "", "", "Authorization", r.Header.Get("Authorization")).Code
+	}
+	for range 2 {
+		if a, b, c, e := send("alice", "pass:wörd"), send("alice", "pass"), send("bob", "pass:wörd"), send("", ""); a != 200 || b != 401 || c != 401 || e != 401 {
+			t.Errorf("got %d, %d, %d, %d", a, b, c, e)
+		}
+	}
+	w := d.get("")
+	status(t, w, 401)
+	if w.Header().Get("WWW-Authenticate") == "" {
+		t.Error("the browser is not told to ask")
+	}
+	for name, users := range map[string]map[string]string{"no users": nil, "plain text": {"a": "secret"}, "a colon": {"a:b": hash}, "no name": {"": hash}, "weak": {"a": strings.Replace(hash, "600000", "10", 1)}} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: no panic", name)
+				}
+			}()
+			admin.BasicAuth(users)
+		}()
+	}
+}
+
+// TestGuessingHoldsUpNobody has twenty wrong passwords wait to be tried while a user who is in already asks for a page.
+func TestGuessingHoldsUpNobody(t *testing.T) {
+	salt := make([]byte, 16)
+	sum, err := pbkdf2.Key(sha256.New, "right", salt, 200_000, sha256.Size)
+	must(t, err)
+	enc := base64.RawStdEncoding.EncodeToString
+	authorize := admin.BasicAuth(map[string]string{"alice": "pbkdf2-sha256$200000$" + enc(salt) + "$" + enc(sum)})
+	ctx, giveUp := context.WithCancel(t.Context())
+	try := func(password string) error {
+		r, _ := http.NewRequestWithContext(ctx, "GET", "/", nil)
+		r.SetBasicAuth("alice", password)
+		_, err := authorize(r, admin.View)
+		return err
+	}
+	must(t, try("right"))
+	var guesses sync.WaitGroup
+	var begun, open atomic.Int64
+	for range 20 {
+		open.Add(1)
+		guesses.Go(func() {
+			begun.Add(1)
+			if try("wrong") == nil {
+				t.Error("a wrong password was right")
+			}
+			open.Add(-1)
+		})
+	}
+	for begun.Load() < 20 {
+		runtime.Gosched()
+	}
+	must(t, try("right"))
+	if n := open.Load(); n < 10 {
+		t.Errorf("only %d of 20 guesses are still open: the user has waited for the others", n)
+	}
+	giveUp() // whoever has gone is not tried
+	guesses.Wait()
+}

@@ -1,0 +1,171 @@
+package admin
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+type detail struct {
+	Task    *outbox.TaskModel
+	Past    *outbox.HistoryModel
+	ID      string
+	Func    string
+	Queue   string
+	Key     *string
+	Version int64
+	State   string
+	Common  outbox.TaskModel // what both have
+	Args    string
+	Partly  bool   // what is shown of the arguments is what the redactor has left
+	Editor  string // what the field for other arguments starts with
+	Reason  string // that was typed with it
+	Refused string // why these arguments were not taken
+	Result  string
+	Errors  outbox.Attempts
+	Process *process
+	Audit   []outbox.AuditModel
+	Actions []Action
+	Known   bool // some live process runs the function
+	Limits  struct{ Success, Error string }
+}
+
+func (q *request) detail(id string) error {
+	v := q.r.URL.Query()
+	err := only(v, noticeParams...)
+	if err == nil {
+		q.said, err = parseNotice(v)
+	}
+	if err != nil {
+		return err
+	}
+	at, err := q.s.now(q.ctx)
+	if err != nil {
+		return err
+	}
+	d, err := q.load(id, at)
+	if err != nil {
+		return err
+	}
+	return q.render(http.StatusOK, "detail", d.title(), d)
+}
+
+// refused shows the task again with arguments that were not taken, so that nobody has to type them twice.
+func (q *request) refused(id, args, reason string, p *problem) error {
+	at, err := q.s.now(q.ctx)
+	if err != nil {
+		return err
+	}
+	d, err := q.load(id, at)
+	if err != nil {
+		return err
+	}
+	d.Editor, d.Reason, d.Refused = args, reason, p.Detail
+	return q.render(p.Status, "detail", d.title(), d)
+}
+
+// title tells a task from others of its function.
+func (d detail) title() string {
+	return stateNames[d.State] + ": " + shorten(d.Func, 80) + " " + d.ID[max(0, len(d.ID)-8):]
+}
+
+// load reads a task with all that belongs to it, as far as the sender may see it.
+func (q *request) load(id string, at time.Time) (d detail, err error) {
+	task, past, err := outbox.Lookup(q.s.conn(q.ctx), id)
+	if err != nil {
+		return d, err
+	}
+	d = detail{Task: task, Past: past, ID: id}
+	if task != nil {
+		d.Common = *task
+		d.State = string(task.State)
+		if task.State == outbox.StatePending && task.RunAt.After(at) {
+			d.State = scheduled
+		}
+	} else {
+		h := past
+		d.Common = outbox.TaskModel{ID: h.ID, Func: h.Func, Args: h.Args, Key: h.Key, Queue: h.Queue, Priority: h.Priority, RunAt: h.RunAt,
+			Attempt: h.Attempt, Uncounted: h.Uncounted, Crashes: h.Crashes, MaxAttempts: h.MaxAttempts, TimeoutMS: h.TimeoutMS,
+			Version: h.Version, ProcessID: h.ProcessID, RerunOf: h.RerunOf, Errors: h.Errors, Meta: h.Meta, CreatedAt: h.CreatedAt, StartedAt: h.StartedAt}
+		d.State = stateOf(h.Status, h.RerunID != nil)
+		if len(h.Result) > 0 && q.can(ViewArgs) {
+			d.Result = pretty(q.s.redact(h.Func, h.Result))
+		}
+	}
+	c := d.Common
+	d.Func, d.Queue, d.Key, d.Version, d.Errors = c.Func, c.Queue, c.Key, c.Version, c.Errors
+	if q.can(ViewArgs) {
+		shown := q.s.redact(c.Func, c.Args)
+		d.Args = pretty(shown)
+		d.Partly = !bytes.Equal(shown, c.Args)
+		if !d.Partly {
+			d.Editor = d.Args
+		}
+	}
+	for _, a := range actionsOf(d) {
+		if q.can(a) {
+			d.Actions = append(d.Actions, a)
+		}
+	}
+	processes, err := q.s.listProcesses(q.ctx, at)
+	if err != nil {
+		return d, err
+	}
+	for i, p := range processes {
+		if c.ProcessID != nil && p.ID == *c.ProcessID {
+			d.Process = &processes[i]
+		}
+		d.Known = d.Known || !p.Silent && slices.Contains(p.Functions, c.Func)
+	}
+	ids := []string{id}
+	if c.RerunOf != nil {
+		ids = append(ids, *c.RerunOf)
+	}
+	err = q.s.read(q.ctx).Where("task_id IN ?", ids).Order("id DESC").Limit(50).Find(&d.Audit).Error
+	return d, err
+}
+
+// actionsOf are those that a task's state allows.
+func actionsOf(d detail) []Action {
+	switch {
+	case d.Task != nil && d.Task.State == outbox.StateRunning:
+		return nil
+	case d.Task != nil:
+		list := []Action{RunNow, Reschedule, Cancel}
+		if d.State == pending {
+			list = list[1:] // it is due already
+		}
+		return list
+	case d.Past.RerunID != nil:
+		return nil
+	case d.Past.Status == outbox.StatusError:
+		return []Action{Rerun, Discard}
+	}
+	return []Action{Rerun}
+}
+
+func stateOf(status outbox.Status, again bool) string {
+	switch status {
+	case outbox.StatusError:
+		if again {
+			return handled
+		}
+		return failed
+	case outbox.StatusCancelled:
+		return cancelled
+	}
+	return done
+}
+
+// pretty indents JSON, digits as they are; what is no JSON stays as it is.
+func pretty(raw []byte) string {
+	var out bytes.Buffer
+	if json.Indent(&out, raw, "", "  ") != nil {
+		return string(raw)
+	}
+	return out.String()
+}

@@ -1,0 +1,125 @@
+package admin
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+)
+
+type list struct {
+	Filter       filter
+	Rows         []row
+	Newer, Older string // links, empty where there is nothing
+	Tabs         []tab
+	Functions    []string
+	Total        int // of the filter, -1 if unknown
+	Bulk         []Action
+	AsOf         string
+	Partial      bool // the search has stopped before its end
+}
+
+type tab struct {
+	State string
+	Count int // -1 if unknown
+	Link  string
+}
+
+func (q *request) list() error {
+	v := q.r.URL.Query()
+	if err := only(v, append(slices.Clone(filterParams), noticeParams...)...); err != nil {
+		return err
+	}
+	var err error
+	if q.said, err = parseNotice(v); err != nil {
+		return err
+	}
+	f, p, at, err := q.find(v)
+	if err != nil {
+		return err
+	}
+	l := list{Filter: f, Rows: p.rows, Total: -1, AsOf: at.Format(time.RFC3339Nano)}
+	link := func(c *cursor) string {
+		if c == nil {
+			return ""
+		}
+		g := f
+		g.Cursor = c
+		return g.url()
+	}
+	l.Newer, l.Older = link(p.newer), link(p.older)
+	l.Partial = len(p.rows) < f.Limit && p.older != nil
+	counts, _, _ := cache(q.ctx, q.s, "counts", func() (map[string]int, error) {
+		m := map[string]int{}
+		for _, state := range states[1:] {
+			n, err := q.s.count(q.ctx, filter{State: state}, at)
+			if err != nil {
+				return nil, err
+			}
+			m[state] = n
+		}
+		return m, nil
+	})
+	for _, state := range states {
+		n, ok := counts[state]
+		if !ok {
+			n = -1
+		}
+		l.Tabs = append(l.Tabs, tab{state, n, f.with(state).url()})
+	}
+	l.Functions = q.s.limits().Funcs
+	for _, a := range bulkOf(f.State) {
+		if q.can(a) {
+			l.Bulk = append(l.Bulk, a)
+		}
+	}
+	switch {
+	case len(l.Bulk) == 0 || f.Args != "" && q.s.opts.Redact != nil:
+	case f.Cursor == nil && p.older == nil:
+		l.Total = len(p.rows)
+	default:
+		if l.Total, err = q.s.count(q.ctx, f, at); err != nil {
+			l.Total = -1 // the list is there all the same
+		}
+	}
+	if !q.can(ViewArgs) {
+		for i := range l.Rows {
+			l.Rows[i].Args = nil
+		}
+	} else if q.s.opts.Redact != nil {
+		for i, r := range l.Rows {
+			if r.Args != nil {
+				shown := string(q.s.redact(r.Func, []byte(*r.Args)))
+				l.Rows[i].Args = &shown
+			}
+		}
+	}
+	return q.render(http.StatusOK, "list", stateNames[f.State]+" tasks", l)
+}
+
+// bulkOf are the actions that make sense for all tasks of a state.
+func bulkOf(state string) []Action {
+	switch state {
+	case pending:
+		return []Action{Reschedule, Cancel}
+	case scheduled, parked:
+		return []Action{RunNow, Reschedule, Cancel}
+	case failed:
+		return []Action{Rerun, Discard}
+	case done, cancelled:
+		return []Action{Rerun}
+	}
+	return nil
+}
+
+// find reads the part of a list that the parameters ask for.
+func (q *request) find(v url.Values) (f filter, p page, at time.Time, err error) {
+	if f, err = q.parseFilter(v); err != nil {
+		return f, p, at, err
+	}
+	if at, err = q.s.now(q.ctx); err != nil {
+		return f, p, at, err
+	}
+	p, err = q.s.fetch(q.ctx, f, at)
+	return f, p, at, err
+}
