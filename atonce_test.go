@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"testing"
@@ -41,7 +42,9 @@ func TestTwoClaimsOfOneRow(t *testing.T) {
 		}
 		task := create(t, db, "f", nil)
 		claim := func(c dialect.Conn, process string) (n int, err error) {
-			err = d.Claim(t.Context(), c, dialect.ClaimParams{Process: process, Lanes: fenceLane, Funcs: []string{"f"}, Limit: 10},
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			err = d.Claim(ctx, c, dialect.ClaimParams{Process: process, Lanes: fenceLane, Funcs: []string{"f"}, Limit: 10},
 				func(*sql.Rows) error { n++; return nil })
 			return n, err
 		}
@@ -49,6 +52,11 @@ func TestTwoClaimsOfOneRow(t *testing.T) {
 		defer first.Rollback()
 		if n, err := claim(first.Statement.ConnPool.(*sql.Tx), "a"); n != 1 || err != nil {
 			t.Fatalf("the first claimed %d, %v", n, err)
+		}
+		if !d.Serial() {
+			if n, err := claim(pool, "b"); n != 0 || err != nil {
+				t.Errorf("while the first is open, the second claimed %d, %v, instead of passing the row over", n, err)
+			}
 		}
 		n := 0
 		if err := second(t, db, first, func() (err error) { n, err = claim(pool, "b"); return err }); n != 0 || err != nil {
