@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"sync"
 	"sync/atomic"
 
 	"gorm.io/gorm"
@@ -14,6 +15,7 @@ import (
 type guardedTx struct {
 	*sql.Tx
 	s      *store
+	use    sync.RWMutex // held by each statement, so that none is under way when the transaction is finished
 	closed atomic.Bool
 	ended  atomic.Bool // the handler tried to commit or roll back
 	undone atomic.Bool // the transaction is gone, and statements would be committed one by one
@@ -33,7 +35,15 @@ func (g *guardedTx) Rollback() error {
 
 var errTxUndone = errors.New("the handler's transaction has ended, by a statement of its own or after an error of the database")
 
-// check lets a statement through, or says why not.
+// close waits for the statement that is under way, of a goroutine that the handler has left behind, and refuses those that come
+// later. Some drivers would take the reply to one statement for that to another.
+func (g *guardedTx) close() {
+	g.use.Lock()
+	defer g.use.Unlock()
+	g.closed.Store(true)
+}
+
+// check lets a statement through, or says why not. The caller holds use.
 func (g *guardedTx) check(ctx context.Context) error {
 	switch {
 	case g.closed.Load():
@@ -46,6 +56,8 @@ func (g *guardedTx) check(ctx context.Context) error {
 }
 
 func (g *guardedTx) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error) {
+	g.use.RLock()
+	defer g.use.RUnlock()
 	if err := g.check(ctx); err != nil {
 		return nil, err
 	}
@@ -53,6 +65,8 @@ func (g *guardedTx) PrepareContext(ctx context.Context, query string) (*sql.Stmt
 }
 
 func (g *guardedTx) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	g.use.RLock()
+	defer g.use.RUnlock()
 	if err := g.check(ctx); err != nil {
 		return nil, err
 	}
@@ -60,6 +74,8 @@ func (g *guardedTx) ExecContext(ctx context.Context, query string, args ...any) 
 }
 
 func (g *guardedTx) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	g.use.RLock()
+	defer g.use.RUnlock()
 	if err := g.check(ctx); err != nil {
 		return nil, err
 	}
@@ -67,6 +83,8 @@ func (g *guardedTx) QueryContext(ctx context.Context, query string, args ...any)
 }
 
 func (g *guardedTx) QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row {
+	g.use.RLock()
+	defer g.use.RUnlock()
 	if err := g.check(ctx); err != nil {
 		// A *sql.Row cannot be made with an error of our own; a context that has ended gives one that touches nothing.
 		ended, cancel := context.WithCancelCause(ctx)

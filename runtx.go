@@ -73,7 +73,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	guard := &guardedTx{Tx: tx, s: s}
 	db := s.handlerDB(r.ctx, guard)
 	result, e := r.invoke(func() (any, error) { return r.handler.call(r.ctx, db, args) })
-	guard.closed.Store(true)
+	guard.close()
 	watch.Reset(limit)
 	if e.reason == ReasonNone && guard.ended.Load() {
 		e = r.failure(ReasonTransaction, ErrTxGuarded, false)
