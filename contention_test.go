@@ -123,7 +123,11 @@ func TestIsolation(t *testing.T) {
 }
 
 func TestDeadlockIsRunAgain(t *testing.T) {
-	db := testutil.Postgres(t)
+	t.Run("postgres", func(t *testing.T) { deadlock(t, testutil.Postgres(t)) })
+	t.Run("mysql", func(t *testing.T) { deadlock(t, testutil.MySQL(t)) })
+}
+
+func deadlock(t *testing.T, db *gorm.DB) {
 	counters(t, db)
 	var calls atomic.Int64
 	both := make(chan struct{}, 2)

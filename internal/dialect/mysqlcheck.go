@@ -51,11 +51,12 @@ func (m *mysql) HasTable(ctx context.Context, c Conn) (bool, error) {
 // Check refuses connections on which a value would be cut without an error, a character lost, or a time moved when the
 // application reads it through the models.
 func (m *mysql) Check(ctx context.Context, c Conn) error {
-	r, err := c.QueryContext(ctx, "SELECT @@sql_mode, @@character_set_client, CAST('2020-01-01' AS DATETIME(6))")
+	r, err := c.QueryContext(ctx, "SELECT @@sql_mode, @@character_set_client, @@sql_safe_updates, CAST('2020-01-01' AS DATETIME(6))")
 	return each(r, err, func(r *sql.Rows) error {
 		var mode, charset string
+		var safe bool
 		var at any
-		if err := r.Scan(&mode, &charset, &at); err != nil {
+		if err := r.Scan(&mode, &charset, &safe, &at); err != nil {
 			return err
 		}
 		var errs []error
@@ -64,6 +65,9 @@ func (m *mysql) Check(ctx context.Context, c Conn) error {
 		}
 		if charset != "utf8mb4" {
 			errs = append(errs, fmt.Errorf("the connection's character set is %s: use charset=utf8mb4", charset))
+		}
+		if safe {
+			errs = append(errs, errors.New("sql_safe_updates is on, which refuses updates by a join"))
 		}
 		if t, ok := at.(time.Time); ok && !alwaysUTC(t.Location()) {
 			errs = append(errs, fmt.Errorf("the DSN's loc is %s, but the tables' times are in UTC: use loc=UTC", t.Location()))
