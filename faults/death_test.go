@@ -24,7 +24,7 @@ var deathPoints = []struct {
 	{"savepoint", `^SAVEPOINT outbox_run`, "transactional"},
 	{"release", `^RELEASE SAVEPOINT outbox_run`, "transactional"},
 	{"move", `INSERT INTO "outbox_history"`, ""},
-	{"commit of the finish", `(?s)^COMMIT.*DELETE FROM "outbox_tasks"`, "transactional"},
+	{"commit of the finish", `(?s)^COMMIT.*DELETE (t )?FROM .*"outbox_tasks"`, "transactional"},
 }
 
 func init() {

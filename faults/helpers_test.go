@@ -5,10 +5,12 @@ import (
 	"database/sql"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"gorm.io/driver/mysql"
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
@@ -29,6 +31,11 @@ type database struct {
 var databases = []database{
 	{"sqlite", "sqlite3", testutil.SQLiteDSN, func(pool *sql.DB) gorm.Dialector { return sqlite.New(sqlite.Config{Conn: pool}) }},
 	{"postgres", "pgx", testutil.PostgresDSN, func(pool *sql.DB) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) }},
+	// Parameters are interpolated, so that what passes a tap or a proxy is a statement's whole text.
+	{"mysql", "mysql", func(t testing.TB) string {
+		return testutil.MySQLDSN(t) + "&interpolateParams=true&multiStatements=true"
+	},
+		func(pool *sql.DB) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) }},
 }
 
 func named(name string) database {
@@ -58,6 +65,40 @@ func on(t *testing.T, name string, test func(t *testing.T, d database, dsn strin
 		d := named(name)
 		test(t, d, d.dsn(t))
 	})
+}
+
+// servers runs a test on each kind of database that is a server.
+func servers(t *testing.T, test func(t *testing.T, d database, dsn string)) {
+	t.Parallel()
+	for _, name := range []string{"postgres", "mysql"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := named(name)
+			test(t, d, d.dsn(t))
+		})
+	}
+}
+
+// plain is a statement without what MySQL writes otherwise: backticks, and a table's alias before a column.
+var plain = strings.NewReplacer("`", `"`, "SET t.state", "SET state")
+
+// word translates a part of a statement as it is written for PostgreSQL.
+func (d database) word(part string) string {
+	if theirs, ok := map[string]string{
+		`DELETE FROM "outbox_tasks"`: "DELETE t FROM",
+		"version":                    "outbox_tasks",
+		"begin":                      "start transaction",
+	}[part]; ok && d.name == "mysql" {
+		return theirs
+	}
+	return part
+}
+
+func (d database) words(parts []string) (theirs []string) {
+	for _, part := range parts {
+		theirs = append(theirs, d.word(part))
+	}
+	return theirs
 }
 
 // effect is written by handlers, inside their transaction where they have one; no key hides a second one.

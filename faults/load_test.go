@@ -145,15 +145,39 @@ func (l *load) check(t testing.TB, q oracle.Question) {
 // Two processes under load while the server crashes and comes back, again and again, and sessions are ended in between.
 func TestServerCrashesUnderLoad(t *testing.T) {
 	t.Parallel()
-	cluster := testutil.StartPostgres(t, "synchronous_commit = on") // or a crash loses what it had committed
-	d := named("postgres")
-	db := d.open(t, cluster.DSN(), nil)
+	// A commit is durable, or a crash would lose what it had committed.
+	t.Run("postgres", func(t *testing.T) {
+		cluster := testutil.StartPostgres(t, "synchronous_commit = on")
+		crashesUnderLoad(t, named("postgres"), cluster.DSN(), func(db *gorm.DB) {
+			_ = db.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < 0.5").Error
+		}, func() {
+			cluster.Stop("immediate")
+			cluster.Start()
+		})
+	})
+	t.Run("mysql", func(t *testing.T) {
+		server := testutil.StartMySQL(t, "--innodb-flush-log-at-trx-commit=2")
+		crashesUnderLoad(t, named("mysql"), server.DSN()+"&interpolateParams=true", func(db *gorm.DB) {
+			var ids []int64
+			_ = db.Raw("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID() AND RAND() < 0.5").Scan(&ids).Error
+			for _, id := range ids {
+				_ = db.Exec("KILL ?", id).Error
+			}
+		}, func() {
+			server.Crash()
+			server.Start()
+		})
+	})
+}
+
+func crashesUnderLoad(t *testing.T, d database, dsn string, endSessions func(*gorm.DB), crash func()) {
+	db := d.open(t, dsn, nil)
 	l := newLoad(t, d, db, "")
 	opts := quick(func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second })
 	for i := range 2 {
 		at := db
 		if i > 0 {
-			at = d.open(t, cluster.DSN(), nil)
+			at = d.open(t, dsn, nil)
 		}
 		start(t, install(t, at, opts, func(p *outbox.Plugin) { loadHandlers(p, l.o) }))
 	}
@@ -162,7 +186,7 @@ func TestServerCrashesUnderLoad(t *testing.T) {
 	for i := range 2 {
 		wg.Go(func() { l.create(ctx, i) })
 	}
-	ending := d.open(t, cluster.DSN(), nil)
+	ending := d.open(t, dsn, nil)
 	for range 3 {
 		var before int64
 		eventually(t, "the server answers", func() bool { return ending.Model(&outbox.HistoryModel{}).Count(&before).Error == nil })
@@ -173,10 +197,9 @@ func TestServerCrashesUnderLoad(t *testing.T) {
 			})
 		}
 		some(50)
-		_ = ending.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < 0.5").Error
+		endSessions(ending)
 		some(100)
-		cluster.Stop("immediate")
-		cluster.Start()
+		crash()
 	}
 	stop()
 	wg.Wait()
@@ -230,7 +253,7 @@ func init() {
 
 // A transaction that inserts first and commits last: its task is older than one that has run already.
 func TestOlderTaskCommitsLater(t *testing.T) {
-	on(t, "postgres", func(t *testing.T, d database, dsn string) {
+	servers(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
 		start(t, install(t, db, quick(patient), func(p *outbox.Plugin) { effectHandlers(p, db) }))
 		for i := range 3 {

@@ -25,11 +25,12 @@ const (
 	halfOpen         // as hole, but the server's side is closed: it has gone, or has given up
 )
 
-// proxy stands between clients and a PostgreSQL server, and understands just enough of their protocol (version 3, without
-// TLS) to know which statement a message carries and when the reply to it is complete.
+// proxy stands between clients and a server, and understands just enough of their protocol to know which statement a message
+// carries and when it has taken effect.
 type proxy struct {
 	listener net.Listener
 	server   string
+	protocol protocol
 	mu       sync.Mutex
 	see      func(statement string) action // under mu
 	links    map[*link]struct{}
@@ -47,29 +48,53 @@ type link struct {
 	doomed bool // the next complete reply is not passed on
 }
 
+// protocol is how a database's clients and servers talk, without TLS.
+type protocol interface {
+	// read returns the next message; the first one of a client may have another form.
+	read(r io.Reader, first bool) ([]byte, error)
+	// statement is what a client's message executes.
+	statement(message []byte, prepared map[string]string) (string, bool)
+	// effective reports that with this message from the server a statement has taken effect.
+	effective(message []byte) bool
+}
+
 // startProxy returns a proxy and the DSN that leads through it.
-func startProxy(t testing.TB, dsn string) (*proxy, string) {
+func startProxy(t testing.TB, d database, dsn string) (*proxy, string) {
 	t.Helper()
-	config, err := pgconn.ParseConfig(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if config.TLSConfig != nil || strings.HasPrefix(config.Host, "/") || !strings.Contains(dsn, "://") {
-		t.Skip("the proxy needs a URL of a server that is reached by TCP without TLS")
-	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{listener: l, server: net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port))), links: map[*link]struct{}{}}
+	p := &proxy{listener: l, links: map[*link]struct{}{}}
 	t.Cleanup(p.close)
-	go p.accept()
-	u, err := url.Parse(dsn)
-	if err != nil {
-		t.Fatal(err)
+	through := ""
+	if d.name == "mysql" {
+		p.protocol = mysqlProtocol{}
+		before, rest, ok := strings.Cut(dsn, "@tcp(")
+		address, after, closed := strings.Cut(rest, ")")
+		if !ok || !closed {
+			t.Skip("the proxy needs the DSN of a server that is reached by TCP")
+		}
+		p.server, through = address, before+"@tcp("+l.Addr().String()+")"+after
+	} else {
+		p.protocol = postgresProtocol{}
+		config, err := pgconn.ParseConfig(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if config.TLSConfig != nil || strings.HasPrefix(config.Host, "/") || !strings.Contains(dsn, "://") {
+			t.Skip("the proxy needs a URL of a server that is reached by TCP without TLS")
+		}
+		p.server = net.JoinHostPort(config.Host, strconv.Itoa(int(config.Port)))
+		u, err := url.Parse(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.Host = l.Addr().String()
+		through = u.String()
 	}
-	u.Host = l.Addr().String()
-	return p, u.String()
+	go p.accept()
+	return p, through
 }
 
 // set says what is done with a link when a statement is seen; nil passes everything.
@@ -150,10 +175,9 @@ func (l *link) done() {
 
 func (l *link) fromClient() {
 	defer l.done()
-	// The first message has no type: it starts the session, or asks to cancel a statement.
-	message, err := readMessage(l.client, false)
+	message, err := l.p.protocol.read(l.client, true)
 	for first := true; err == nil; first = false {
-		if statement, ok := l.statement(message); ok && !first {
+		if statement, ok := l.p.protocol.statement(message, l.prepared); ok && !first {
 			l.act(statement)
 		}
 		if !l.quiet() {
@@ -161,7 +185,7 @@ func (l *link) fromClient() {
 				return
 			}
 		}
-		message, err = readMessage(l.client, true)
+		message, err = l.p.protocol.read(l.client, false)
 	}
 }
 
@@ -187,8 +211,26 @@ func (l *link) act(statement string) {
 	}
 }
 
-// statement is what a message executes.
-func (l *link) statement(message []byte) (string, bool) {
+// postgresProtocol is version 3. A client's first message has no type: it starts the session, or asks to cancel a statement.
+type postgresProtocol struct{}
+
+func (postgresProtocol) read(r io.Reader, first bool) ([]byte, error) {
+	head := make([]byte, 4, 64)
+	if !first {
+		head = head[:5]
+	}
+	if _, err := io.ReadFull(r, head); err != nil {
+		return nil, err
+	}
+	n := int(binary.BigEndian.Uint32(head[len(head)-4:])) - 4
+	message := append(head, make([]byte, max(0, n))...)
+	_, err := io.ReadFull(r, message[len(head):])
+	return message, err
+}
+
+func (postgresProtocol) effective(message []byte) bool { return message[0] == 'Z' } // ReadyForQuery
+
+func (postgresProtocol) statement(message []byte, prepared map[string]string) (string, bool) {
 	body := message[min(5, len(message)):]
 	switch message[0] {
 	case 'Q': // Query: text
@@ -196,11 +238,11 @@ func (l *link) statement(message []byte) (string, bool) {
 	case 'P': // Parse: name, text, …
 		name, rest, _ := bytes.Cut(body, []byte{0})
 		text, _, _ := bytes.Cut(rest, []byte{0})
-		l.prepared[string(name)] = string(text)
+		prepared[string(name)] = string(text)
 	case 'B': // Bind: portal, name, …
 		_, rest, _ := bytes.Cut(body, []byte{0})
 		name, _, _ := bytes.Cut(rest, []byte{0})
-		return l.prepared[string(name)], true
+		return prepared[string(name)], true
 	}
 	return "", false
 }
@@ -208,7 +250,7 @@ func (l *link) statement(message []byte) (string, bool) {
 func (l *link) fromServer() {
 	defer l.done()
 	for {
-		message, err := readMessage(l.server, true)
+		message, err := l.p.protocol.read(l.server, false)
 		if err != nil {
 			return
 		}
@@ -217,7 +259,7 @@ func (l *link) fromServer() {
 		l.mu.Unlock()
 		switch {
 		case silent:
-		case doomed && message[0] == 'Z': // ReadyForQuery: the statement has taken effect
+		case doomed && l.p.protocol.effective(message):
 			l.close()
 			return
 		case doomed:
@@ -229,16 +271,26 @@ func (l *link) fromServer() {
 	}
 }
 
-func readMessage(r io.Reader, typed bool) ([]byte, error) {
-	head := make([]byte, 4, 64)
-	if typed {
-		head = head[:5]
-	}
+// mysqlProtocol is that of clients that interpolate parameters. The first packet of a reply, which says that all is well or
+// begins the rows, shows that the statement has taken effect.
+type mysqlProtocol struct{}
+
+func (mysqlProtocol) read(r io.Reader, _ bool) ([]byte, error) {
+	head := make([]byte, 4, 64) // three bytes of length, one of order
 	if _, err := io.ReadFull(r, head); err != nil {
 		return nil, err
 	}
-	n := int(binary.BigEndian.Uint32(head[len(head)-4:])) - 4
-	message := append(head, make([]byte, max(0, n))...)
+	n := int(head[0]) | int(head[1])<<8 | int(head[2])<<16
+	message := append(head, make([]byte, n)...)
 	_, err := io.ReadFull(r, message[len(head):])
 	return message, err
+}
+
+func (mysqlProtocol) effective([]byte) bool { return true }
+
+func (mysqlProtocol) statement(message []byte, _ map[string]string) (string, bool) {
+	if len(message) > 5 && message[3] == 0 && message[4] == 3 { // COM_QUERY
+		return plain.Replace(string(message[5:])), true
+	}
+	return "", false
 }

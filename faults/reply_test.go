@@ -33,20 +33,21 @@ var lostReplies = []struct {
 // A connection fails at each statement of a run, in each way. One process lives through it: nothing is lost, nothing is
 // done twice, and it goes on.
 func TestConnectionFailsAtEachStatement(t *testing.T) {
-	on(t, "postgres", func(t *testing.T, d database, _ string) {
+	servers(t, func(t *testing.T, d database, _ string) {
 		for how, a := range map[string]action{"cut": cut, "reply lost": dropReply, "hole": hole, "half open": halfOpen} {
 			for _, r := range lostReplies {
 				t.Run(how+"/"+r.name, func(t *testing.T) {
 					t.Parallel()
 					// A server whose client has gone without a word keeps the locks of its transaction, until this.
-					px, through := startProxy(t, d.dsn(t)+"&idle_in_transaction_session_timeout=2000")
+					px, through := startProxy(t, d, d.dsn(t)+map[string]string{
+						"postgres": "&idle_in_transaction_session_timeout=2000", "mysql": "&idle_transaction_timeout=2"}[d.name])
 					db := d.open(t, through, nil)
 					p := install(t, db, quick(patient, func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) {
 						effectHandlers(p, db)
 					})
 					start(t, p)
 					ended(t, db, create(t, db, r.kind, nil).ID) // it is running, and its connections are open
-					happened := px.once(a, r.parts...)
+					happened := px.once(a, d.words(r.parts)...)
 					// Where the handler was in the middle of it, it is the handler's own error and time.
 					task := create(t, db, r.kind, nil, outbox.MaxAttempts(2), outbox.Timeout(r.limit))
 					receive(t, happened)
@@ -84,7 +85,7 @@ func TestReplyLostInTheDriver(t *testing.T) {
 				ended(t, plain, create(t, plain, r.kind, nil).ID)
 				var lost atomic.Bool
 				tp.set(func(_ context.Context, s step) error {
-					for _, part := range r.parts {
+					for _, part := range d.words(r.parts) {
 						statement := s.text
 						if part != "commit" {
 							statement, _, _ = strings.Cut(statement+"COMMIT; ", "COMMIT; ")
@@ -111,8 +112,8 @@ func TestReplyLostInTheDriver(t *testing.T) {
 
 // The caller's COMMIT gets no reply: the caller has an error, and the id tells what became of it.
 func TestReplyToTheCreatorsCommitIsLost(t *testing.T) {
-	on(t, "postgres", func(t *testing.T, d database, dsn string) {
-		px, through := startProxy(t, dsn)
+	servers(t, func(t *testing.T, d database, dsn string) {
+		px, through := startProxy(t, d, dsn)
 		creator := d.open(t, through, nil)
 		install(t, creator, quick(), func(p *outbox.Plugin) { effectHandlers(p, creator) })
 		db := d.open(t, dsn, nil)
@@ -149,12 +150,12 @@ func TestReplyToTheCreatorsCommitIsLost(t *testing.T) {
 
 // Only the heartbeat's connection fails: the handlers are told, another process takes over, and the late outcome is refused.
 func TestOnlyTheHeartbeatFails(t *testing.T) {
-	on(t, "postgres", func(t *testing.T, d database, _ string) {
+	servers(t, func(t *testing.T, d database, _ string) {
 		for how, a := range map[string]action{"cut": cut, "hole": hole} {
 			t.Run(how, func(t *testing.T) {
 				t.Parallel()
 				dsn := d.dsn(t)
-				px, through := startProxy(t, dsn)
+				px, through := startProxy(t, d, dsn)
 				db := d.open(t, through, nil)
 				started, told, refused, leaving := make(chan string, 10), make(chan error, 10), make(chan error, 10), make(chan struct{})
 				opts := quick(func(o *outbox.Options) {

@@ -48,6 +48,12 @@ var refusals = []refusal{
 		run(t, db, "CREATE TRIGGER refuse BEFORE INSERT ON outbox_history FOR EACH ROW EXECUTE FUNCTION full()")
 		return func() { run(t, db, "DROP TRIGGER refuse ON outbox_history") }
 	}},
+	{"LOCK TABLES on the tasks, with a lock timeout", "mysql", func(t *testing.T, db *gorm.DB) func() { return lockTables(t, db, "outbox_tasks") }},
+	{"LOCK TABLES on the history, with a lock timeout", "mysql", func(t *testing.T, db *gorm.DB) func() { return lockTables(t, db, "outbox_history") }},
+	{"a read-only server", "mysql", func(t *testing.T, db *gorm.DB) func() {
+		return raise(t, db, 1290, "outbox_tasks", "outbox_history", "outbox_processes")
+	}},
+	{"no space for history", "mysql", func(t *testing.T, db *gorm.DB) func() { return raise(t, db, 1114, "outbox_history") }},
 	{"history is missing", "", func(t *testing.T, db *gorm.DB) func() {
 		run(t, db, "ALTER TABLE outbox_history RENAME TO elsewhere")
 		return func() { run(t, db, "ALTER TABLE elsewhere RENAME TO outbox_history") }
@@ -68,6 +74,46 @@ func lockTable(t *testing.T, db *gorm.DB, table string) func() {
 	}
 }
 
+// lockTables does it on a connection of its own.
+func lockTables(t *testing.T, db *gorm.DB, table string) func() {
+	pool, err := db.DB()
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := pool.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	exec := func(statement string) {
+		if _, err := conn.ExecContext(t.Context(), statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec("LOCK TABLES " + table + " WRITE")
+	return func() {
+		exec("UNLOCK TABLES")
+		_ = conn.Close()
+	}
+}
+
+// raise refuses every write to some tables with an error of MySQL.
+func raise(t *testing.T, db *gorm.DB, number int, tables ...string) func() {
+	var drop []string
+	for _, table := range tables {
+		for _, event := range []string{"INSERT", "UPDATE", "DELETE"} {
+			name := fmt.Sprint("refuse_", table, "_", event)
+			run(t, db, fmt.Sprintf("CREATE TRIGGER %s BEFORE %s ON %s FOR EACH ROW SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = %d, MESSAGE_TEXT = 'refused'",
+				name, event, table, number))
+			drop = append(drop, "DROP TRIGGER "+name)
+		}
+	}
+	return func() {
+		for _, statement := range drop {
+			run(t, db, statement)
+		}
+	}
+}
+
 // The database refuses what the dispatcher asks of it, while handlers run and while more is due; the process lives on. Then
 // everything ends as it would have: each run once, and nothing ran without a claim.
 func TestDatabaseRefusesForAWhile(t *testing.T) {
@@ -83,6 +129,9 @@ func TestDatabaseRefusesForAWhile(t *testing.T) {
 				install(t, plain, quick(), nil) // only looks
 				if d.name == "postgres" {
 					dsn += "&lock_timeout=100"
+				}
+				if d.name == "mysql" {
+					dsn += "&lock_wait_timeout=1"
 				}
 				var tp tap
 				db := d.open(t, dsn, &tp)
@@ -104,7 +153,7 @@ func TestDatabaseRefusesForAWhile(t *testing.T) {
 				var failed atomic.Int32
 				end := r.begin(t, plain)
 				tp.set(func(_ context.Context, s step) error {
-					if !s.after && (strings.Contains(s.text, "outbox_history") || strings.Contains(s.text, "SET state = 'running'")) {
+					if !s.after && (strings.Contains(s.text, "outbox_history") || strings.Contains(s.text, "FOR UPDATE") || strings.Contains(s.text, "SET state = 'running'")) {
 						failed.Add(1)
 					}
 					return nil

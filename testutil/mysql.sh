@@ -2,8 +2,9 @@
 # PASSWORD" is answered by the process id of the server that starts. At the end of the input, by whatever way the test
 # binary went, the server is stopped and its directory removed.
 #
-# Arguments: the programs mariadb-install-db and mariadbd, the directory for temporary files.
+# Arguments: the programs mariadb-install-db and mariadbd, the directory for temporary files, and the server's further arguments.
 install=$1 server=$2 tmp=$3
+shift 3
 umask 077
 trap '' PIPE
 { [ ${#tmp} -lt 70 ] && dir=$(mktemp -d "$tmp/outbox-my-XXXXXX" 2>/dev/null); } ||
@@ -35,7 +36,7 @@ GRANT ALL ON *.* TO outbox@'127.0.0.1' WITH GRANT OPTION;" >"$dir/init.sql"
 	"$server" --no-defaults --datadir="$dir/data" --socket="$dir/socket" --pid-file="$dir/pid" --port="$port" \
 		--bind-address=127.0.0.1 --skip-name-resolve --init-file="$dir/init.sql" --default-time-zone=+05:30 \
 		--character-set-server=utf8mb4 --max-connections=300 --innodb-flush-log-at-trx-commit=0 \
-		--innodb-print-all-deadlocks=ON </dev/null 3>&- &
+		--innodb-print-all-deadlocks=ON "$@" </dev/null 3>&- &
 	pid=$!
 	echo $pid >&3
 done
