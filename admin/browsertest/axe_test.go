@@ -42,6 +42,7 @@ func violations(t *testing.T, ctx context.Context) []violation {
 // TestAxe looks at every page in every state and both themes, the system's and the one that the button sets, with everything
 // unfolded.
 func TestAxe(t *testing.T) {
+	t.Parallel()
 	eachScene(t, func(t *testing.T, ctx context.Context, name string, show func()) {
 		for _, theme := range []string{"light", "dark"} {
 			run(t, ctx, emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: theme}}))

@@ -166,6 +166,7 @@ func tab(t *testing.T, ctx context.Context, condition string) {
 // TestByKeyboard is an operator's night: find the failed task, read its error, re-run it with a reason, see it succeed, find
 // it in the audit.
 func TestByKeyboard(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	ctx := browser(t, s.Server)
 	var text string

@@ -10,6 +10,7 @@ import (
 // TestNarrow looks at every page in every state at the width of a small phone, which is that of a screen at 400 % too: none
 // may scroll sideways.
 func TestNarrow(t *testing.T) {
+	t.Parallel()
 	eachScene(t, func(t *testing.T, ctx context.Context, name string, show func()) {
 		var wide int
 		run(t, ctx, chromedp.EmulateViewport(320, 640))
@@ -23,6 +24,7 @@ func TestNarrow(t *testing.T) {
 
 // TestFocusIsSeen presses the tabulator through every page: whatever has the focus has a thick outline, and is on the screen.
 func TestFocusIsSeen(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	everyState(t, s)
 	ctx := browser(t, s.Server)

@@ -10,6 +10,7 @@ import (
 
 // TestWithoutJavaScript searches, opens, re-runs, picks, discards and looks it up, in a browser that runs no script.
 func TestWithoutJavaScript(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	ctx := browser(t, s.Server)
 	var text, where string
@@ -44,6 +45,7 @@ func TestWithoutJavaScript(t *testing.T) {
 
 // TestSameView: a search, its reload, its URL in another tab and the way back to it show the same.
 func TestSameView(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	everyState(t, s)
 	ctx := browser(t, s.Server)
@@ -71,6 +73,7 @@ func TestSameView(t *testing.T) {
 
 // TestTheme follows the system until the button is pressed; then that stays, and is there before the page is drawn.
 func TestTheme(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	ctx := browser(t, s.Server)
 	is := func(what, want string) {

@@ -13,6 +13,7 @@ import (
 
 // TestLiveRefreshKeepsWhatIsTyped waits for a refresh, seen by a new task that is counted, and looks at the page then.
 func TestLiveRefreshKeepsWhatIsTyped(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	var scrolled float64
 	ctx := browser(t, s.Server)
@@ -48,6 +49,7 @@ func TestLiveRefreshKeepsWhatIsTyped(t *testing.T) {
 
 // TestAllStaysWhatWasTicked: who has ticked all that match has ticked those that were counted then, whatever comes later.
 func TestAllStaysWhatWasTicked(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	ctx := browser(t, s.Server)
 	var before, after string
@@ -72,6 +74,7 @@ func TestAllStaysWhatWasTicked(t *testing.T) {
 
 // TestRefreshStops while it is paused, and when the session is over; it goes on after an error, and says so meanwhile.
 func TestRefreshStops(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	ctx := browser(t, s.Server, "/ops/tasks?state=scheduled")
 	asked := make(chan int64, 100)
@@ -140,6 +143,7 @@ func TestRefreshStops(t *testing.T) {
 
 // TestRefreshAsksWithATag waits for a 304, and then for a task that is new since.
 func TestRefreshAsksWithATag(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	ctx := browser(t, s.Server)
 	same := make(chan struct{}, 100)

@@ -46,11 +46,10 @@ func everyState(t *testing.T, s *shop) map[string]string {
 	ok := create()
 	s.run(t)
 	pages["cancelled"], pages["done"], pages["pending"] = at(gone.ID), at(ok.ID), at(create().ID)
-	for _, state := range []outbox.State{outbox.StateRunning, outbox.StateParked} {
-		task := create()
-		must(t, s.db.Model(task).Updates(map[string]any{"state": state, "process_id": "p-1", "started_at": task.CreatedAt}).Error)
-		pages[string(state)] = at(task.ID)
-	}
+	runs, parked := create(), create()
+	must(t, s.db.Model(runs).Updates(map[string]any{"state": outbox.StateRunning, "process_id": "p-1", "attempt": 1, "started_at": runs.CreatedAt}).Error)
+	must(t, s.db.Model(parked).Updates(map[string]any{"state": outbox.StateParked}).Error)
+	pages["running"], pages["parked"] = at(runs.ID), at(parked.ID)
 	now := time.Now().UTC()
 	must(t, s.db.Create(&outbox.ProcessModel{ID: "p-1", Host: "shop-1", PID: 1, Slots: 10, Functions: outbox.JSON(`["mail.send"]`), StartedAt: now, BeatAt: now}).Error)
 	return pages
@@ -118,7 +117,7 @@ func eachScene(t *testing.T, look func(t *testing.T, ctx context.Context, name s
 			must(t, err)
 			run(t, ctx, chromedp.Navigate(s.URL+"/ops/tasks/"+task.ID), chromedp.WaitReady("#main"), unfold)
 			must(t, outbox.Reschedule(s.db, task.ID, time.Now().Add(2*time.Hour)))
-			run(t, ctx, chromedp.Click("#cancel button", chromedp.ByQuery), chromedp.WaitVisible("#main b", chromedp.ByQuery))
+			run(t, ctx, chromedp.Click("#cancel button", chromedp.ByQuery), chromedp.WaitVisible(`//h1[text()="409 Conflict"]`))
 		})
 	})
 	t.Run("hard texts", func(t *testing.T) {

@@ -15,6 +15,7 @@ import (
 
 // TestTools uses what needs JavaScript: copy buttons, the time in the person's own zone, shortcuts.
 func TestTools(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	later, err := outbox.Create(s.db, "mail.send", nil, outbox.StartAfter(time.Hour))
 	if err != nil {
@@ -40,6 +41,7 @@ func TestTools(t *testing.T) {
 
 // TestShortcuts goes from page to page by letters, not while somebody types, and not when they are turned off.
 func TestShortcuts(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	ctx := browser(t, s.Server)
 	for keys, there := range map[string]string{"gt": `.tabs a[href$="tasks"][aria-current]`, "gx": `.tabs a[href$="failed"][aria-current]`, "ga": `[name="actor"]`} {
