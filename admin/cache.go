@@ -25,7 +25,7 @@ func cache[T any](ctx context.Context, s *site, key string, ask func() (T, error
 		s.cached[key] = c
 	}
 	s.mu.Unlock()
-	remembered := func(fresh bool) (T, bool) {
+	recall := func(fresh bool) (T, bool) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if !c.known || fresh && (c.old || time.Since(c.at) >= cacheAge) {
@@ -34,13 +34,13 @@ func cache[T any](ctx context.Context, s *site, key string, ask func() (T, error
 		stale = c.at
 		return c.value.(T), true
 	}
-	if v, ok := remembered(true); ok {
+	if v, ok := recall(true); ok {
 		return v, time.Time{}, nil
 	}
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
-		if v, ok := remembered(true); ok { // by the request before this one
+		if v, ok := recall(true); ok { // by the request before this one
 			return v, time.Time{}, nil
 		}
 		s.mu.Lock()
@@ -54,7 +54,7 @@ func cache[T any](ctx context.Context, s *site, key string, ask func() (T, error
 		s.mu.Lock()
 		c.old = true
 		s.mu.Unlock()
-		v, ok := remembered(false)
+		v, ok := recall(false)
 		if !ok {
 			stale = time.Time{}
 		}
@@ -64,6 +64,16 @@ func cache[T any](ctx context.Context, s *site, key string, ask func() (T, error
 	c.at, c.value, c.known = time.Now(), value, true
 	s.mu.Unlock()
 	return value, time.Time{}, nil
+}
+
+// remembered is what is known under a key, however old.
+func remembered[T any](s *site, key string) (value T, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.cached[key]; c != nil && c.known {
+		return c.value.(T), true
+	}
+	return value, false
 }
 
 // forget makes the next page ask again: after a change the figures should show it.

@@ -62,6 +62,28 @@ func TestManyAskOnce(t *testing.T) {
 	})
 }
 
+// TestChartCountsOnce: a bar that is over has been counted, and is not counted with each refresh.
+func TestChartCountsOnce(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		heard := &listener{Interface: logger.Discard}
+		db.Logger = heard
+		d := open(t, db, admin.Options{})
+		bad := d.failed()
+		heard.take()
+		first := status(t, d.get("?range=7d"), 200)
+		all := len(heard.take())
+		status(t, d.post("tasks/"+bad.ID+"/rerun", form(bad.Version)), 303) // the next page asks again
+		d.failed()
+		heard.take()
+		again := status(t, d.get("?range=7d"), 200)
+		if n := len(heard.take()); n > all-50 || n < 10 {
+			t.Errorf("it asks with %d statements, then with %d", all, n)
+		}
+		has(t, first, "<td>0</td><td>1</td></tr>\n")
+		has(t, again, "<td>0</td><td>3</td></tr>\n") // the last bar is counted again
+	})
+}
+
 func TestETag(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})

@@ -158,13 +158,26 @@ func (s *site) figures(ctx context.Context, span string) (f figures, err error) 
 
 func utc(t time.Time) *time.Time { t = t.UTC(); return &t }
 
+// settled is how long after its end a bar of the chart is counted no more: what ended in it has been committed.
+const settled = time.Minute
+
+// throughput counts what ended. Bars that were settled when the chart was asked for last are as they were.
 func (s *site) throughput(ctx context.Context, span string, at time.Time) ([]bucket, error) {
+	last, _ := remembered[figures](s, "overview "+span)
+	counted := map[time.Time]bucket{}
+	for _, b := range last.Buckets {
+		counted[b.From] = b
+	}
 	r := ranges[span]
 	step := r.length / time.Duration(r.bars)
 	end := at.Truncate(step).Add(step)
 	list := make([]bucket, r.bars)
 	for i := range list {
 		from := end.Add(-step * time.Duration(r.bars-i))
+		if b, ok := counted[from]; ok && last.At.Sub(from.Add(step)) > settled {
+			list[i] = b
+			continue
+		}
 		b := bucket{From: from}
 		for status, n := range map[string]*int{"status = 'success'": &b.OK, "status = 'error'": &b.Failed} {
 			var count int64
@@ -183,13 +196,19 @@ func (s *site) throughput(ctx context.Context, span string, at time.Time) ([]buc
 
 // trouble groups the last failures that nobody has re-run.
 func (s *site) trouble(ctx context.Context, since time.Time) ([]trouble, error) {
-	p, err := s.fetch(ctx, filter{State: failed, From: since, Limit: sample}, since)
+	f := filter{State: failed, From: since}
+	list, err := s.sources(ctx, f, since)
+	if err != nil {
+		return nil, err
+	}
+	var last []row
+	err = s.query(ctx, list[0], f).Select("func, reason, substr(error, 1, 400) AS error, finished_at").Order("finished_at DESC").Limit(sample).Find(&last).Error
 	if err != nil {
 		return nil, err
 	}
 	type kind struct{ path, reason, text string }
 	found := map[kind]*trouble{}
-	for _, r := range p.rows {
+	for _, r := range last {
 		text := firstLine(r.Error)
 		k := kind{r.Func, string(r.Reason), text}
 		if found[k] == nil {
@@ -197,14 +216,14 @@ func (s *site) trouble(ctx context.Context, since time.Time) ([]trouble, error) 
 		}
 		found[k].Count++
 	}
-	list := make([]trouble, 0, len(found))
+	kinds := make([]trouble, 0, len(found))
 	for _, t := range found {
-		list = append(list, *t)
+		kinds = append(kinds, *t)
 	}
-	slices.SortFunc(list, func(a, b trouble) int {
+	slices.SortFunc(kinds, func(a, b trouble) int {
 		return cmp.Or(b.Count-a.Count, b.Last.Compare(a.Last), strings.Compare(a.Func+a.Error, b.Func+b.Error))
 	})
-	return list[:min(len(list), 8)], nil
+	return kinds[:min(len(kinds), 8)], nil
 }
 
 func firstLine(text *string) string {
