@@ -45,7 +45,7 @@ func TestTwoClaimsOfOneRow(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			err = d.Claim(ctx, c, dialect.ClaimParams{Process: process, Lanes: fenceLane, Funcs: []string{"f"}, Limit: 10},
-				func(*sql.Rows) error { n++; return nil })
+				func(dialect.Row) error { n++; return nil })
 			return n, err
 		}
 		first := db.Begin()

@@ -39,7 +39,7 @@ func (c claims) Probe(ctx context.Context, conn dialect.Conn) ([]dialect.LaneSta
 	return c.Dialect.Probe(ctx, conn)
 }
 
-func (c claims) Claim(ctx context.Context, conn dialect.Conn, p dialect.ClaimParams, each func(*sql.Rows) error) error {
+func (c claims) Claim(ctx context.Context, conn dialect.Conn, p dialect.ClaimParams, each func(dialect.Row) error) error {
 	c.counts.add(p)
 	return c.Dialect.Claim(ctx, conn, p, each)
 }
@@ -47,7 +47,7 @@ func (c claims) Claim(ctx context.Context, conn dialect.Conn, p dialect.ClaimPar
 // exchangingClaims are those of a database that can finish and claim in one statement.
 type exchangingClaims struct{ claims }
 
-func (c exchangingClaims) Exchange(ctx context.Context, conn dialect.Conn, rows []dialect.Outcome, p dialect.ClaimParams, each func(*sql.Rows) error) ([]string, error) {
+func (c exchangingClaims) Exchange(ctx context.Context, conn dialect.Conn, rows []dialect.Outcome, p dialect.ClaimParams, each func(dialect.Row) error) ([]string, error) {
 	c.counts.add(p)
 	return c.Dialect.(dialect.Exchanger).Exchange(ctx, conn, rows, p, each)
 }

@@ -292,7 +292,7 @@ func (h handle) insert(tasks []*pendingTask) error {
 				rows = append(rows, t.row)
 			}
 		}
-		err := h.store.d.Insert(h.ctx, h.traced(), rows, func(r *sql.Rows) error {
+		err := h.store.d.Insert(h.ctx, h.traced(), rows, func(r dialect.Row) error {
 			var id string
 			var runAt, createdAt time.Time
 			if err := r.Scan(&id, instant{&runAt}, instant{&createdAt}); err != nil {

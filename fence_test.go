@@ -95,7 +95,7 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 	claim := func(process string, limit int, repeatable ...string) func(dialect.Dialect, *sql.Tx, map[string]outbox.TaskModel) error {
 		return func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
 			return d.Claim(ctx, tx, dialect.ClaimParams{Process: process, Lanes: fenceLane, Funcs: []string{"mine"}, Repeatable: repeatable, Limit: limit},
-				func(*sql.Rows) error { return nil })
+				func(dialect.Row) error { return nil })
 		}
 	}
 	claimable := func(m outbox.TaskModel) bool {
@@ -222,7 +222,7 @@ func TestOrphansAreThoseOfNoProcess(t *testing.T) {
 		}
 		d, pool := p.Statements()
 		found := 0
-		if err := d.Orphans(t.Context(), pool, 1000, func(*sql.Rows) error { found++; return nil }); err != nil || found != len(want) {
+		if err := d.Orphans(t.Context(), pool, 1000, func(dialect.Row) error { found++; return nil }); err != nil || found != len(want) {
 			t.Errorf("found %d, %v; want %d", found, err, len(want))
 		}
 		if db.Name() != "sqlite" { // where nothing can be locked but everything
@@ -250,7 +250,7 @@ type reborn struct {
 	process string
 }
 
-func (r reborn) Orphans(ctx context.Context, c dialect.Conn, limit int, each func(*sql.Rows) error) error {
+func (r reborn) Orphans(ctx context.Context, c dialect.Conn, limit int, each func(dialect.Row) error) error {
 	if err := r.Dialect.Orphans(ctx, c, limit, each); err != nil {
 		return err
 	}
@@ -287,7 +287,7 @@ type between struct {
 	do func()
 }
 
-func (b between) Orphans(ctx context.Context, c dialect.Conn, limit int, each func(*sql.Rows) error) error {
+func (b between) Orphans(ctx context.Context, c dialect.Conn, limit int, each func(dialect.Row) error) error {
 	err := b.Dialect.Orphans(ctx, c, limit, each)
 	b.do()
 	return err

@@ -296,6 +296,7 @@ func TestBadRowHarmsOnlyItself(t *testing.T) {
 			}
 			edits["a number as the time"] = "run_at = 5"
 			edits["bytes as the queue"] = "queue = x'ff00'"
+			edits["bytes as the arguments"] = "args = x'ff00'"
 		}
 		bad := map[string]string{}
 		good := []string{create(t, db, "greet", greeting{Name: "first"}).ID}

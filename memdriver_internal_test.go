@@ -45,7 +45,7 @@ func (d memDialect) Prune(context.Context, dialect.Conn, bool, time.Duration, in
 }
 
 func (d memDialect) Probe(ctx context.Context, c dialect.Conn) (list []dialect.LaneState, err error) {
-	err = d.ask(ctx, c, "PROBE", nil, func(r *sql.Rows) error {
+	err = d.ask(ctx, c, "PROBE", nil, func(r dialect.Row) error {
 		var l dialect.LaneState
 		if err := r.Scan(&l.Queue, &l.Priority, &l.Due, &l.Next); err != nil {
 			return err
@@ -62,7 +62,7 @@ func (d memDialect) Probe(ctx context.Context, c dialect.Conn) (list []dialect.L
 	return list, err
 }
 
-func (d memDialect) Claim(ctx context.Context, c dialect.Conn, q dialect.ClaimParams, each func(*sql.Rows) error) error {
+func (d memDialect) Claim(ctx context.Context, c dialect.Conn, q dialect.ClaimParams, each func(dialect.Row) error) error {
 	gone, _ := d.gone.Load(c)
 	ids, _ := gone.(map[string]bool)
 	d.claims(q, ids)
@@ -106,19 +106,19 @@ func (d memDialect) take(ctx context.Context, c dialect.Conn, word string, rows 
 	return list, err
 }
 
-func (d memDialect) Orphans(ctx context.Context, c dialect.Conn, limit int, each func(*sql.Rows) error) error {
+func (d memDialect) Orphans(ctx context.Context, c dialect.Conn, limit int, each func(dialect.Row) error) error {
 	return d.ask(ctx, c, "ORPHANS", limit, each)
 }
 
 func (d memDialect) texts(ctx context.Context, c dialect.Conn, word string, param any) (list []string, err error) {
-	err = d.ask(ctx, c, word, param, func(r *sql.Rows) error {
+	err = d.ask(ctx, c, word, param, func(r dialect.Row) error {
 		list = append(list, "")
 		return r.Scan(&list[len(list)-1])
 	})
 	return list, err
 }
 
-func (d memDialect) ask(ctx context.Context, c dialect.Conn, word string, param any, each func(*sql.Rows) error) error {
+func (d memDialect) ask(ctx context.Context, c dialect.Conn, word string, param any, each func(dialect.Row) error) error {
 	if _, number := param.(int); !number {
 		b, err := json.Marshal(param)
 		if err != nil {

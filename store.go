@@ -201,7 +201,7 @@ func (s *store) claimIn(ctx context.Context, c dialect.Conn, plan []dialect.Clai
 			full = true
 			continue
 		}
-		err := s.d.Claim(ctx, c, p, func(r *sql.Rows) error {
+		err := s.d.Claim(ctx, c, p, func(r dialect.Row) error {
 			list = append(list, scanClaimed(r))
 			return nil
 		})
@@ -220,7 +220,7 @@ func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeu
 	if d, ok := s.d.(dialect.Exchanger); ok && len(requeued) == 0 && len(plan) == 1 {
 		p := plan[0]
 		p.Limit = min(p.Limit, limit)
-		moved, err := d.Exchange(ctx, s.pool, outcomes, p, func(r *sql.Rows) error {
+		moved, err := d.Exchange(ctx, s.pool, outcomes, p, func(r dialect.Row) error {
 			list = append(list, scanClaimed(r))
 			return nil
 		})
@@ -270,7 +270,7 @@ type claimed struct {
 	err  error
 }
 
-func scanClaimed(r *sql.Rows) claimed {
+func scanClaimed(r dialect.Row) claimed {
 	t := new(TaskModel)
 	err := r.Scan(taskDest(t)...)
 	if err == nil {
@@ -517,7 +517,7 @@ func (s *store) takeOver(ctx context.Context, limit int, judge func(*TaskModel) 
 			return err
 		}
 		var found []claimed
-		if err := s.d.Orphans(ctx, tx, limit, func(r *sql.Rows) error {
+		if err := s.d.Orphans(ctx, tx, limit, func(r dialect.Row) error {
 			found = append(found, scanClaimed(r))
 			return nil
 		}); err != nil {

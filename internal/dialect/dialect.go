@@ -24,6 +24,11 @@ type Conn interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
+// Row is one row of a result: *sql.Rows, or what a dialect has read in another way.
+type Row interface {
+	Scan(dest ...any) error
+}
+
 // Names are the tables of one plugin, as GORM's naming strategy gives them: unquoted, perhaps qualified by a schema.
 type Names struct {
 	Tasks, History, Processes, Audit, Version string
@@ -138,17 +143,17 @@ type Dialect interface {
 	// {history}, {processes}, {audit} and {now} into names; {key} and {before} are columns that some database reserves.
 	Rebind(query string) string
 
-	Insert(ctx context.Context, c Conn, rows []NewRow, each func(*sql.Rows) error) error
+	Insert(ctx context.Context, c Conn, rows []NewRow, each func(Row) error) error
 	Probe(ctx context.Context, c Conn) ([]LaneState, error)
 	Clock(ctx context.Context, c Conn) (string, error)
-	Claim(ctx context.Context, c Conn, p ClaimParams, each func(*sql.Rows) error) error
+	Claim(ctx context.Context, c Conn, p ClaimParams, each func(Row) error) error
 	// Move takes rows from tasks to history and returns the ids that the fence let through. An id that history has
 	// already, as after a restored backup, only leaves the task table.
 	Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error)
 	Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error)
 	Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]string, error)
 	Unpark(ctx context.Context, c Conn, funcs, queues []string, limit int) (int64, error)
-	Orphans(ctx context.Context, c Conn, limit int, each func(*sql.Rows) error) error
+	Orphans(ctx context.Context, c Conn, limit int, each func(Row) error) error
 	Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error)
 
 	// Lock makes a transaction the only one that migrates, until it has ended and Unlock was called on its connection. It
@@ -179,7 +184,7 @@ type Dialect interface {
 
 // Exchanger is a Dialect that can do in one statement what Move from running and Claim do: all of it or nothing.
 type Exchanger interface {
-	Exchange(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(*sql.Rows) error) (moved []string, err error)
+	Exchange(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(Row) error) (moved []string, err error)
 }
 
 // Version is the schema's version. Migrate takes older tables to it; Run refuses any other.
@@ -304,7 +309,7 @@ func encode(v any) string {
 	return string(b)
 }
 
-func each(rows *sql.Rows, err error, f func(*sql.Rows) error) error {
+func each(rows *sql.Rows, err error, f func(Row) error) error {
 	if err != nil {
 		return err
 	}
@@ -319,7 +324,7 @@ func each(rows *sql.Rows, err error, f func(*sql.Rows) error) error {
 
 func texts(rows *sql.Rows, err error) ([]string, error) {
 	var out []string
-	err = each(rows, err, func(r *sql.Rows) error {
+	err = each(rows, err, func(r Row) error {
 		var s string
 		if err := r.Scan(&s); err != nil {
 			return err
@@ -332,7 +337,7 @@ func texts(rows *sql.Rows, err error) ([]string, error) {
 
 func laneStates(rows *sql.Rows, err error) ([]LaneState, error) {
 	var out []LaneState
-	err = each(rows, err, func(r *sql.Rows) error {
+	err = each(rows, err, func(r Row) error {
 		var l LaneState
 		var next sql.NullInt64
 		var priority any

@@ -2,7 +2,6 @@ package dialect
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
 	"strings"
@@ -52,7 +51,7 @@ func (m *mysql) HasTable(ctx context.Context, c Conn) (bool, error) {
 // application reads it through the models.
 func (m *mysql) Check(ctx context.Context, c Conn) error {
 	r, err := c.QueryContext(ctx, "SELECT @@sql_mode, @@character_set_client, @@sql_safe_updates, CAST('2020-01-01' AS DATETIME(6))")
-	return each(r, err, func(r *sql.Rows) error {
+	return each(r, err, func(r Row) error {
 		var mode, charset string
 		var safe bool
 		var at any

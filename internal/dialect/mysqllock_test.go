@@ -24,7 +24,7 @@ func TestMySQLLocksOnlyTheRowsOfAStatement(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	none := func(*sql.Rows) error { return nil }
+	none := func(dialect.Row) error { return nil }
 	exec := func(query string, args ...any) {
 		t.Helper()
 		if _, err := db.Exec(query, args...); err != nil {
@@ -49,7 +49,7 @@ func TestMySQLLocksOnlyTheRowsOfAStatement(t *testing.T) {
 	insert := func(c dialect.Conn, list []dialect.NewRow) error { return d.Insert(t.Context(), c, list, none) }
 	claim := func(c dialect.Conn, process string, limit int) (ids []string, err error) {
 		err = d.Claim(t.Context(), c, dialect.ClaimParams{Process: process, Lanes: []dialect.Lane{lane}, Funcs: []string{"a.b"}, Limit: limit},
-			func(r *sql.Rows) error {
+			func(r dialect.Row) error {
 				dest := make([]any, len(dialect.Columns))
 				var id string
 				dest[0] = &id
@@ -104,7 +104,7 @@ func TestMySQLLocksOnlyTheRowsOfAStatement(t *testing.T) {
 			return len(funcs), err
 		}},
 		{"a take-over", func(ctx context.Context, c dialect.Conn, _ []string) (n int, err error) {
-			return n, d.Orphans(ctx, c, 100, func(*sql.Rows) error { n++; return nil })
+			return n, d.Orphans(ctx, c, 100, func(dialect.Row) error { n++; return nil })
 		}},
 		{"pruning", func(ctx context.Context, c dialect.Conn, _ []string) (int, error) {
 			n, err := d.Prune(ctx, c, false, 0, 100)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(*sql.Rows) error) error {
+func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) error) error {
 	type row struct {
 		NewRow
 		At      string `json:"at"`
@@ -18,7 +18,7 @@ func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(*sql.R
 	}
 	times := map[string][2]string{}
 	r, err := c.QueryContext(ctx, m.at(m.instants), encode(rows))
-	err = each(r, err, func(r *sql.Rows) error {
+	err = each(r, err, func(r Row) error {
 		var id, created string
 		var at sql.NullString
 		if err := r.Scan(&id, &at, &created); err != nil {
@@ -85,7 +85,7 @@ func (m *mysql) Clock(ctx context.Context, c Conn) (string, error) {
 	return list[0], nil
 }
 
-func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.Rows) error) error {
+func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) error) error {
 	if len(q.Funcs) == 0 {
 		return nil
 	}
@@ -183,7 +183,7 @@ func (m *mysql) Park(ctx context.Context, c Conn, lanes []Lane, limit int) (park
 		parked = nil
 		var live []struct{ funcs, queues []string }
 		r, err := c.QueryContext(ctx, m.processes)
-		err = each(r, err, func(r *sql.Rows) error {
+		err = each(r, err, func(r Row) error {
 			var funcs, queues []byte
 			if err := r.Scan(&funcs, &queues); err != nil {
 				return err
@@ -207,7 +207,7 @@ func (m *mysql) Park(ctx context.Context, c Conn, lanes []Lane, limit int) (park
 		var ids []string
 		for _, l := range lanes {
 			r, err := c.QueryContext(ctx, m.at(m.head), l.Queue, l.Priority, limit)
-			if err := each(r, err, func(r *sql.Rows) error {
+			if err := each(r, err, func(r Row) error {
 				var id, name string
 				err := r.Scan(&id, &name)
 				for _, p := range live {
@@ -226,7 +226,7 @@ func (m *mysql) Park(ctx context.Context, c Conn, lanes []Lane, limit int) (park
 		}
 		r, err = c.QueryContext(ctx, m.heads, encode(ids))
 		ids = nil
-		if err := each(r, err, func(r *sql.Rows) error {
+		if err := each(r, err, func(r Row) error {
 			var name, id string
 			err := r.Scan(&name, &id)
 			parked, ids = append(parked, name), append(ids, id)
@@ -266,7 +266,7 @@ func (m *mysql) Unpark(ctx context.Context, c Conn, funcs, queues []string, limi
 }
 
 // Orphans are looked for without a lock, which would fall on the running tasks of the living too.
-func (m *mysql) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.Rows) error) error {
+func (m *mysql) Orphans(ctx context.Context, c Conn, limit int, f func(Row) error) error {
 	ids, err := texts(c.QueryContext(ctx, m.at(m.orphans), limit))
 	if err != nil || len(ids) == 0 {
 		return err

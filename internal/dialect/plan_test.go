@@ -59,7 +59,7 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 		outcomes = append(outcomes, dialect.Outcome{ID: fmt.Sprintf("running-%06d", i), Version: &version, Status: "success"})
 		requeued = append(requeued, dialect.Requeued{ID: outcomes[i].ID, Version: version})
 	}
-	none := func(*sql.Rows) error { return nil }
+	none := func(dialect.Row) error { return nil }
 	for _, c := range []struct {
 		name  string
 		bound int
@@ -73,10 +73,10 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 			return len(found), err
 		}},
 		{"claim", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (n int, err error) {
-			return n, d.Claim(ctx, c, claim, func(*sql.Rows) error { n++; return nil })
+			return n, d.Claim(ctx, c, claim, func(dialect.Row) error { n++; return nil })
 		}},
 		{"refill", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (n int, err error) {
-			return n, d.Claim(ctx, c, refill, func(*sql.Rows) error { n++; return nil })
+			return n, d.Claim(ctx, c, refill, func(dialect.Row) error { n++; return nil })
 		}},
 		{"finish", 3 * planRunning, func(ctx context.Context, c dialect.Conn) (int, error) {
 			ids, err := d.Move(ctx, c, dialect.FromRunning, outcomes)
@@ -107,7 +107,7 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 			return int(n), err
 		}},
 		{"take over", 3 * planRunning, func(ctx context.Context, c dialect.Conn) (n int, err error) {
-			return n, d.Orphans(ctx, c, 500, func(*sql.Rows) error { n++; return nil })
+			return n, d.Orphans(ctx, c, 500, func(dialect.Row) error { n++; return nil })
 		}},
 		{"prune", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (int, error) {
 			n, err := d.Prune(ctx, c, false, 24*time.Hour, planLimit)
@@ -270,7 +270,7 @@ SELECT lpad(n::text, 6, '0'), 'a.b', '{}', 'default', 2, now() - interval '1 hou
 	for range 19 { // all but one of the twenty parts
 		var outcomes []dialect.Outcome
 		var last dialect.Mark
-		if err := d.Claim(t.Context(), db, claim, func(r *sql.Rows) error {
+		if err := d.Claim(t.Context(), db, claim, func(r dialect.Row) error {
 			o := dialect.Outcome{Version: &version, Status: "success"}
 			dest := make([]any, len(dialect.Columns))
 			for i, column := range dialect.Columns {
@@ -319,7 +319,7 @@ SELECT lpad(n::text, 6, '0'), 'a.b', '{}', 'default', 2, now() - interval '1 hou
 			n = plan[0].Plan.Hit + plan[0].Plan.Read
 		}}
 		// EXPLAIN has claimed by now, so this finds the next ones.
-		if err := d.Claim(t.Context(), p, q, func(*sql.Rows) error { return nil }); err != nil {
+		if err := d.Claim(t.Context(), p, q, func(dialect.Row) error { return nil }); err != nil {
 			t.Fatal(err)
 		}
 		return n

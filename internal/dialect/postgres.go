@@ -212,7 +212,7 @@ func (p *postgres) Rebind(query string) string {
 	return b.String()
 }
 
-func (p *postgres) Insert(ctx context.Context, c Conn, rows []NewRow, f func(*sql.Rows) error) error {
+func (p *postgres) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) error) error {
 	query := p.insert
 	if slices.ContainsFunc(rows, func(r NewRow) bool { return r.Key != nil }) {
 		query = p.insertKeys // ON CONFLICT writes a second record of every row to the log, whether it has a key or not
@@ -234,7 +234,7 @@ func (p *postgres) Clock(ctx context.Context, c Conn) (string, error) {
 	return list[0], nil
 }
 
-func (p *postgres) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.Rows) error) error {
+func (p *postgres) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) error) error {
 	r, err := c.QueryContext(ctx, p.at(about(p.claim, q)), p.claimArgs(q)...)
 	return each(r, err, f)
 }
@@ -265,11 +265,11 @@ func (p *postgres) claimArgs(q ClaimParams) []any {
 	return []any{q.Process, encode(nonNil(q.Repeatable)), encode(lanes), q.Until, encode(nonNil(q.Funcs)), q.Limit}
 }
 
-func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(*sql.Rows) error) ([]string, error) {
+func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(Row) error) ([]string, error) {
 	var moved []string
 	first := true
 	r, err := c.QueryContext(ctx, p.at(about(p.exchange, q)), append([]any{encode(rows)}, p.claimArgs(q)...)...)
-	err = each(r, err, func(r *sql.Rows) error {
+	err = each(r, err, func(r Row) error {
 		if !first {
 			return f(r)
 		}
@@ -308,7 +308,7 @@ func (p *postgres) Unpark(ctx context.Context, c Conn, funcs, queues []string, l
 	return affected(c.ExecContext(ctx, p.at(p.unpark), encode(nonNil(funcs)), list(queues), limit))
 }
 
-func (p *postgres) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.Rows) error) error {
+func (p *postgres) Orphans(ctx context.Context, c Conn, limit int, f func(Row) error) error {
 	r, err := c.QueryContext(ctx, p.at(p.orphans), limit)
 	return each(r, err, f)
 }

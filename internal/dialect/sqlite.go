@@ -4,6 +4,9 @@ import (
 	"context"
 	"database/sql"
 	_ "embed"
+	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 )
@@ -15,7 +18,11 @@ var sqliteSchema string
 // strings; the clock has milliseconds.
 type sqlite struct {
 	base
-	insert, probe, claim, copyRunning, copyWaiting, dropRunning, dropWaiting, requeue, park, unpark, orphans, prune string
+	insert, probe, claim, claimPlainly, requeue, park, unpark, orphans, prune string
+
+	// What Move does in two steps, and of the second one whether it tells the ids. done is for tasks of which there is no
+	// more to say than that they succeeded.
+	copyDone, copyRunning, copyWaiting, dropDone, dropRunning, dropWaiting, dropDoneTold, dropRunningTold, dropWaitingTold string
 }
 
 const sqliteTime = "2006-01-02 15:04:05.000000-07:00"
@@ -56,7 +63,7 @@ SELECT l.queue, l.priority,
 		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at > {now}
 		ORDER BY t.run_at LIMIT 1)
 FROM lane l`)
-	s.claim = s.render(`
+	claim := `
 UPDATE {tasks} SET state = 'running', attempt = attempt + 1, version = version + 1, process_id = ?1,
 	started_at = {now}, repeatable = func IN (SELECT value FROM json_each(?2))
 WHERE rowid IN (
@@ -65,7 +72,8 @@ WHERE rowid IN (
 		AND func IN (SELECT value FROM json_each(?6))
 	ORDER BY run_at LIMIT ?7)
 	AND EXISTS (SELECT 1 FROM {processes} WHERE id = ?1)
-RETURNING {columns}`)
+RETURNING `
+	s.claim, s.claimPlainly = s.render(claim+"json_array({columns})"), s.render(claim+"{columns}")
 
 	running := "t.state = 'running' AND t.version = o.value ->> 'version'"
 	waiting := "t.state IN ('pending', 'parked') AND (o.value ->> 'version' IS NULL OR t.version = o.value ->> 'version')"
@@ -81,12 +89,19 @@ SELECT t.id, t.func, t.args, t.key, t.queue, t.priority, t.run_at, t.attempt, t.
 FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND `
 	dropped := `
 DELETE FROM {tasks} WHERE rowid IN (
-	SELECT t.rowid FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND {fence})
-RETURNING id`
+	SELECT t.rowid FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND {fence})`
 	once := "\nWHERE true ON CONFLICT (id) DO NOTHING"
+	// Each ->> parses the element again, so what most groups are need none: an object of versions by id.
+	done := strings.NewReplacer("coalesce(o.value ->> 'crashes', 0)", "0", "coalesce(o.value ->> 'errors', t.errors)", "t.errors",
+		"coalesce(o.value ->> 'reason', '')", "''", "o.value ->> 'status'", "'success'", "o.value ->> 'result'", "NULL",
+		"o.value ->> 'error'", "NULL", "o.value ->> 'id'", "o.key", "o.value ->> 'version'", "o.value").Replace
 	s.copyRunning, s.copyWaiting = s.render(copied+running+once), s.render(copied+waiting+once)
+	s.copyDone = s.render(done(copied + running + once))
 	s.dropRunning = s.render(strings.Replace(dropped, "{fence}", running, 1))
 	s.dropWaiting = s.render(strings.Replace(dropped, "{fence}", waiting, 1))
+	s.dropDone = s.render(done(strings.Replace(dropped, "{fence}", running, 1)))
+	const told = "\nRETURNING id"
+	s.dropDoneTold, s.dropRunningTold, s.dropWaitingTold = s.dropDone+told, s.dropRunning+told, s.dropWaiting+told
 	s.requeue = s.render(`
 UPDATE {tasks} AS t SET state = 'pending', version = t.version + 1, process_id = NULL, started_at = NULL,
 	run_at = {now+delay}, uncounted = t.uncounted + (r.value ->> 'uncounted'),
@@ -175,7 +190,7 @@ func (s *sqlite) Instant() string         { return "?" }
 
 func (s *sqlite) Rebind(query string) string { return s.at(s.render(query)) }
 
-func (s *sqlite) Insert(ctx context.Context, c Conn, rows []NewRow, f func(*sql.Rows) error) error {
+func (s *sqlite) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) error) error {
 	r, err := c.QueryContext(ctx, s.at(s.insert), encode(rows))
 	return each(r, err, f)
 }
@@ -194,18 +209,33 @@ func (s *sqlite) Clock(ctx context.Context, c Conn) (string, error) {
 
 // Claim takes lane by lane: SQLite has no lateral joins, and there is no round trip to save. It has no entries of rows that
 // are gone, either, so it needs no marks.
-func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.Rows) error) error {
+func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) error) error {
 	n := 0
 	for _, l := range q.Lanes {
 		if n >= q.Limit {
 			break
 		}
-		r, err := c.QueryContext(ctx, s.at(s.claim), q.Process, encode(nonNil(q.Repeatable)), l.Queue, l.Priority,
-			q.Until, encode(nonNil(q.Funcs)), q.Limit-n)
-		err = each(r, err, func(r *sql.Rows) error {
+		before := n
+		params := []any{q.Process, encode(nonNil(q.Repeatable)), l.Queue, l.Priority, q.Until, encode(nonNil(q.Funcs)), q.Limit - n}
+		var row arrayRow
+		r, err := c.QueryContext(ctx, s.at(s.claim), params...)
+		err = each(r, err, func(r Row) error {
+			var text string
+			if err := r.Scan(&text); err != nil {
+				return err
+			}
 			n++
-			return f(r)
+			row = row.parse(text)
+			return f(row)
 		})
+		if n == before && err != nil && Classify(err) == Other {
+			// Somebody has written a BLOB into a row, which no JSON can hold. Nothing was claimed.
+			r, err = c.QueryContext(ctx, s.at(s.claimPlainly), params...)
+			err = each(r, err, func(r Row) error {
+				n++
+				return f(r)
+			})
+		}
 		if err != nil {
 			return err
 		}
@@ -215,15 +245,57 @@ func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(*sql.R
 
 // Move needs a transaction: SQLite has no CTEs that write. Its first statement writes, so a deferred one will do.
 func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error) {
-	copied, dropped := s.copyRunning, s.dropRunning
 	if from == FromWaiting {
-		copied, dropped = s.copyWaiting, s.dropWaiting
+		return s.move(ctx, c, s.copyWaiting, s.dropWaiting, s.dropWaitingTold, encode(rows), idsOf(rows))
 	}
-	param := encode(rows)
-	if _, err := c.ExecContext(ctx, s.at(copied), param); err != nil {
+	var others []Outcome
+	done := make(map[string]int64, len(rows))
+	for _, o := range rows {
+		if o.Version != nil && o == (Outcome{ID: o.ID, Version: o.Version, Status: "success"}) {
+			done[o.ID] = *o.Version
+		} else {
+			others = append(others, o)
+		}
+	}
+	var moved []string
+	if len(done) > 0 {
+		ids, err := s.move(ctx, c, s.copyDone, s.dropDone, s.dropDoneTold, encode(done), slices.Collect(maps.Keys(done)))
+		if err != nil {
+			return nil, err
+		}
+		moved = ids
+	}
+	if len(others) > 0 {
+		ids, err := s.move(ctx, c, s.copyRunning, s.dropRunning, s.dropRunningTold, encode(others), idsOf(others))
+		if err != nil {
+			return nil, err
+		}
+		moved = append(moved, ids...)
+	}
+	return moved, nil
+}
+
+func (s *sqlite) move(ctx context.Context, c Conn, copied, dropped, told, param string, ids []string) ([]string, error) {
+	n, err := affected(c.ExecContext(ctx, s.at(copied), param))
+	if err != nil {
 		return nil, err
 	}
-	return texts(c.QueryContext(ctx, s.at(dropped), param))
+	if n != int64(len(ids)) { // the fence kept some out, or history has them already
+		return texts(c.QueryContext(ctx, s.at(told), param))
+	}
+	// The same rows, for nobody else can have written since; so they need not be told one by one.
+	if n, err = affected(c.ExecContext(ctx, s.at(dropped), param)); err == nil && n != int64(len(ids)) {
+		err = fmt.Errorf("%d tasks were copied to history, but %d removed", len(ids), n)
+	}
+	return ids, err
+}
+
+func idsOf(rows []Outcome) []string {
+	ids := make([]string, len(rows))
+	for i, o := range rows {
+		ids[i] = o.ID
+	}
+	return ids
 }
 
 func (s *sqlite) Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error) {
@@ -246,7 +318,7 @@ func (s *sqlite) Unpark(ctx context.Context, c Conn, funcs, queues []string, lim
 	return affected(c.ExecContext(ctx, s.at(s.unpark), encode(nonNil(funcs)), list(queues), limit))
 }
 
-func (s *sqlite) Orphans(ctx context.Context, c Conn, limit int, f func(*sql.Rows) error) error {
+func (s *sqlite) Orphans(ctx context.Context, c Conn, limit int, f func(Row) error) error {
 	r, err := c.QueryContext(ctx, s.at(s.orphans), limit)
 	return each(r, err, f)
 }
