@@ -13,7 +13,7 @@ import (
 func (d *dispatcher) probe(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
-	found, err := d.store.d.Probe(limited, d.store.pool)
+	found, err := d.store.d.Probe(limited, d.store.work(nil))
 	if err != nil {
 		return err
 	}

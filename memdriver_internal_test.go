@@ -25,6 +25,7 @@ type memDialect struct {
 
 func (d memDialect) Name() string                                         { return "memory" }
 func (d memDialect) Serial() bool                                         { return d.m.serial }
+func (d memDialect) Keep() bool                                           { return false }
 func (d memDialect) OneStatement() bool                                   { return !d.m.serial }
 func (d memDialect) ForUpdate() string                                    { return " FOR UPDATE" }
 func (d memDialect) Rebind(q string) string                               { return q }

@@ -199,6 +199,9 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 		pool: pool,
 		d:    d,
 	}
+	if d.Keep() && p.opts.Clock == nil { // a test clock is part of the texts
+		p.store.kept = newKept(pool)
+	}
 	return nil
 }
 
@@ -270,5 +273,6 @@ type store struct {
 	gorm *gorm.DB // for handlers; never for the dispatcher's own statements, which callbacks could redirect
 	pool *sql.DB  // the primary
 	d    dialect.Dialect
+	kept *kept         // nil where it is of no use
 	turn chan struct{} // of a serial database: who claims, writes outcomes or runs a transaction now
 }

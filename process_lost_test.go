@@ -68,13 +68,39 @@ func (t lossyTx) Commit() error {
 	return err
 }
 
-// Prepare is how some drivers run what has parameters.
+// Prepare is how some drivers run what has parameters, and what is kept prepared.
 func (c *lossyConn) Prepare(query string) (driver.Stmt, error) {
 	if c.l.down.Load() {
 		return nil, io.ErrUnexpectedEOF
 	}
-	c.claims = c.claims || strings.Contains(strings.ReplaceAll(query, "t.", ""), claimText)
-	return c.Conn.Prepare(query)
+	s, err := c.Conn.Prepare(query)
+	return lossyStmt{s, c, query}, err
+}
+
+type lossyStmt struct {
+	driver.Stmt
+	c     *lossyConn
+	query string
+}
+
+func (s lossyStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	if s.c.l.down.Load() {
+		return nil, io.ErrUnexpectedEOF
+	}
+	s.c.claims = s.c.claims || isClaim(s.query)
+	return s.Stmt.(driver.StmtExecContext).ExecContext(ctx, args)
+}
+
+func (s lossyStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	if s.c.l.down.Load() {
+		return nil, io.ErrUnexpectedEOF
+	}
+	rows, err := s.Stmt.(driver.StmtQueryContext).QueryContext(ctx, args)
+	return s.c.lose(s.query, rows, err)
+}
+
+func isClaim(query string) bool {
+	return strings.Contains(strings.ReplaceAll(query, "t.", ""), claimText)
 }
 
 func (c *lossyConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
@@ -89,7 +115,12 @@ func (c *lossyConn) QueryContext(ctx context.Context, query string, args []drive
 		return nil, io.ErrUnexpectedEOF
 	}
 	rows, err := c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args)
-	if err != nil || !strings.Contains(strings.ReplaceAll(query, "t.", ""), claimText) || !c.l.armed.CompareAndSwap(true, false) {
+	return c.lose(query, rows, err)
+}
+
+// lose loses the reply to a claim.
+func (c *lossyConn) lose(query string, rows driver.Rows, err error) (driver.Rows, error) {
+	if err != nil || !isClaim(query) || !c.l.armed.CompareAndSwap(true, false) {
 		return rows, err
 	}
 	c.l.down.Store(true)

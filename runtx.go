@@ -96,7 +96,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	}
 	e = r.judge(result, e)
 	v := decide(r.task, e, r.d.backoff)
-	moved, err := s.d.Move(ctx, tx, dialect.FromRunning, []dialect.Outcome{*v.outcome})
+	moved, err := s.d.Move(ctx, s.work(tx), dialect.FromRunning, []dialect.Outcome{*v.outcome})
 	if err != nil {
 		return r.unfinished(ctx, e, err)
 	}

@@ -94,6 +94,9 @@ func (s *store) checkSchema(ctx context.Context) error {
 
 // inTx runs f in a transaction of the pool's own.
 func (s *store) inTx(ctx context.Context, f func(*sql.Tx) error) error {
+	if s.kept != nil {
+		s.kept.prepare(ctx)
+	}
 	tx, err := s.pool.BeginTx(ctx, &sql.TxOptions{Isolation: s.d.Isolation()})
 	if err != nil {
 		return err
@@ -181,10 +184,10 @@ func (s *store) claim(ctx context.Context, plan []dialect.ClaimParams, limit int
 	}
 	defer done()
 	if s.d.OneStatement() || len(plan) == 1 && len(plan[0].Lanes) == 1 {
-		list, full, err = s.claimIn(ctx, s.pool, plan, limit)
+		list, full, err = s.claimIn(ctx, s.work(nil), plan, limit)
 	} else {
 		err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
-			list, full, err = s.claimIn(ctx, tx, plan, limit)
+			list, full, err = s.claimIn(ctx, s.work(tx), plan, limit)
 			return err
 		})
 	}
@@ -239,8 +242,8 @@ func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeu
 	}
 	defer over()
 	err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
-		if done, err = s.writeIn(ctx, tx, outcomes, requeued); err == nil {
-			list, full, err = s.claimIn(ctx, tx, plan, limit)
+		if done, err = s.writeIn(ctx, s.work(tx), outcomes, requeued); err == nil {
+			list, full, err = s.claimIn(ctx, s.work(tx), plan, limit)
 		}
 		return err
 	})
@@ -379,7 +382,7 @@ func (s *store) now(ctx context.Context) (time.Time, error) {
 func (s *store) write(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued) (map[string]bool, error) {
 	var done map[string]bool
 	if s.d.OneStatement() && (len(outcomes) == 0 || len(requeued) == 0) {
-		return s.writeIn(ctx, s.pool, outcomes, requeued)
+		return s.writeIn(ctx, s.work(nil), outcomes, requeued)
 	}
 	over, err := s.takeTurn(ctx)
 	if err != nil {
@@ -387,7 +390,7 @@ func (s *store) write(ctx context.Context, outcomes []dialect.Outcome, requeued 
 	}
 	defer over()
 	err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
-		done, err = s.writeIn(ctx, tx, outcomes, requeued)
+		done, err = s.writeIn(ctx, s.work(tx), outcomes, requeued)
 		return err
 	})
 	if err != nil {
@@ -559,7 +562,7 @@ func (s *store) takeThese(ctx context.Context, tx *sql.Tx, found []claimed, judg
 	if _, err := tx.ExecContext(ctx, "SAVEPOINT "+savepointName); err != nil {
 		return nil, err
 	}
-	done, err := s.writeIn(ctx, tx, outcomes, requeued)
+	done, err := s.writeIn(ctx, s.work(tx), outcomes, requeued)
 	if err == nil {
 		_, err = tx.ExecContext(ctx, "RELEASE SAVEPOINT "+savepointName)
 	} else if class := dialect.Classify(err); class == dialect.Data || class == dialect.Other {

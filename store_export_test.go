@@ -41,3 +41,13 @@ func (p *Plugin) Committed(ctx context.Context, o dialect.Outcome) (bool, error)
 func (p *Plugin) Landed(ctx context.Context, outcomes ...dialect.Outcome) (map[string]bool, error) {
 	return p.store.landed(ctx, outcomes)
 }
+
+// Kept are the texts of the statements that are kept prepared.
+func (p *Plugin) Kept() []string {
+	if p.store.kept == nil {
+		return nil
+	}
+	p.store.kept.mu.Lock()
+	defer p.store.kept.mu.Unlock()
+	return slices.Collect(maps.Keys(p.store.kept.stmts))
+}

@@ -62,6 +62,31 @@ func (c *tapConn) ExecContext(ctx context.Context, query string, args []driver.N
 	return r, err
 }
 
+// Prepare leads to the same: what is kept prepared is tapped, too.
+func (c *tapConn) Prepare(query string) (driver.Stmt, error) { return tapStmt{c, query}, nil }
+
+func (c *tapConn) PrepareContext(_ context.Context, query string) (driver.Stmt, error) {
+	return c.Prepare(query)
+}
+
+type tapStmt struct {
+	c     *tapConn
+	query string
+}
+
+func (s tapStmt) Close() error                               { return nil }
+func (s tapStmt) NumInput() int                              { return -1 }
+func (s tapStmt) Exec([]driver.Value) (driver.Result, error) { return nil, driver.ErrSkip }
+func (s tapStmt) Query([]driver.Value) (driver.Rows, error)  { return nil, driver.ErrSkip }
+
+func (s tapStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	return s.c.ExecContext(ctx, s.query, args)
+}
+
+func (s tapStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	return s.c.QueryContext(ctx, s.query, args)
+}
+
 // QueryContext reads all rows before it says that the reply has come: some drivers do the work only then.
 func (c *tapConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	c.last = query

@@ -129,6 +129,9 @@ type Dialect interface {
 	// Serial reports that one transaction at a time can write, so transactional handlers run one by one.
 	Serial() bool
 
+	// Keep reports that a statement is worth keeping prepared, because drivers prepare it each time that it is executed.
+	Keep() bool
+
 	// OneStatement reports that Claim and Move are one statement each, which need no transaction to be all or nothing.
 	OneStatement() bool
 

@@ -133,6 +133,7 @@ WHERE status = ? AND finished_at < {now} - INTERVAL ? MICROSECOND ORDER BY finis
 func (m *mysql) Name() string { return "mysql" }
 
 func (m *mysql) Serial() bool { return false }
+func (m *mysql) Keep() bool   { return false }
 
 func (m *mysql) OneStatement() bool { return false }
 

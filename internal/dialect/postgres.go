@@ -181,6 +181,7 @@ DELETE FROM {history} WHERE ctid = ANY (ARRAY(
 
 func (p *postgres) Name() string { return "postgres" }
 func (p *postgres) Serial() bool { return false }
+func (p *postgres) Keep() bool   { return false }
 
 func (p *postgres) OneStatement() bool { return true }
 

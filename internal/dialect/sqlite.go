@@ -171,6 +171,7 @@ func (s *sqlite) moved(query, clock string) string {
 
 func (s *sqlite) Name() string { return "sqlite" }
 func (s *sqlite) Serial() bool { return true }
+func (s *sqlite) Keep() bool   { return true }
 
 func (s *sqlite) OneStatement() bool { return false }
 

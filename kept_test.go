@@ -1,0 +1,45 @@
+package outbox_test
+
+import (
+	"context"
+	"testing"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// Where a driver prepares a statement each time, those of the dispatcher are prepared once; also on a pool that has a single
+// connection, which is taken while a transaction is open.
+func TestStatementsAreKeptPrepared(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		p := install(t, db, quick(), func(p *outbox.Plugin) {
+			p.Handle("fine", func(context.Context) error { return nil })
+			p.Handle("wrong", func(context.Context) error { return context.Canceled })
+		})
+		d, pool := p.Statements()
+		pool.SetMaxOpenConns(1)
+		start(t, p)
+		run := func() {
+			for _, path := range []string{"fine", "wrong"} {
+				ended(t, db, create(t, db, path, nil).ID)
+			}
+		}
+		if run(); !d.Keep() {
+			if kept := p.Kept(); len(kept) > 0 {
+				t.Errorf("kept without need: %q", kept)
+			}
+			return
+		}
+		eventually(t, "probe, claim and both ways to finish are kept", func() bool {
+			run()
+			return len(p.Kept()) >= 6
+		})
+		for range 10 {
+			run()
+		}
+		if kept := p.Kept(); len(kept) > 10 {
+			t.Errorf("their texts vary: %q", kept)
+		}
+	})
+}
