@@ -252,7 +252,8 @@ func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([
 	var others []Outcome
 	done := make(map[string]int64, len(rows))
 	for _, o := range rows {
-		if o.Version != nil && o == (Outcome{ID: o.ID, Version: o.Version, Status: "success"}) {
+		_, twice := done[o.ID] // as of two claims of one task, of which one was lost
+		if !twice && o.Version != nil && o == (Outcome{ID: o.ID, Version: o.Version, Status: "success"}) {
 			done[o.ID] = *o.Version
 		} else {
 			others = append(others, o)

@@ -3,6 +3,7 @@ package dialect_test
 import (
 	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,20 +13,7 @@ import (
 
 // A claim on SQLite brings each row as one text, which must hold what the columns do.
 func TestSQLiteRowsComeAsTheyAre(t *testing.T) {
-	db, err := sql.Open("sqlite3", testutil.SQLiteDSN(t))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer db.Close()
-	d, err := dialect.New("sqlite", planNames(), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range append(d.Schema(), "INSERT INTO processes VALUES ('p', 'h', 1, '[]', NULL, 100, '2026', '2026', 1)") {
-		if _, err := db.Exec(s); err != nil {
-			t.Fatal(err)
-		}
-	}
+	db, d := emptySQLite(t)
 	var control strings.Builder
 	for c := range rune(0x20) {
 		control.WriteRune(c)
@@ -110,4 +98,52 @@ func TestSQLiteRowsComeAsTheyAre(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// A group may hold outcomes of two claims of one task, when it was taken away from the first run and came back.
+func TestSQLiteFinishKnowsTwoClaimsOfATaskApart(t *testing.T) {
+	db, d := emptySQLite(t)
+	lost, current := int64(2), int64(5)
+	outcomes := []dialect.Outcome{{ID: "twice", Version: &lost, Status: "success"}, {ID: "twice", Version: &current, Status: "success"},
+		{ID: "once", Version: &lost, Status: "success"}}
+	for range 2 {
+		for id, version := range map[string]int64{"twice": current, "once": lost} {
+			if _, err := db.Exec(`INSERT INTO tasks (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts,
+				timeout_ms, repeatable, version, created_at) VALUES (?, 'a.b', '{}', 'default', 2, '2026', 'running', 1, 0, 0, 1, 0, 0, ?, '2026')`,
+				id, version); err != nil {
+				t.Fatal(err)
+			}
+		}
+		moved, err := d.Move(t.Context(), db, dialect.FromRunning, outcomes)
+		if slices.Sort(moved); err != nil || !slices.Equal(moved, []string{"once", "twice"}) {
+			t.Errorf("moved %v, %v", moved, err)
+		}
+		var left int
+		if err := db.QueryRow("SELECT count(*) FROM tasks").Scan(&left); err != nil || left != 0 {
+			t.Errorf("%d tasks are left, %v", left, err)
+		}
+		if _, err := db.Exec("DELETE FROM history"); err != nil {
+			t.Fatal(err)
+		}
+		slices.Reverse(outcomes)
+	}
+}
+
+func emptySQLite(t *testing.T) (*sql.DB, dialect.Dialect) {
+	t.Helper()
+	db, err := sql.Open("sqlite3", testutil.SQLiteDSN(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { db.Close() })
+	d, err := dialect.New("sqlite", planNames(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range append(d.Schema(), "INSERT INTO processes VALUES ('p', 'h', 1, '[]', NULL, 100, '2026', '2026', 1)") {
+		if _, err := db.Exec(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return db, d
 }
