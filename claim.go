@@ -240,7 +240,7 @@ func (d *dispatcher) mayReclaim() bool {
 		return false
 	}
 	d.reclaiming = true
-	if d.exchanging {
+	if d.exchanging > 0 {
 		return false
 	}
 	d.strays = false

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,7 @@ type dispatcher struct {
 	funcs, txFuncs, plainFuncs, repeatable []string // what this process can run
 
 	slots    int
+	writers  int // of outcomes
 	finisher *finisher
 	trouble  trouble
 	txTurn   chan struct{} // on a serial database: whose turn it is to write
@@ -48,7 +50,7 @@ type dispatcher struct {
 
 	reserved   int             // slots that claims under way may fill: free ones, and those of a group that is exchanged
 	accepting  bool            // the loop runs, so an exchange may claim
-	exchanging bool            // one is under way
+	exchanging int             // so many are under way
 	reclaiming bool            // or about to: no exchange may claim
 	hadRun     map[string]bool // ids of runs whose outcome was refused or given up; their rows may still be running
 	lapse      *time.Timer
@@ -68,7 +70,7 @@ type dispatcher struct {
 
 func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d := &dispatcher{
-		p: p, store: s, log: p.log, slots: p.opts.Concurrency, finisher: newFinisher(),
+		p: p, store: s, log: p.log, slots: p.opts.Concurrency,
 		drain: make(chan struct{}), next: make(chan *run), runs: map[*run]struct{}{}, hadRun: map[string]bool{}, unserved: map[string]bool{},
 		woken: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
@@ -78,15 +80,21 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d.txFuncs = p.registry.paths(func(h *handler) bool { return h.tx })
 	d.plainFuncs = p.registry.paths(func(h *handler) bool { return !h.tx })
 	d.repeatable = p.registry.paths((*handler).repeatable)
+	d.writers = 2
 	if s.d.Serial() {
 		d.txTurn = make(chan struct{}, 1)
+		d.writers = 1
 	}
+	d.finisher = newFinisher(max(d.slots/d.writers, cmp.Or(p.smallGroup, smallGroup)))
 	d.runCtx, d.endRuns = context.WithCancelCause(context.Background())
 	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())
 	d.lapse = time.AfterFunc(time.Hour, d.lapsed)
 	d.nextDue = time.NewTimer(time.Hour)
 	return d
 }
+
+// smallGroup of outcomes: it waits for the one that is being written, because a commit costs more than what it holds.
+const smallGroup = 25
 
 // statementLimit bounds one statement of the dispatcher: a connection that is half open must not stop it for ever.
 func (d *dispatcher) statementLimit() time.Duration {
@@ -173,7 +181,11 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 	stopWriter := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() { d.heartbeats(beats, stay) })
-	go func() { defer close(written); d.writeOutcomes(stopWriter) }()
+	var writing sync.WaitGroup
+	for range d.writers {
+		writing.Go(func() { d.writeOutcomes(stopWriter) })
+	}
+	go func() { defer close(written); writing.Wait(); d.alone.Wait() }()
 	return d, func() {
 		ended()
 		close(stopWriter)

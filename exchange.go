@@ -9,56 +9,63 @@ import "context"
 // exchange writes a group of outcomes and claims for its slots and for those that are free. It leaves it to writeGroup
 // when nothing is to be claimed, and after an error, which it returns: it may have taken effect nevertheless.
 func (d *dispatcher) exchange(group []*pendingEnd) (written bool, err error) {
-	limit := d.mayExchange(group)
-	if limit == 0 {
+	own, free := d.mayExchange(group)
+	if own+free == 0 {
 		return false, nil
 	}
 	outcomes, requeued := split(group)
 	plan, left, probe := d.plan("")
 	ctx, cancel := context.WithTimeout(d.writeCtx, d.lockPatience())
 	defer cancel()
-	done, list, full, err := d.store.exchange(ctx, outcomes, requeued, plan, limit)
+	done, list, full, err := d.store.exchange(ctx, outcomes, requeued, plan, own+free)
 	if err != nil {
 		d.mayHaveClaimed()
-		d.exchanged(limit)
+		d.exchanged(free)
 		return false, err
 	}
 	d.backlog.claimed(list, full || left, probe)
+	d.handOver(own)
 	d.durable(group, done)
 	d.start(list)
-	d.exchanged(limit)
+	d.exchanged(own + free)
 	return true, nil
 }
 
-// mayExchange decides for how many slots an exchange may claim: those that are free, and the group's. They are reserved from
-// now on. Zero means that it may not.
-func (d *dispatcher) mayExchange(group []*pendingEnd) (limit int) {
+// mayExchange decides for how many slots an exchange may claim: the group's own, and those that are free, which are reserved
+// from now on. None means that it may not.
+func (d *dispatcher) mayExchange(group []*pendingEnd) (own, free int) {
 	if !d.backlog.mayHaveMore() || !d.mayClaim() {
-		return 0
+		return 0, 0
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if !d.accepting || d.reclaiming {
-		return 0
+		return 0, 0
 	}
-	limit = max(0, d.slots-len(d.runs)-d.reserved)
 	for _, p := range group {
 		if !p.run.abandoned.Load() { // the slot of such a one stays taken
-			limit++
+			own++
 		}
 	}
-	if limit > 0 {
-		d.exchanging, d.reserved = true, d.reserved+limit
+	if free = max(0, d.slots-len(d.runs)-d.reserved); own+free > 0 {
+		d.exchanging, d.reserved = d.exchanging+1, d.reserved+free
 	}
-	return limit
+	return own, free
+}
+
+// handOver reserves the slots of a group that is about to leave them, for the tasks that were claimed for them.
+func (d *dispatcher) handOver(own int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.reserved += own
 }
 
 // exchanged ends what mayExchange began.
-func (d *dispatcher) exchanged(limit int) {
+func (d *dispatcher) exchanged(reserved int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.exchanging, d.reserved = false, d.reserved-limit
-	if d.reclaiming {
+	d.exchanging, d.reserved = d.exchanging-1, d.reserved-reserved
+	if d.reclaiming && d.exchanging == 0 {
 		poke(d.reconcile)
 	}
 }

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -42,11 +43,11 @@ func TestExchangesAndReclaimsExcludeEachOther(t *testing.T) {
 		d.backlog.found([]dialect.Lane{someLane})
 		d.lastBeat = time.Now()
 		d.doubt = time.Now()
-		if n := d.mayExchange(nil); n != 0 {
+		if _, n := d.mayExchange(nil); n != 0 {
 			t.Errorf("an exchange may claim %d before the loop runs", n)
 		}
 		d.accept(true)
-		n := d.mayExchange(nil)
+		_, n := d.mayExchange(nil)
 		if n != simSlots || d.room() != 0 {
 			t.Fatalf("an exchange may claim %d, and leaves %d", n, d.room())
 		}
@@ -62,8 +63,67 @@ func TestExchangesAndReclaimsExcludeEachOther(t *testing.T) {
 		if !d.mayReclaim() {
 			t.Error("does not reclaim after the exchange")
 		}
-		if n := d.mayExchange(nil); n != 0 {
+		if _, n := d.mayExchange(nil); n != 0 {
 			t.Errorf("an exchange may claim %d during a reclaim", n)
 		}
 	})
 }
+
+// Between the end of a group's runs and the beginning of those that were claimed for its slots, these look free.
+func TestSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, 0, false)
+		for _, id := range []string{"a", "b", "c", "d"} {
+			s.create(id, "plain", 0, nil)
+		}
+		n := s.addNode()
+		n.fault = func(string) memFault { return memFault{} }
+		p := n.plugin()
+		defer s.pools[0].Close()
+		d := p.newDispatcher(p.store)
+		defer d.lapse.Stop()
+		defer d.nextDue.Stop()
+		defer d.stopWriting()
+		defer d.endRuns(nil)
+		defer close(d.drain)
+		d.finisher = newFinisher(simSlots)
+		seen := -1
+		p.opts.Hooks = append(p.opts.Hooks, onFinish(func() { seen = max(seen, d.room()) }))
+		if err := d.register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.probe(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got, _, err := d.claim(t.Context(), ""); got != simSlots || err != nil {
+			t.Fatalf("%d are claimed, with the error %v", got, err)
+		}
+		ended := func() int {
+			d.finisher.mu.Lock()
+			defer d.finisher.mu.Unlock()
+			return len(d.finisher.queue)
+		}
+		for ended() < simSlots {
+			<-time.After(100 * time.Millisecond)
+			d.beat(t.Context())
+		}
+		d.accept(true)
+		group := d.finisher.take()
+		if written, err := d.exchange(group); len(group) != simSlots || !written || err != nil {
+			t.Fatalf("of %d outcomes the exchange wrote %v, with the error %v", len(group), written, err)
+		}
+		if seen != 0 {
+			t.Errorf("%d slots looked free", seen)
+		}
+		synctest.Wait()
+		if room := d.room(); room != simSlots-1 || d.reserved != 0 {
+			t.Errorf("after it there is room for %d, and %d slots are reserved", room, d.reserved)
+		}
+	})
+}
+
+type onFinish func()
+
+func (onFinish) OnCreate(context.Context, *TaskModel) error                { return nil }
+func (onFinish) OnStart(ctx context.Context, _ *TaskModel) context.Context { return ctx }
+func (f onFinish) OnFinish(context.Context, *TaskModel, Finish)            { f() }

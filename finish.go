@@ -27,39 +27,54 @@ func (p *pendingEnd) size() int {
 	return n
 }
 
-// finisher writes outcomes in groups, without a timer: while one group is being written the next one gathers.
+// finisher gathers outcomes in groups, without a timer: while one group is being written the next one gathers. Once that one is
+// whole, it does not wait for the other: so the database has something to do while this process runs tasks.
 type finisher struct {
 	mu      sync.Mutex
 	queue   []*pendingEnd
-	writing bool // a group that was taken
+	whole   int // so many make a group that waits for no other
+	writing int // groups that were taken
 	signal  chan struct{}
 }
 
-func newFinisher() *finisher { return &finisher{signal: make(chan struct{}, 1)} }
+func newFinisher(whole int) *finisher {
+	return &finisher{whole: min(whole, maxRows), signal: make(chan struct{}, 1)}
+}
 
 func (f *finisher) add(p *pendingEnd) {
 	f.mu.Lock()
 	f.queue = append(f.queue, p)
+	f.signalIfReady()
 	f.mu.Unlock()
-	select {
-	case f.signal <- struct{}{}:
-	default:
+}
+
+func (f *finisher) ready() bool {
+	return len(f.queue) >= f.whole || f.writing == 0 && len(f.queue) > 0
+}
+
+func (f *finisher) signalIfReady() {
+	if f.ready() {
+		poke(f.signal)
 	}
 }
 
-// take removes a group from the queue's head. Handlers that are about to return, such as those of one claim that have
-// nothing to wait for, are let through first: their outcomes would have to wait for this group to be written.
+// take removes a group from the queue's head, if there is one to be written now. Handlers that are about to return, such as
+// those of one claim that have nothing to wait for, are let through first: their outcomes would have to wait for this group
+// to be written.
 func (f *finisher) take() []*pendingEnd {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for before := -1; len(f.queue) > before && len(f.queue) > 0 && len(f.queue) < maxRows; {
+	for before := -1; len(f.queue) > before && len(f.queue) > 0 && len(f.queue) < f.whole; {
 		before = len(f.queue)
 		f.mu.Unlock()
 		runtime.Gosched()
 		f.mu.Lock()
 	}
+	if !f.ready() {
+		return nil
+	}
 	n, size := 0, 0
-	for n < len(f.queue) && n < maxRows {
+	for n < len(f.queue) && n < f.whole {
 		if size += f.queue[n].size(); n > 0 && size > maxBytes {
 			break
 		}
@@ -69,7 +84,8 @@ func (f *finisher) take() []*pendingEnd {
 	if f.queue = f.queue[n:]; len(f.queue) == 0 {
 		f.queue = nil
 	}
-	f.writing = n > 0
+	f.writing++
+	f.signalIfReady() // another one
 	return group
 }
 
@@ -77,17 +93,18 @@ func (f *finisher) take() []*pendingEnd {
 func (f *finisher) busy() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.writing || len(f.queue) > 0
+	return f.writing > 0 || len(f.queue) > 0
 }
 
 // written ends what take began.
 func (f *finisher) written() {
 	f.mu.Lock()
-	f.writing = false
+	f.writing--
 	f.mu.Unlock()
 }
 
-// writeOutcomes runs until stop is closed and the queue is empty, or writing is given up.
+// writeOutcomes runs until stop is closed and the queue is empty but for what another writer will take, or writing is given
+// up.
 func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 	for {
 		group := d.finisher.take()
@@ -104,10 +121,10 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 		case <-d.finisher.signal:
 		case <-stop:
 			if group = d.finisher.take(); len(group) == 0 {
-				d.alone.Wait()
 				return
 			}
 			d.writeGroup(group, nil, false)
+			d.finisher.written()
 		}
 	}
 }

@@ -103,6 +103,8 @@ type Plugin struct {
 	wake     wakeups
 	running  atomic.Bool
 
+	smallGroup int // of outcomes; zero means the constant
+
 	mu    sync.Mutex
 	store *store // nil until Initialize
 }
