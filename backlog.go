@@ -28,6 +28,19 @@ func (b *backlog) found(lanes []dialect.Lane) {
 	b.probes++
 }
 
+// expect adds lanes in which something may have become due since the last probe, below the marks of earlier claims.
+func (b *backlog) expect(lanes []dialect.Lane) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, l := range lanes {
+		if delete(b.marks, l); !slices.Contains(b.lanes, l) {
+			b.lanes = append(b.lanes, l)
+		}
+	}
+	b.more = true
+	b.probes++
+}
+
 // forget leaves it to the next probe what is due.
 func (b *backlog) forget() {
 	b.mu.Lock()

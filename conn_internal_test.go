@@ -14,6 +14,8 @@ import (
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // Hints lets the external tests see how many transactions and tasks are watched.
@@ -130,6 +132,37 @@ func TestHintsAreDropped(t *testing.T) {
 			})
 		}
 	}
+	t.Run("and say where to look", func(t *testing.T) {
+		w.asked()
+		note(t, db, Queue("mail"), Priority(1))
+		look(w, time.Now())
+		if lanes := w.asked(); len(lanes) != 1 || lanes[0] != (dialect.Lane{Queue: "mail", Priority: 1}) {
+			t.Errorf("in %v", lanes)
+		}
+		drainHints(t, w, time.Now())
+		w.asked()
+		task := note(t, db, StartAfter(time.Hour))
+		note(t, db)
+		if err := Reschedule(db, task.ID, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		look(w, time.Now())
+		if lanes := w.asked(); lanes != nil {
+			t.Errorf("in %v, though a task was rescheduled whose lane is not known", lanes)
+		}
+		drainHints(t, w, time.Now().Add(2*time.Hour))
+		w.asked()
+	})
+	t.Run("of a function that this process does not run", func(t *testing.T) {
+		p.opts.ProducerOnly = true
+		defer func() { p.opts.ProducerOnly = false }()
+		if _, err := Create(db, "elsewhere", nil); err != nil {
+			t.Fatal(err)
+		}
+		if len(w.byTx) != 0 || len(w.byTask) != 0 {
+			t.Errorf("%d transactions and %d tasks are watched", len(w.byTx), len(w.byTask))
+		}
+	})
 	t.Run("when its tasks have been claimed", func(t *testing.T) {
 		tx := db.Begin()
 		a, b := note(t, tx), note(t, tx)

@@ -364,7 +364,11 @@ func (h handle) wake(due []*TaskModel) error {
 			h.p.log.Warn("outbox: other processes are not woken", "err", err)
 		}
 	}
-	h.p.wake.created(h.conn, due, 0)
+	// What this process cannot run is no reason to ask again and again.
+	ours := slices.DeleteFunc(slices.Clone(due), func(t *TaskModel) bool { return t.Func != "" && h.p.registry.lookup(t.Func) == nil })
+	if len(ours) > 0 {
+		h.p.wake.created(h.conn, ours, 0)
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -57,7 +58,7 @@ type dispatcher struct {
 
 	alone sync.WaitGroup // writers of outcomes that the database does not take
 
-	woken, scans, slotFree, reconcile chan struct{}
+	woken, expected, scans, slotFree, reconcile chan struct{}
 
 	// of the loop alone
 	pause    time.Duration
@@ -72,7 +73,7 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d := &dispatcher{
 		p: p, store: s, log: p.log, slots: p.opts.Concurrency,
 		drain: make(chan struct{}), next: make(chan *run), runs: map[*run]struct{}{}, hadRun: map[string]bool{}, unserved: map[string]bool{},
-		woken: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
+		woken: make(chan struct{}, 1), expected: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 	}
 	d.trouble.log = p.log
@@ -127,7 +128,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 	background, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	p.wake.activate()
-	wg.Go(func() { p.wake.watch(background, d.wake) })
+	wg.Go(func() { p.wake.watch(background, d.expect) })
 	wg.Go(func() { d.prune(background) })
 	for _, w := range p.opts.Wakers {
 		wg.Go(func() { d.listen(background, w) })
@@ -231,13 +232,15 @@ func (d *dispatcher) patiently(ctx context.Context, stay bool, f func(context.Co
 // loop claims and starts tasks until ctx is done. Whatever wakes it, the database decides what is due.
 func (d *dispatcher) loop(ctx context.Context) {
 	for {
-		probe := true
+		probe, expected := true, false
 		select {
 		case <-ctx.Done():
 			return
 		case <-d.scans:
 		case <-d.woken:
 		case <-d.nextDue.C:
+		case <-d.expected:
+			probe, expected = false, true
 		case <-d.slotFree:
 			probe = false
 		case <-d.reconcile:
@@ -248,7 +251,7 @@ func (d *dispatcher) loop(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		asked, err := d.dispatch(ctx, probe)
+		asked, err := d.dispatch(ctx, probe, expected)
 		if err != nil && ctx.Err() == nil {
 			d.trouble.met("claim", err)
 			d.backlog.forget()
@@ -262,8 +265,8 @@ func (d *dispatcher) loop(ctx context.Context) {
 }
 
 // dispatch fills the free slots. With probe it asks first what is due; without, it only goes on where a claim came back
-// full. It reports whether it asked the database at all.
-func (d *dispatcher) dispatch(ctx context.Context, probe bool) (asked bool, err error) {
+// full, or where tasks are expected. It reports whether it asked the database at all.
+func (d *dispatcher) dispatch(ctx context.Context, probe, expected bool) (asked bool, err error) {
 	if !d.mayClaim() {
 		return false, nil
 	}
@@ -277,7 +280,7 @@ func (d *dispatcher) dispatch(ctx context.Context, probe bool) (asked bool, err 
 			return true, err
 		}
 		d.probed = time.Now()
-	} else if d.finisher.busy() {
+	} else if !expected && d.finisher.busy() {
 		return false, nil // the group that is written next claims for its slots and for those that are free
 	}
 	if d.room() == 0 || !d.backlog.mayHaveMore() {
@@ -329,6 +332,21 @@ func (d *dispatcher) free(r *run) {
 }
 
 func (d *dispatcher) wake() { poke(d.woken) }
+
+// expect has due tasks claimed from some lanes, without a probe before; without lanes, from any.
+func (d *dispatcher) expect(lanes []dialect.Lane) {
+	if lanes == nil || d.store.d.Serial() { // there a claim that finds nothing takes the only write lock
+		d.wake()
+		return
+	}
+	if queues := d.p.opts.Queues; len(queues) > 0 {
+		lanes = slices.DeleteFunc(lanes, func(l dialect.Lane) bool { return !slices.Contains(queues, l.Queue) })
+	}
+	if len(lanes) > 0 {
+		d.backlog.expect(lanes)
+		poke(d.expected)
+	}
+}
 
 func poke(c chan struct{}) {
 	select {

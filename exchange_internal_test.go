@@ -29,6 +29,50 @@ func TestBacklogBelievesTheLastProbe(t *testing.T) {
 	}
 }
 
+// What was committed a moment ago may lie below the mark, and a claim that was under way has not seen it.
+func TestBacklogExpectsTasksBelowTheMark(t *testing.T) {
+	var b backlog
+	b.found([]dialect.Lane{someLane})
+	_, _, probe := b.due()
+	b.claimed([]claimed{{task: &TaskModel{ID: "x", Queue: "default", Priority: 2, RunAt: time.Now()}}}, false, probe)
+	_, _, probe = b.due()
+	other := dialect.Lane{Queue: "mail", Priority: 1}
+	b.expect([]dialect.Lane{someLane, other})
+	b.claimed(nil, false, probe)
+	lanes, marks, _ := b.due()
+	if !b.mayHaveMore() || len(marks) > 0 || len(lanes) != 2 || lanes[0] != other {
+		t.Errorf("more %v, lanes %v, marks %v", b.mayHaveMore(), lanes, marks)
+	}
+}
+
+// Only where a claim that finds nothing costs no more than a look, and where it is known what to claim.
+func TestExpectedTasksAreClaimedWithoutAProbe(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		serial bool
+		queues []string
+		lanes  []dialect.Lane
+		claim  bool
+		probe  bool
+	}{
+		{"a lane", false, nil, []dialect.Lane{someLane}, true, false},
+		{"a queue that is served", false, []string{"default"}, []dialect.Lane{someLane}, true, false},
+		{"a queue that is not", false, []string{"mail"}, []dialect.Lane{someLane}, false, false},
+		{"anywhere", false, nil, nil, false, true},
+		{"one writer at a time", true, nil, []dialect.Lane{someLane}, false, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := New(Options{Queues: c.queues})
+			d := p.newDispatcher(&store{d: memDialect{m: newMemory(c.serial)}})
+			defer d.lapse.Stop()
+			d.expect(c.lanes)
+			if claim := len(d.expected) > 0 && d.backlog.mayHaveMore(); claim != c.claim || len(d.woken) > 0 != c.probe {
+				t.Errorf("a claim %v, a probe %v", claim, len(d.woken) > 0)
+			}
+		})
+	}
+}
+
 // Rows that an exchange has claimed and that no run stands for yet look like strays.
 func TestExchangesAndReclaimsExcludeEachOther(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -5,11 +5,14 @@ import (
 	"database/sql"
 	"errors"
 	"reflect"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // Hooks are told what happens to tasks, for logs, metrics and traces. They must be quick and safe for concurrent use; a
@@ -76,6 +79,10 @@ type wakeups struct {
 	byTask  map[string]*hint
 	dueAt   time.Time // the earliest start time that was created here; zero means none
 	changed chan struct{}
+
+	// of the polls that asked, until asked takes them
+	lanes []dialect.Lane // where tasks may have become due
+	any   bool           // or anywhere
 }
 
 type hint struct {
@@ -86,6 +93,8 @@ type hint struct {
 	polls int
 	next  time.Time
 	tasks map[string]bool // those not seen in a claim yet
+	lanes []dialect.Lane  // theirs
+	any   bool            // not only there
 
 	asking, found atomic.Bool // of isOver
 	due           time.Time   // the earliest later start time that was created in the transaction; zero means none
@@ -121,6 +130,14 @@ func (w *wakeups) created(conn gorm.ConnPool, tasks []*TaskModel, delay time.Dur
 			h.conn, h.ended, h.next = nil, true, now
 		} else {
 			w.byTx[conn] = h
+		}
+	}
+	h.any = h.any || delay > 0
+	for _, t := range tasks {
+		if lane := (dialect.Lane{Queue: t.Queue, Priority: t.Priority}); t.Queue == "" {
+			h.any = true
+		} else if !slices.Contains(h.lanes, lane) {
+			h.lanes = append(h.lanes, lane)
 		}
 	}
 	if due := now.Add(delay); delay > 0 && (h.due.IsZero() || due.Before(h.due)) {
@@ -179,11 +196,19 @@ func (w *wakeups) drop(h *hint) {
 	h.tasks = nil
 }
 
-// Polls cost no I/O, so the first ones are close together. After the end of a transaction its commit may still be on the
-// way to the server: then it is the database that is asked, a few times.
+// Polls cost no I/O, so the first ones are close together.
 const firstPoll = 100 * time.Microsecond
 
-var afterCommit = []time.Duration{0, 300 * time.Microsecond, time.Millisecond, 4 * time.Millisecond, 20 * time.Millisecond, 100 * time.Millisecond}
+// afterCommit is when the database is asked after the end of a transaction, whose commit may still be on its way: mostly it
+// takes less than a millisecond, but when the server's disk stalls, a hundred. So the answer comes later than it could by half
+// of what the commit took at most.
+var afterCommit = func() []time.Duration {
+	list := []time.Duration{0}
+	for at := 200 * time.Microsecond; at < 150*time.Millisecond; at += at / 2 {
+		list = append(list, at)
+	}
+	return list
+}()
 
 // poll looks at the hints that are due and says whether the database should be asked now, and when to poll again; zero
 // means not until something changes.
@@ -198,8 +223,13 @@ func (w *wakeups) poll(now time.Time) (ask bool, next time.Time) {
 		hints[h] = true
 	}
 	for h := range hints {
-		if !h.next.After(now) {
-			ask = w.advance(h, now) || ask
+		if lanes, any := h.lanes, h.any; !h.next.After(now) && w.advance(h, now) {
+			ask, w.any = true, w.any || any
+			for _, l := range lanes {
+				if !slices.Contains(w.lanes, l) {
+					w.lanes = append(w.lanes, l)
+				}
+			}
 		}
 		if h.tasks != nil && (next.IsZero() || h.next.Before(next)) {
 			next = h.next
@@ -207,7 +237,7 @@ func (w *wakeups) poll(now time.Time) (ask bool, next time.Time) {
 	}
 	if !w.dueAt.IsZero() {
 		if !w.dueAt.After(now) {
-			w.dueAt, ask = time.Time{}, true
+			w.dueAt, ask, w.any = time.Time{}, true, true
 		} else if next.IsZero() || w.dueAt.Before(next) {
 			next = w.dueAt
 		}
@@ -219,7 +249,7 @@ func (w *wakeups) poll(now time.Time) (ask bool, next time.Time) {
 func (w *wakeups) advance(h *hint, now time.Time) bool {
 	if !h.ended && h.over != nil {
 		if !h.isOver() {
-			h.next = now.Add(max(firstPoll, min(now.Sub(h.since)/8, 100*time.Millisecond)))
+			h.next = now.Add(max(firstPoll*time.Duration(1+len(w.byTx)/16), min(now.Sub(h.since)/32, 100*time.Millisecond)))
 			return false
 		}
 		h.ended, h.since = true, now
@@ -279,8 +309,21 @@ func (w *wakeups) activate() {
 	}
 }
 
-// watch calls wake when tasks that this process created may have become due, until ctx is done. It follows activate.
-func (w *wakeups) watch(ctx context.Context, wake func()) {
+// asked takes what the polls since the last call have asked for; nil means anywhere.
+func (w *wakeups) asked() []dialect.Lane {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	lanes := w.lanes
+	if w.any {
+		lanes = nil
+	}
+	w.lanes, w.any = nil, false
+	return lanes
+}
+
+// watch calls wake when tasks that this process created may have become due, with their lanes or, if these are not known,
+// with none, until ctx is done. It follows activate.
+func (w *wakeups) watch(ctx context.Context, wake func([]dialect.Lane)) {
 	defer func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
@@ -301,7 +344,7 @@ func (w *wakeups) watch(ctx context.Context, wake func()) {
 		}
 		ask, next := w.poll(time.Now())
 		if ask {
-			wake()
+			wake(w.asked())
 		}
 		if next.IsZero() {
 			timer.Stop()
