@@ -196,6 +196,7 @@ func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
 			if _, err := outbox.CreateBatch(db, batch...); err != nil {
 				t.Fatal(err)
 			}
+			before := deadlocks(t, db)
 			children := []*exec.Cmd{spawn(t, dsn), spawn(t, dsn)}
 			limit := time.Now().Add(5 * time.Minute)
 			tick := time.NewTicker(50 * time.Millisecond)
@@ -216,6 +217,25 @@ func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
 			if runs, past := count(t, db, &runRow{}), count(t, db, &outbox.HistoryModel{}); runs != tasks || distinct != tasks || past != tasks {
 				t.Errorf("%d runs of %d tasks, %d in history; want %d of each", runs, distinct, past, tasks)
 			}
+			if n := deadlocks(t, db) - before; n != 0 {
+				t.Errorf("%d deadlocks", n)
+			}
 		})
 	}
+}
+
+// deadlocks that the server has found so far.
+func deadlocks(t *testing.T, db *gorm.DB) int {
+	query := map[string]string{
+		"postgres": "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()",
+		"mysql":    "SELECT `count` FROM information_schema.innodb_metrics WHERE name = 'lock_deadlocks'",
+	}[db.Name()]
+	if query == "" {
+		return 0
+	}
+	var n int
+	if err := db.Raw(query).Row().Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
