@@ -36,6 +36,7 @@ func (d memDialect) Begin(context.Context, dialect.Conn) error            { retu
 func (d memDialect) StillIn(context.Context, dialect.Conn) bool           { return true }
 func (d memDialect) Latest() string                                       { return "" }
 func (d memDialect) Unlock(context.Context, dialect.Conn) error           { return nil }
+func (d memDialect) Text(column string) string                            { return column }
 func (d memDialect) SkipLocked() string                                   { return " SKIP LOCKED" }
 func (d memDialect) HasTable(context.Context, dialect.Conn) (bool, error) { return true, nil }
 func (d memDialect) Park(context.Context, dialect.Conn, []dialect.Lane, int) ([]string, error) {

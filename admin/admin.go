@@ -132,5 +132,5 @@ func (s *site) now(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	return time.Parse("2006-01-02 15:04:05.999999-07:00", text)
+	return dialect.ParseTime(text)
 }

@@ -39,7 +39,7 @@ type row struct {
 
 const (
 	maxPreview = 4096 // of arguments, in characters
-	previews   = "CASE WHEN length(CAST(args AS text)) <= 4096 THEN CAST(args AS text) END AS args"
+	previews   = "CASE WHEN length({args}) <= 4096 THEN {args} END AS args"
 	columns    = "id, func, " + previews + ", {key}, queue, priority, run_at, attempt, uncounted, max_attempts, version, process_id, created_at, started_at"
 	ofTasks    = columns + ", state"
 	ofHistory  = columns + ", status, reason, substr(error, 1, 400) AS error, finished_at, rerun_id"
@@ -120,13 +120,13 @@ func (s *site) query(ctx context.Context, src source, f filter) *gorm.DB {
 		}
 	}
 	if f.Args != "" && s.opts.Redact == nil {
-		tx = tx.Where(`lower(CAST(args AS text)) LIKE lower(?) ESCAPE '!'`, contains(f.Args))
+		tx = tx.Where("lower("+s.d.Text("args")+") LIKE lower(?) ESCAPE '!'", contains(f.Args))
 	}
 	if f.Error != "" {
 		if _, ok := src.model.(*outbox.HistoryModel); ok {
 			tx = tx.Where(`lower(error) LIKE lower(?) ESCAPE '!'`, contains(f.Error))
 		} else {
-			tx = tx.Where(`lower(CAST(errors AS text)) LIKE lower(?) ESCAPE '!'`, contains(f.Error))
+			tx = tx.Where("lower("+s.d.Text("errors")+") LIKE lower(?) ESCAPE '!'", contains(f.Error))
 		}
 	}
 	dated := "run_at"
@@ -225,7 +225,7 @@ func (s *site) fetch(ctx context.Context, f filter, at time.Time) (page, error) 
 
 // part reads a source from a cursor on, in the cursor's direction.
 func (s *site) part(ctx context.Context, src source, f filter, c *cursor, limit int) ([]row, error) {
-	tx := s.query(ctx, src, f).Select(strings.ReplaceAll(src.columns, "{key}", s.db.Statement.Quote("key")))
+	tx := s.query(ctx, src, f).Select(strings.NewReplacer("{key}", s.db.Statement.Quote("key"), "{args}", s.d.Text("args")).Replace(src.columns))
 	desc := src.desc != (c != nil && c.back)
 	sign, direction := ">", ""
 	if desc {
@@ -238,7 +238,9 @@ func (s *site) part(ctx context.Context, src source, f filter, c *cursor, limit 
 		tx = tx.Order("id" + direction)
 	} else {
 		if c != nil {
-			tx = tx.Where("("+src.order+", id) "+sign+" ("+s.d.Instant()+", ?)", s.d.Time(c.at), c.id)
+			// The first condition says nothing new, but from it every database finds where to begin in the index.
+			tx = tx.Where(src.order+" "+sign+"= "+s.d.Instant(), s.d.Time(c.at)).
+				Where("("+src.order+", id) "+sign+" ("+s.d.Instant()+", ?)", s.d.Time(c.at), c.id)
 		}
 		tx = tx.Order(src.order + direction + ", id" + direction)
 	}

@@ -62,6 +62,12 @@ func fill(t *testing.T, db *gorm.DB, rows string) {
 			"{series}": "(WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < " + rows + ") SELECT i FROM s)"}
 		after = "ANALYZE"
 	}
+	if db.Name() == "mysql" {
+		names = map[string]string{"{now}": "utc_timestamp(6)", "{false}": "false", "{at+}": "utc_timestamp(6) + interval (i - 1000) second",
+			"{at-}": "utc_timestamp(6) - interval i * 600000 microsecond", "'t-' || i": "concat('t-', i)", "'h-' || i": "concat('h-', i)",
+			"'key-' || i": "concat('key-', i)", ", key,": ", `key`,", "{series}": "(SELECT CAST(seq AS SIGNED) AS i FROM seq_1_to_" + rows + ") s"}
+		after = "ANALYZE TABLE outbox_tasks, outbox_history"
+	}
 	for _, text := range []string{tasks, history} {
 		for name, value := range names {
 			text = strings.ReplaceAll(text, name, value)

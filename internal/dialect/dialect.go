@@ -179,6 +179,8 @@ type Dialect interface {
 	SkipLocked() string
 	// Latest ends a SELECT so that it reads what is committed now, where a transaction sees its first read's time.
 	Latest() string
+	// Text is the text of a column that holds a JSON document.
+	Text(column string) string
 	// HasTable reports whether the version table is there.
 	HasTable(ctx context.Context, c Conn) (bool, error)
 	// Schema is the SQL that creates version Version of the tables.
@@ -378,6 +380,15 @@ func nonNil(list []string) []string {
 		return []string{}
 	}
 	return list
+}
+
+// ParseTime reads what Clock returns: without an offset it is in UTC.
+func ParseTime(text string) (time.Time, error) {
+	t, err := time.Parse("2006-01-02 15:04:05.999999-07:00", text)
+	if err != nil {
+		t, err = time.Parse("2006-01-02 15:04:05.999999", text)
+	}
+	return t, err
 }
 
 // list is a JSON array, or NULL for no list at all.

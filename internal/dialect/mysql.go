@@ -140,6 +140,8 @@ func (m *mysql) OneStatement() bool { return false }
 func (m *mysql) ForUpdate() string  { return " FOR UPDATE" }
 func (m *mysql) SkipLocked() string { return " FOR UPDATE SKIP LOCKED" }
 
+func (m *mysql) Text(column string) string { return column }
+
 func (m *mysql) Latest() string { return " LOCK IN SHARE MODE" }
 
 func (m *mysql) Isolation() sql.IsolationLevel { return sql.LevelReadCommitted }

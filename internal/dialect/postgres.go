@@ -187,6 +187,8 @@ func (p *postgres) OneStatement() bool { return true }
 
 func (p *postgres) Latest() string { return "" }
 
+func (p *postgres) Text(column string) string { return "CAST(" + column + " AS text)" }
+
 func (p *postgres) Isolation() sql.IsolationLevel { return sql.LevelDefault }
 
 func (p *postgres) Unlock(context.Context, Conn) error { return nil }

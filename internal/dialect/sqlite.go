@@ -177,6 +177,8 @@ func (s *sqlite) OneStatement() bool { return false }
 
 func (s *sqlite) Latest() string { return "" }
 
+func (s *sqlite) Text(column string) string { return "CAST(" + column + " AS text)" }
+
 func (s *sqlite) Isolation() sql.IsolationLevel { return sql.LevelDefault }
 
 func (s *sqlite) Unlock(context.Context, Conn) error { return nil }
