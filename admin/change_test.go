@@ -1,8 +1,12 @@
 package admin_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -10,9 +14,11 @@ import (
 	"time"
 
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
+	"github.com/gorm-outbox/outbox/testutil"
 )
 
 func form(version int64, pairs ...string) url.Values {
@@ -155,9 +161,11 @@ func TestChanges(t *testing.T) {
 		t.Run("a change and its audit are one", func(t *testing.T) {
 			task := d.create(outbox.StartAfter(time.Hour))
 			must(t, db.Exec("ALTER TABLE outbox_audit RENAME TO away").Error)
-			if w := d.post("tasks/"+task.ID+"/cancel", form(1)); w.Code < 500 {
+			w := d.post("tasks/"+task.ID+"/cancel", form(1))
+			if w.Code < 500 {
 				t.Errorf("status %d", w.Code)
 			}
+			hasNot(t, w.Body.String(), "outbox_audit", "SQL", "sql")
 			d.task(task.ID)
 			must(t, db.Exec("ALTER TABLE away RENAME TO outbox_audit").Error)
 			status(t, d.post("tasks/"+task.ID+"/cancel", form(1)), 303)
@@ -187,4 +195,34 @@ func TestDoubleSubmit(t *testing.T) {
 			t.Errorf("%d won, %d are in the audit", won, n)
 		}
 	})
+}
+
+// refusing is a hook that lets no task be created.
+type refusing struct{ outbox.NopHooks }
+
+func (refusing) OnCreate(context.Context, *outbox.TaskModel) error {
+	return errors.New("inner secret at /srv/app.go:7")
+}
+
+// TestErrorsStayInside: what is nobody's fault but the application's is a 500 whose reason is in the log only.
+func TestErrorsStayInside(t *testing.T) {
+	d := open(t, testutil.SQLite(t), admin.Options{})
+	bad := d.failed()
+	db, err := gorm.Open(d.db.Dialector, &gorm.Config{ConnPool: d.db.ConnPool, Logger: logger.Discard})
+	must(t, err)
+	p := outbox.New(outbox.Options{Logger: slog.New(slog.DiscardHandler), ProducerOnly: true, Hooks: []outbox.Hooks{refusing{}}})
+	must(t, db.Use(p))
+	var said strings.Builder
+	pages, err := admin.New(p, admin.Options{Authorize: everything, Logger: slogTo(&said)})
+	must(t, err)
+	d.h = http.StripPrefix("/ops/outbox", pages)
+	for _, w := range []*httptest.ResponseRecorder{d.post("tasks/"+bad.ID+"/rerun", form(bad.Version)), d.postJSON("api/v1/tasks/"+bad.ID+"/rerun", fmt.Sprintf(`{"version":%d}`, bad.Version)),
+		d.post("tasks/bulk", url.Values{"action": {"rerun"}, "pick": {fmt.Sprintf("%s.%d", bad.ID, bad.Version)}})} {
+		text := status(t, w, 500)
+		has(t, text, "log says why")
+		hasNot(t, text, "secret", "app.go", "hook")
+	}
+	if n := strings.Count(said.String(), "inner secret"); n != 3 {
+		t.Errorf("%d errors are in the log", n)
+	}
 }

@@ -291,6 +291,12 @@ func TestSlowDatabaseIsSaid(t *testing.T) {
 		if w.Header().Get("Retry-After") == "" {
 			t.Error("it does not say when to try again")
 		}
+		// A statement that is under way is broken off, whatever the driver calls that.
+		fill(t, db, "100000")
+		pages, err := admin.New(d.p, admin.Options{Authorize: everything, QueryTimeout: 20 * time.Millisecond})
+		must(t, err)
+		d.h = http.StripPrefix("/ops/outbox", pages)
+		has(t, status(t, d.get("tasks?error=nothing-has-it"), http.StatusServiceUnavailable), "took longer than 20ms", "Narrow")
 	})
 }
 

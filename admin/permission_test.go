@@ -29,6 +29,7 @@ func TestPermissions(t *testing.T) {
 		clear(allowed)
 		d := open(t, db, admin.Options{Authorize: authorize})
 		bad, waits := d.failed(), d.create(outbox.StartAfter(time.Hour))
+		must(t, db.Model(&outbox.HistoryModel{}).Where("id = ?", bad.ID).Updates(map[string]any{"result": outbox.JSON(`"a-result"`), "meta": outbox.Meta{"trace": "a-meta"}}).Error)
 		t.Run("nobody", func(t *testing.T) {
 			for _, page := range append(allPages, "tasks/"+bad.ID, "api/v1/tasks/"+bad.ID, "nope") {
 				text := status(t, d.get(page), 403)
@@ -46,7 +47,7 @@ func TestPermissions(t *testing.T) {
 			allowed[admin.View] = true
 			for _, page := range append(allPages, "tasks/"+bad.ID, "tasks/"+waits.ID, "api/v1/tasks/"+bad.ID) {
 				text := status(t, d.get(page), 200)
-				hasNot(t, text, "ann@example.com", `method="post" action="./tasks/`+bad.ID, "<button name=\"action\"", "/rerun\"", "/cancel\"")
+				hasNot(t, text, "ann@example.com", "a-result", "a-meta", `method="post" action="./tasks/`+bad.ID, "<button name=\"action\"", "/rerun\"", "/cancel\"")
 			}
 			status(t, d.get("tasks?args=ann"), 403)
 			status(t, d.get("api/v1/tasks?args=ann"), 403)
@@ -60,6 +61,12 @@ func TestPermissions(t *testing.T) {
 				status(t, d.post("tasks/bulk", url.Values{"action": {a}, "pick": {waits.ID + ".1"}, "confirmed": {"yes"}}), 403)
 				status(t, d.postJSON("api/v1/tasks/bulk", `{"action":"`+a+`","tasks":[{"id":"x","version":1}]}`), 403)
 			}
+		})
+		t.Run("also the arguments", func(t *testing.T) {
+			allowed[admin.ViewArgs] = true
+			has(t, status(t, d.get("tasks/"+bad.ID), 200), "ann@example.com", "a-result", "a-meta")
+			has(t, status(t, d.get("api/v1/tasks/"+bad.ID), 200), "ann@example.com", "a-result")
+			has(t, status(t, d.get("export?format=csv"), 200), "ann@example.com")
 		})
 		for action, list := range paths {
 			t.Run("also "+string(action), func(t *testing.T) {
@@ -98,13 +105,14 @@ func TestRedact(t *testing.T) {
 		}
 		d := open(t, db, admin.Options{Redact: redact})
 		bad := d.failed()
+		must(t, db.Model(&outbox.HistoryModel{}).Where("id = ?", bad.ID).Update("result", outbox.JSON(`"ann@"`)).Error)
 		for range 3 {
 			d.create(outbox.StartAfter(time.Hour))
 		}
 		for _, page := range append(allPages, "tasks/"+bad.ID, "api/v1/tasks/"+bad.ID) {
 			hasNot(t, status(t, d.get(page), 200), "ann@")
 		}
-		has(t, status(t, d.get("tasks/"+bad.ID), 200), "•••@example.com", "give all of them")
+		has(t, status(t, d.get("tasks/"+bad.ID), 200), "•••@example.com", "give all of them", "Arguments, redacted", `<pre id="result-text" tabindex="0">&#34;•••@`)
 		for query, found := range map[string]bool{"ann@": false, "ann": false, "example.com": true, "•••": true} {
 			for _, state := range []string{"failed", "all"} {
 				if text := status(t, d.get("tasks?state="+state+"&args="+url.QueryEscape(query)), 200); strings.Contains(text, bad.ID) != found {
@@ -117,5 +125,29 @@ func TestRedact(t *testing.T) {
 		}
 		status(t, d.post("tasks/bulk", url.Values{"action": {"rerun"}, "all": {"1"}, "asof": {time.Now().UTC().Format(time.RFC3339)}, "count": {"9"},
 			"filter": {"state=failed&args=ann"}}), 400)
+	})
+}
+
+// TestLogsHoldNoArguments breaks what writes and reads: the log says that it failed, and nothing of what tasks hold.
+func TestLogsHoldNoArguments(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		d := open(t, db, admin.Options{})
+		bad, waits := d.failed(), d.create(outbox.StartAfter(time.Hour))
+		var said strings.Builder
+		pages, err := admin.New(d.p, admin.Options{Authorize: everything, Logger: slogTo(&said)})
+		must(t, err)
+		d.h = http.StripPrefix("/ops/outbox", pages)
+		must(t, db.Exec("ALTER TABLE outbox_audit RENAME TO away").Error)
+		d.post("tasks/"+bad.ID+"/rerun", form(bad.Version))
+		d.post("tasks/"+bad.ID+"/rerun", form(bad.Version, "args", `{"to":"bob@example.com"}`, "reason", "a reason"))
+		d.post("tasks/"+waits.ID+"/cancel", form(1))
+		d.get("tasks/" + bad.ID)
+		must(t, db.Exec("ALTER TABLE outbox_history RENAME TO gone").Error)
+		d.get("tasks?args=ann@example.com&error=a-search")
+		d.get("export?format=csv&args=ann@example.com")
+		if n := strings.Count(said.String(), "request failed"); n != 6 {
+			t.Errorf("%d errors are in the log", n)
+		}
+		hasNot(t, said.String(), "ann@", "bob@", "a reason", "a-search")
 	})
 }
