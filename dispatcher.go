@@ -81,12 +81,14 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d.txFuncs = p.registry.paths(func(h *handler) bool { return h.tx })
 	d.plainFuncs = p.registry.paths(func(h *handler) bool { return !h.tx })
 	d.repeatable = p.registry.paths((*handler).repeatable)
-	d.writers = 2
+	d.writers = 1
+	small := cmp.Or(p.smallGroup, smallGroup)
 	if s.d.Serial() {
 		d.txTurn = make(chan struct{}, 1)
-		d.writers = 1
+	} else if d.slots > small {
+		d.writers = 2
 	}
-	d.finisher = newFinisher(max(d.slots/d.writers, cmp.Or(p.smallGroup, smallGroup)))
+	d.finisher = newFinisher(max(d.slots/d.writers, small))
 	d.runCtx, d.endRuns = context.WithCancelCause(context.Background())
 	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())
 	d.lapse = time.AfterFunc(time.Hour, d.lapsed)

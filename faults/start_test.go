@@ -70,18 +70,20 @@ func TestStopDuringStart(t *testing.T) {
 func TestPoolThatIsTooSmall(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		for _, tt := range []struct {
-			limit int
-			tx    bool
-			warn  string // on a database where several can write at a time
+			slots, limit int
+			tx           bool
+			warn         string // on a database where several can write at a time
 		}{
-			{0, true, ""},
-			{13, true, ""},
-			{12, true, "max_open_conns=12 needed=13"},
-			{10, true, "max_open_conns=10 needed=13"},
-			{12, false, "max_open_conns=12 needed=13"},
-			{13, false, ""},
+			{10, 0, true, ""},
+			{10, 13, true, ""},
+			{10, 12, true, "max_open_conns=12 needed=13"},
+			{10, 10, true, "max_open_conns=10 needed=13"},
+			{10, 12, false, "max_open_conns=12 needed=13"},
+			{10, 13, false, ""},
+			{25, 28, false, ""},
+			{26, 29, false, "max_open_conns=29 needed=30"}, // there are two writers of outcomes
 		} {
-			t.Run(fmt.Sprint(tt.limit, tt.tx), func(t *testing.T) {
+			t.Run(fmt.Sprint(tt.slots, tt.limit, tt.tx), func(t *testing.T) {
 				var log lockedBuilder
 				db := d.open(t, dsn, nil)
 				pool, err := db.DB()
@@ -90,7 +92,7 @@ func TestPoolThatIsTooSmall(t *testing.T) {
 				}
 				pool.SetMaxOpenConns(tt.limit)
 				p := install(t, db, quick(patient, func(o *outbox.Options) {
-					o.Concurrency, o.Logger = 10, slog.New(slog.NewTextHandler(&log, nil))
+					o.Concurrency, o.Logger = tt.slots, slog.New(slog.NewTextHandler(&log, nil))
 				}), func(p *outbox.Plugin) {
 					p.Handle("fine", fine)
 					if tt.tx {
