@@ -132,7 +132,7 @@ func (c *child) open(dsn string) (err error) {
 		return err
 	}
 	c.plugin = outbox.New(outbox.Options{
-		Concurrency: 8, Scan: "@every 200ms", Heartbeat: heartbeat, HeartbeatLimit: heartbeatLimit,
+		Concurrency: slots(dsn), Scan: "@every 200ms", Heartbeat: heartbeat, HeartbeatLimit: heartbeatLimit,
 		ShutdownGrace: 5 * time.Second, CancelGrace: 5 * time.Second,
 		Backoff: func(int) time.Duration { return 100*time.Millisecond + rand.N(time.Second) },
 		Logger:  slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})),

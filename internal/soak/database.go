@@ -30,7 +30,7 @@ func openDatabase(h *host, kind string) (database, error) {
 	switch kind {
 	case "postgres":
 		// What was committed must outlive a crash of the server; fsync matters only for one of the machine.
-		c := testutil.StartPostgres(h, "synchronous_commit = on", "deadlock_timeout = 100ms")
+		c := testutil.StartPostgres(h, "synchronous_commit = on", "deadlock_timeout = 100ms", "max_connections = 400")
 		return database{name: kind, dsn: c.DSN(), rate: 160, cluster: c}, nil
 	case "sqlite":
 		dsn := testutil.SQLiteDSN(h)
@@ -60,7 +60,16 @@ func openDSN(dsn string) (*gorm.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	pool.SetMaxOpenConns(24) // 8 handlers, of which each may write its run beside its transaction, and the dispatcher
-	pool.SetMaxIdleConns(24)
+	conns := 2*slots(dsn) + 8 // each handler may write its run beside its transaction; and the dispatcher and the creators
+	pool.SetMaxOpenConns(conns)
+	pool.SetMaxIdleConns(conns)
 	return db, nil
+}
+
+// slots of a process: where several can write at a time, so many that two groups of outcomes may be written at a time.
+func slots(dsn string) int {
+	if strings.HasPrefix(dsn, "file:") {
+		return 8
+	}
+	return 40
 }
