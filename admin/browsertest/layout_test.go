@@ -56,3 +56,32 @@ func TestFocusIsSeen(t *testing.T) {
 		}
 	}
 }
+
+// TestTargets measures whatever can be pressed: 24 pixels each way, a box with its label; but for links in a line of text.
+func TestTargets(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	everyState(t, s)
+	ctx := browser(t, s.Server)
+	for _, width := range []int64{320, 1200} {
+		for _, page := range []string{"", "tasks?state=failed", "tasks/" + s.first.ID, "functions", "processes", "audit"} {
+			var got struct {
+				N     int
+				Small []string
+			}
+			run(t, ctx, chromedp.EmulateViewport(width, 640), chromedp.Navigate(s.URL+"/ops/"+page), chromedp.WaitReady("#main"),
+				chromedp.Evaluate(`for (const d of document.querySelectorAll("details")) d.open = true`, nil), chromedp.Evaluate(`(() => {
+				const all = [...document.querySelectorAll("a, button, input, select, textarea, summary")].map(e => e.type === "checkbox" ? e.closest("label") : e)
+					.filter(e => e.checkVisibility() && !e.matches(".skip") && getComputedStyle(e).display !== "inline");
+				const small = all.filter(e => { const r = e.getBoundingClientRect(); return r.width < 24 || r.height < 24; });
+				return { N: all.length, Small: small.map(e => e.outerHTML.slice(0, 200)) };
+			})()`, &got))
+			for _, text := range got.Small {
+				t.Errorf("/%s at %d pixels: too small: %s", page, width, text)
+			}
+			if got.N < 8 {
+				t.Errorf("/%s: %d targets", page, got.N)
+			}
+		}
+	}
+}
