@@ -116,6 +116,16 @@ func TestPages(t *testing.T) {
 				}
 			}
 		})
+		t.Run("times in fields", func(t *testing.T) {
+			for query, value := range map[string]string{"2026-01-31T15:04": "2026-01-31T15:04", "2026-01-31T15:04:05": "2026-01-31T15:04:05",
+				"2026-01-31T15:04:05.678": "2026-01-31T15:04:05.678", "2026-01-31T15:04:05%2B01:00": "2026-01-31T14:04:05"} {
+				text := status(t, d.get("tasks?from="+query), 200)
+				has(t, text, `name="from" value="`+value+`"`)
+				if again := status(t, d.get("tasks?from="+value), 200); !strings.Contains(again, `name="from" value="`+value+`"`) {
+					t.Errorf("%s is not taken back", value)
+				}
+			}
+		})
 		t.Run("what is not there", func(t *testing.T) {
 			has(t, status(t, d.get("tasks/nope"), 404), "7 days", "90 days")
 			has(t, status(t, d.get("api/v1/tasks/nope"), 404), `"status":404`, "90 days")

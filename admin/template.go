@@ -86,7 +86,7 @@ var funcs = template.FuncMap{
 	"iso":    iso,
 	"utc":    inUTC,
 	"form":   func(t time.Time) string { return t.UTC().Format("2006-01-02T15:04") },
-	"field":  formTime,
+	"field":  fieldTime,
 	"clock":  func(t time.Time) string { return t.UTC().Format("01-02 15:04") },
 	"span":   span,
 	"num":    num,
@@ -148,6 +148,17 @@ func why(reason any) string {
 }
 
 func iso(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
+
+// fieldTime is a time as the browser's field for one takes it.
+func fieldTime(t time.Time) string {
+	switch {
+	case t.IsZero():
+		return ""
+	case t.Second() == 0 && t.Nanosecond() == 0:
+		return t.Format("2006-01-02T15:04")
+	}
+	return t.Format("2006-01-02T15:04:05.999")
+}
 
 func inUTC(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
