@@ -112,11 +112,7 @@ func (q *request) apiDetail(id string) error {
 	if err := only(q.r.URL.Query()); err != nil {
 		return err
 	}
-	at, err := q.s.now(q.ctx)
-	if err != nil {
-		return err
-	}
-	d, err := q.load(id, at)
+	d, err := q.load(id)
 	if err != nil {
 		return err
 	}
@@ -135,7 +131,7 @@ func (q *request) apiDetail(id string) error {
 		Process *process        `json:"process,omitempty"`
 		Actions []Action        `json:"actions"`
 		Audit   []auditJSON     `json:"audit"`
-	}{taskJSON: t.json(at), RerunOf: c.RerunOf, Args: document(d.Args), Result: document(d.Result), Errors: d.Errors,
+	}{taskJSON: t.json(d.at), RerunOf: c.RerunOf, Args: document(d.Args), Result: document(d.Result), Errors: d.Errors,
 		Process: d.Process, Actions: d.Actions, Audit: auditOf(d.Audit)}
 	return q.json(out)
 }

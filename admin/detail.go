@@ -11,6 +11,7 @@ import (
 )
 
 type detail struct {
+	at      time.Time // by the database's clock
 	Task    *outbox.TaskModel
 	Past    *outbox.HistoryModel
 	ID      string
@@ -43,11 +44,7 @@ func (q *request) detail(id string) error {
 	if err != nil {
 		return err
 	}
-	at, err := q.s.now(q.ctx)
-	if err != nil {
-		return err
-	}
-	d, err := q.load(id, at)
+	d, err := q.load(id)
 	if err != nil {
 		return err
 	}
@@ -56,11 +53,7 @@ func (q *request) detail(id string) error {
 
 // refused shows the task again with arguments that were not taken, so that nobody has to type them twice.
 func (q *request) refused(id, args, reason string, p *problem) error {
-	at, err := q.s.now(q.ctx)
-	if err != nil {
-		return err
-	}
-	d, err := q.load(id, at)
+	d, err := q.load(id)
 	if err != nil {
 		return err
 	}
@@ -74,12 +67,16 @@ func (d detail) title() string {
 }
 
 // load reads a task with all that belongs to it, as far as the sender may see it.
-func (q *request) load(id string, at time.Time) (d detail, err error) {
+func (q *request) load(id string) (d detail, err error) {
+	at, err := q.s.now(q.ctx)
+	if err != nil {
+		return d, err
+	}
 	task, past, err := outbox.Lookup(q.s.conn(q.ctx), id)
 	if err != nil {
 		return d, err
 	}
-	d = detail{Task: task, Past: past, ID: id}
+	d = detail{Task: task, Past: past, ID: id, at: at}
 	if task != nil {
 		d.Common = *task
 		d.State = string(task.State)
