@@ -5,8 +5,7 @@ import (
 	"database/sql"
 	_ "embed"
 	"fmt"
-	"maps"
-	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -252,22 +251,24 @@ func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([
 		return s.move(ctx, c, s.copyWaiting, s.dropWaiting, s.dropWaitingTold, encode(rows), idsOf(rows))
 	}
 	var others []Outcome
-	done := make(map[string]int64, len(rows))
+	moved, seen, done := make([]string, 0, len(rows)), make(map[string]bool, len(rows)), append(make([]byte, 0, 64*len(rows)), '{')
 	for _, o := range rows {
-		_, twice := done[o.ID] // as of two claims of one task, of which one was lost
-		if !twice && o.Version != nil && o == (Outcome{ID: o.ID, Version: o.Version, Status: "success"}) {
-			done[o.ID] = *o.Version
-		} else {
+		// A group may hold outcomes of two claims of one task, of which one was lost.
+		if seen[o.ID] || o.Version == nil || o != (Outcome{ID: o.ID, Version: o.Version, Status: "success"}) {
 			others = append(others, o)
+			continue
 		}
+		if seen[o.ID] = true; len(moved) > 0 {
+			done = append(done, ',')
+		}
+		done = strconv.AppendInt(append(appendText(done, o.ID), ':'), *o.Version, 10)
+		moved = append(moved, o.ID)
 	}
-	var moved []string
-	if len(done) > 0 {
-		ids, err := s.move(ctx, c, s.copyDone, s.dropDone, s.dropDoneTold, encode(done), slices.Collect(maps.Keys(done)))
-		if err != nil {
+	if len(moved) > 0 {
+		var err error
+		if moved, err = s.move(ctx, c, s.copyDone, s.dropDone, s.dropDoneTold, string(append(done, '}')), moved); err != nil {
 			return nil, err
 		}
-		moved = ids
 	}
 	if len(others) > 0 {
 		ids, err := s.move(ctx, c, s.copyRunning, s.dropRunning, s.dropRunningTold, encode(others), idsOf(others))
@@ -292,6 +293,14 @@ func (s *sqlite) move(ctx context.Context, c Conn, copied, dropped, told, param 
 		err = fmt.Errorf("%d tasks were copied to history, but %d removed", len(ids), n)
 	}
 	return ids, err
+}
+
+// appendText appends a JSON string; ids are hardly ever anything but digits and letters.
+func appendText(b []byte, s string) []byte {
+	if strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
+		return append(b, encode(s)...)
+	}
+	return append(append(append(b, '"'), s...), '"')
 }
 
 func idsOf(rows []Outcome) []string {

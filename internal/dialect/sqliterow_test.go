@@ -104,10 +104,11 @@ func TestSQLiteRowsComeAsTheyAre(t *testing.T) {
 func TestSQLiteFinishKnowsTwoClaimsOfATaskApart(t *testing.T) {
 	db, d := emptySQLite(t)
 	lost, current := int64(2), int64(5)
-	outcomes := []dialect.Outcome{{ID: "twice", Version: &lost, Status: "success"}, {ID: "twice", Version: &current, Status: "success"},
+	const odd = "o\"d\\d\n é" // somebody's own id
+	outcomes := []dialect.Outcome{{ID: odd, Version: &lost, Status: "success"}, {ID: "twice", Version: &lost, Status: "success"}, {ID: "twice", Version: &current, Status: "success"},
 		{ID: "once", Version: &lost, Status: "success"}}
 	for range 2 {
-		for id, version := range map[string]int64{"twice": current, "once": lost} {
+		for id, version := range map[string]int64{"twice": current, "once": lost, odd: lost} {
 			if _, err := db.Exec(`INSERT INTO tasks (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts,
 				timeout_ms, repeatable, version, created_at) VALUES (?, 'a.b', '{}', 'default', 2, '2026', 'running', 1, 0, 0, 1, 0, 0, ?, '2026')`,
 				id, version); err != nil {
@@ -115,7 +116,7 @@ func TestSQLiteFinishKnowsTwoClaimsOfATaskApart(t *testing.T) {
 			}
 		}
 		moved, err := d.Move(t.Context(), db, dialect.FromRunning, outcomes)
-		if slices.Sort(moved); err != nil || !slices.Equal(moved, []string{"once", "twice"}) {
+		if slices.Sort(moved); err != nil || !slices.Equal(moved, []string{odd, "once", "twice"}) {
 			t.Errorf("moved %v, %v", moved, err)
 		}
 		var left int

@@ -9,10 +9,10 @@ import (
 	"strings"
 )
 
-// arrayRow is a row that comes as the text of a JSON array: one column instead of many. Drivers that call into C pay for
-// each column of each row, more than for the whole statement.
+// arrayRow is a row that did not come as one, such as one that comes as the text of a JSON array: drivers that call into C
+// pay for each column of each row, more than for the whole statement.
 type arrayRow struct {
-	values []any // strings, also of numbers, and nil
+	values []any // strings, also of numbers, and nil; for a sql.Scanner anything
 	broken bool
 }
 
@@ -23,7 +23,7 @@ func (r arrayRow) Scan(dest ...any) error {
 	}
 	for i, d := range dest {
 		if err := assign(d, r.values[i]); err != nil {
-			return fmt.Errorf("column %s: %w", Columns[i], err)
+			return fmt.Errorf("value %d: %w", i, err)
 		}
 	}
 	return nil
