@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 )
 
@@ -190,6 +192,62 @@ func validName(name string) bool {
 	return !strings.ContainsFunc(name, func(c rune) bool {
 		return !unicode.IsLetter(c) && !unicode.IsDigit(c) && !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", c)
 	})
+}
+
+// check finds out whether arguments that were encoded as raw can be bound. A value of the handler's own type can, if all
+// that the type consists of is decoded as it was encoded.
+func (h *handler) check(args any, raw []byte) error {
+	if h.plain && reflect.TypeOf(args) == h.args {
+		return nil
+	}
+	_, err := h.bind(raw)
+	return err
+}
+
+var (
+	jsonMarshaler = reflect.TypeFor[json.Marshaler]()
+	textMarshaler = reflect.TypeFor[encoding.TextMarshaler]()
+	validator     = reflect.TypeFor[interface{ Validate() error }]()
+	timeType      = reflect.TypeFor[time.Time]()
+)
+
+// plainType reports that what encoding/json makes of a value of the type fits the type: it has no methods that decode, encode
+// or check, no interfaces, nothing embedded and no recursion. within are the structs around it.
+func plainType(t reflect.Type, within []reflect.Type) bool {
+	if t == timeType {
+		return true
+	}
+	p := reflect.PointerTo(t)
+	for _, i := range []reflect.Type{jsonMarshaler, jsonUnmarshaler, textMarshaler, textUnmarshaler} {
+		if p.Implements(i) {
+			return false
+		}
+	}
+	switch t.Kind() {
+	case reflect.Bool, reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint8, reflect.Uint16,
+		reflect.Uint32, reflect.Uint64, reflect.Float32, reflect.Float64:
+		return true
+	case reflect.String:
+		return t != reflect.TypeFor[json.Number]()
+	case reflect.Pointer, reflect.Slice, reflect.Array:
+		return plainType(t.Elem(), within)
+	case reflect.Map:
+		return t.Key() == reflect.TypeFor[string]() && plainType(t.Elem(), within)
+	case reflect.Struct:
+		if slices.Contains(within, t) || len(within) == 0 && p.Implements(validator) {
+			return false
+		}
+		within = append(slices.Clone(within), t)
+		for i := range t.NumField() {
+			sf := t.Field(i)
+			_, options, _ := strings.Cut(sf.Tag.Get("json"), ",")
+			if sf.Anonymous || !sf.IsExported() || slices.Contains(strings.Split(options, ","), "string") || !plainType(sf.Type, within) {
+				return false
+			}
+		}
+		return true
+	}
+	return false
 }
 
 // bind decodes stored arguments into the handler's parameter. Its errors name the key.

@@ -210,7 +210,7 @@ func (h handle) prepare(path string, args any, opts []Option) (*pendingTask, err
 	}
 	raw, err := encodeArgs(args, h.p.opts.MaxArgs)
 	if err == nil && fn != nil {
-		_, err = fn.bind(raw)
+		err = fn.check(args, raw)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadArgs, err)

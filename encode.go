@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -142,7 +143,7 @@ func (w *walker) array(elem shape, path string) error {
 func (w *walker) object(s shape, path string) error {
 	w.pos++
 	top := w.depth == 1
-	var seen map[string]bool
+	var seen keys
 	for !w.next('}') {
 		w.next(',')
 		w.skipSpace()
@@ -155,13 +156,10 @@ func (w *walker) object(s shape, path string) error {
 		if path != "" {
 			at = path + "." + key
 		}
-		if seen[key] {
+		if seen.has(key) {
 			return fmt.Errorf("key %s is there twice", quote(at))
 		}
-		if seen == nil {
-			seen = make(map[string]bool, 8)
-		}
-		seen[key] = true
+		seen.add(key)
 		inner, err := s.field(key)
 		if err != nil {
 			return fmt.Errorf("key %s %w", quote(at), err)
@@ -172,12 +170,34 @@ func (w *walker) object(s shape, path string) error {
 	}
 	if top && s.fields != nil {
 		for _, name := range s.fields.required {
-			if !seen[name] {
+			if !seen.has(name) {
 				return fmt.Errorf("key %s is missing; a field that may be left out is a pointer or has omitempty", quote(name))
 			}
 		}
 	}
 	return nil
+}
+
+// keys of an object; most have few, for which a map costs more than it saves.
+type keys struct {
+	few  []string
+	many map[string]bool
+}
+
+func (k *keys) has(key string) bool { return k.many[key] || slices.Contains(k.few, key) }
+
+func (k *keys) add(key string) {
+	if k.few == nil {
+		k.few = make([]string, 0, 8)
+	}
+	if len(k.few) < cap(k.few) {
+		k.few = append(k.few, key)
+		return
+	}
+	if k.many == nil {
+		k.many = map[string]bool{}
+	}
+	k.many[key] = true
 }
 
 // text reads a string and refuses characters that some database does not store.

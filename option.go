@@ -45,7 +45,7 @@ const (
 
 // resolve applies options; allowed names those that the caller understands.
 func resolve(p *Plugin, opts []Option, allowed ...string) (settings, error) {
-	s := settings{maxAttempts: 1, queue: defaultQueue, priority: defaultPriority, used: map[string]bool{}}
+	s := settings{maxAttempts: 1, queue: defaultQueue, priority: defaultPriority}
 	for _, o := range opts {
 		if o.apply == nil {
 			return s, fmt.Errorf("%w: an Option{} that no function of this package made", ErrBadOption)
@@ -59,6 +59,9 @@ func resolve(p *Plugin, opts []Option, allowed ...string) (settings, error) {
 		}
 		if err := o.apply(&s, p); err != nil {
 			return s, fmt.Errorf("%w: %s: %w", ErrBadOption, o.name, err)
+		}
+		if s.used == nil {
+			s.used = map[string]bool{}
 		}
 		s.used[o.name] = true
 	}

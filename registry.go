@@ -20,6 +20,7 @@ type handler struct {
 	path       string
 	fn         reflect.Value
 	args       reflect.Type // a struct, a pointer to one, or Args; nil when it takes none
+	plain      bool         // args is a struct that every encoded value of its own fits
 	tx         bool         // it takes a *gorm.DB: transactional
 	result     bool         // it returns more than an error
 	idempotent bool
@@ -150,7 +151,7 @@ func newHandler(path string, fn reflect.Value) (*handler, error) {
 		if a != argsType && a.Kind() != reflect.Struct && (a.Kind() != reflect.Pointer || a.Elem().Kind() != reflect.Struct) {
 			return fail()
 		}
-		h.args = a
+		h.args, h.plain = a, a.Kind() == reflect.Struct && plainType(a, nil)
 		in++
 	}
 	if in != t.NumIn() || t.NumOut() < 1 || t.NumOut() > 2 || t.Out(t.NumOut()-1) != errorType {

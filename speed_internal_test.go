@@ -51,6 +51,28 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
+// BenchmarkCheck finds out whether arguments of one creation, encoded already, can be bound.
+func BenchmarkCheck(b *testing.B) {
+	raw, err := encodeArgs(speedExample, 64<<10)
+	if err != nil {
+		b.Fatal(err)
+	}
+	h, err := newHandler("speed.check", reflect.ValueOf(func(context.Context, speedArgs) error { return nil }))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for name, args := range map[string]any{"own": speedExample, "map": Args{}} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := h.check(args, raw); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkBind decodes stored arguments for one run.
 func BenchmarkBind(b *testing.B) {
 	raw, err := encodeArgs(speedExample, 64<<10)
