@@ -208,7 +208,7 @@ func waiting(db *gorm.DB, statement string) bool {
 	var n int
 	query := "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query = ?"
 	if db.Name() == "mysql" {
-		query = "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_query = ?"
+		query = "SELECT count(*) FROM information_schema.processlist WHERE command <> 'Sleep' AND info = ?"
 	}
 	err := db.Raw(query, statement).Row().Scan(&n)
 	return err == nil && n > 0

@@ -22,9 +22,7 @@ CREATE TABLE IF NOT EXISTS {tasks} (
     created_at   datetime(6)  NOT NULL,
     started_at   datetime(6),
     INDEX {tasks.claim} (state, queue, priority, run_at),
-    UNIQUE INDEX {tasks.key} ({key}),
-    INDEX {tasks.process} (process_id),
-    INDEX {tasks.parked} (state, func)
+    UNIQUE INDEX {tasks.key} ({key})
 ) ENGINE=InnoDB;
 CREATE TABLE IF NOT EXISTS {history} (
     id           varchar(36)  {exact} NOT NULL PRIMARY KEY,

@@ -5,6 +5,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -89,53 +90,81 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 	if len(q.Funcs) == 0 {
 		return nil
 	}
+	repeatable, again := marks(q.Repeatable)
+	if len(q.Repeatable) == 0 {
+		repeatable = "''" // an empty list is no SQL, and no path is empty
+	}
+	query, funcs := m.in(strings.Replace(m.lane, "<repeatable>", repeatable, 1), q.Funcs)
+	claim := m.at(strings.Replace(m.claim, "<repeatable>", repeatable, 1))
+	until := m.Now()
+	if q.Until != "" {
+		until = m.Instant()
+	}
+	query = strings.Replace(query, "<until>", until, 1)
 	return m.begin(ctx, c, func(c Conn) error {
-		if found, err := texts(c.QueryContext(ctx, m.found, q.Process)); err != nil || len(found) == 0 {
-			return err
-		}
-		query, funcs := m.in(m.lane, q.Funcs)
-		until := m.Now()
-		if q.Until != "" {
-			until = m.Instant()
-		}
-		query = strings.Replace(query, "<until>", until, 1)
-		var ids []string
+		left := q.Limit
 		for _, l := range q.Lanes {
-			if len(ids) >= q.Limit {
+			if left <= 0 {
 				break
 			}
-			params, behind := []any{l.Queue, l.Priority}, ""
+			params := append(slices.Clone(again), q.Process, l.Queue, l.Priority)
 			if q.Until != "" {
 				params = append(params, q.Until)
 			}
+			behind := ""
 			if mark, ok := q.Marks[l]; ok {
 				at := m.Time(mark.RunAt)
 				behind = mysqlBehind
 				params = append(params, at, at, mark.ID)
 			}
-			more, err := texts(c.QueryContext(ctx, strings.Replace(query, "<mark>", behind, 1),
-				append(append(params, funcs...), q.Limit-len(ids))...))
+			params = append(append(params, funcs...), q.Process, left)
+			var ids []string
+			var started any
+			r, err := c.QueryContext(ctx, strings.Replace(query, "<mark>", behind, 1), params...)
+			err = each(r, err, func(r Row) error {
+				var id string
+				dest := make([]any, len(Columns))
+				for i := range dest {
+					dest[i] = ignored{}
+				}
+				dest[0], dest[len(dest)-1] = &id, &started
+				if err := r.Scan(dest...); err != nil {
+					return err
+				}
+				ids = append(ids, id)
+				return f(r)
+			})
+			if err != nil || len(ids) == 0 {
+				if err != nil {
+					return err
+				}
+				continue
+			}
+			n, err := affected(c.ExecContext(ctx, claim, append([]any{encode(ids), q.Process, started}, again...)...))
+			if err == nil && int(n) != len(ids) {
+				err = fmt.Errorf("of %d tasks that were locked for a claim %d were changed", len(ids), n)
+			}
 			if err != nil {
 				return err
 			}
-			ids = append(ids, more...)
+			left -= len(ids)
 		}
-		if len(ids) == 0 {
-			return nil
-		}
-		repeatable, params := "''", []any{encode(ids), q.Process} // an empty list is no SQL, and no path is empty
-		if len(q.Repeatable) > 0 {
-			repeatable = strings.TrimSuffix(strings.Repeat("?, ", len(q.Repeatable)), ", ")
-			for _, name := range q.Repeatable {
-				params = append(params, name)
-			}
-		}
-		if _, err := c.ExecContext(ctx, m.at(strings.Replace(m.claim, "<repeatable>", repeatable, 1)), params...); err != nil {
-			return err
-		}
-		r, err := c.QueryContext(ctx, m.claimed, encode(ids))
-		return each(r, err, f)
+		return nil
 	})
+}
+
+// ignored is where values go that nobody reads.
+type ignored struct{}
+
+func (ignored) Scan(any) error { return nil }
+
+// marks are as many placeholders as there are values.
+func marks(values []string) (string, []any) {
+	params := make([]any, len(values))
+	for i, v := range values {
+		params[i] = v
+	}
+	return strings.TrimSuffix(strings.Repeat("?, ", len(values)), ", "), params
 }
 
 func (m *mysql) Move(ctx context.Context, c Conn, from From, rows []Outcome) (ids []string, err error) {
@@ -146,6 +175,9 @@ func (m *mysql) Move(ctx context.Context, c Conn, from From, rows []Outcome) (id
 	rows = slices.Clone(rows)
 	slices.SortFunc(rows, func(a, b Outcome) int { return cmp.Compare(a.ID, b.ID) }) // one order of locks
 	param := encode(rows)
+	if from == FromRunning && !slices.ContainsFunc(rows, func(o Outcome) bool { return o.Result != nil || o.Error != nil || o.Errors != nil }) {
+		copied = m.copyRunningBare
+	}
 	err = m.begin(ctx, c, func(c Conn) (err error) {
 		if ids, err = texts(c.QueryContext(ctx, m.at(fenced), param)); err != nil || len(ids) == 0 {
 			return err
@@ -250,13 +282,15 @@ func (m *mysql) Unpark(ctx context.Context, c Conn, funcs, queues []string, limi
 	query, params := m.in(m.unparkable, funcs)
 	which := ""
 	if len(queues) > 0 {
-		which = " AND queue IN (" + strings.TrimSuffix(strings.Repeat("?, ", len(queues)), ", ") + ")"
-		for _, q := range queues {
-			params = append(params, q)
-		}
+		list, more := marks(queues)
+		which, params = " AND queue IN ("+list+")", append(params, more...)
 	}
 	err = m.begin(ctx, c, func(c Conn) error {
 		ids, err := texts(c.QueryContext(ctx, strings.Replace(query, "<queues>", which, 1), append(params, limit)...))
+		if err != nil || len(ids) == 0 {
+			return err
+		}
+		ids, err = texts(c.QueryContext(ctx, m.parked, encode(ids)))
 		if err == nil {
 			n, err = m.change(ctx, c, m.unpark, ids)
 		}

@@ -143,8 +143,12 @@ func TestSchema(t *testing.T) {
 				}
 			}
 			text := strings.Join(list, "\n")
-			if n := strings.Count(text, "INDEX "); n != 7 || strings.Count(text, "CREATE TABLE") != 5 {
-				t.Errorf("%d indexes; five tables have seven: %s", n, text)
+			indexes := 7
+			if d.Name() == "mysql" {
+				indexes = 5
+			}
+			if n := strings.Count(text, "INDEX "); n != indexes || strings.Count(text, "CREATE TABLE") != 5 {
+				t.Errorf("%d indexes; five tables have %d: %s", n, indexes, text)
 			}
 			for _, column := range Columns {
 				if !regexp.MustCompile("\n +`?" + column + "`? ").MatchString(text) {
