@@ -250,6 +250,49 @@ func plainType(t reflect.Type, within []reflect.Type) bool {
 	return false
 }
 
+var interfaceCache sync.Map // reflect.Type → bool
+
+// holdsInterface reports whether some value within a type may be of an interface.
+func holdsInterface(t reflect.Type) bool {
+	if known, ok := interfaceCache.Load(t); ok {
+		return known.(bool)
+	}
+	within := map[reflect.Type]bool{}
+	var walk func(t reflect.Type) bool
+	walk = func(t reflect.Type) bool {
+		if within[t] || reflect.PointerTo(t).Implements(jsonUnmarshaler) {
+			return false // it decides for itself
+		}
+		within[t] = true
+		switch t.Kind() {
+		case reflect.Interface:
+			return true
+		case reflect.Pointer, reflect.Slice, reflect.Array, reflect.Map:
+			return walk(t.Elem())
+		case reflect.Struct:
+			for i := range t.NumField() {
+				if walk(t.Field(i).Type) {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	holds := walk(t)
+	interfaceCache.Store(t, holds)
+	return holds
+}
+
+// decodeInto keeps every digit of a number that goes into an interface. Where there is none, Unmarshal does the same for less.
+func decodeInto(raw []byte, ptr reflect.Value) error {
+	if !holdsInterface(ptr.Type().Elem()) {
+		return json.Unmarshal(raw, ptr.Interface())
+	}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	return dec.Decode(ptr.Interface())
+}
+
 // bind decodes stored arguments into the handler's parameter. Its errors name the key.
 func (h *handler) bind(raw []byte) (reflect.Value, error) {
 	raw = bytes.TrimSpace(raw)
@@ -267,9 +310,7 @@ func (h *handler) bind(raw []byte) (reflect.Value, error) {
 		return reflect.Value{}, err
 	}
 	ptr := reflect.New(struc)
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.UseNumber()
-	if err := dec.Decode(ptr.Interface()); err != nil {
+	if err := decodeInto(raw, ptr); err != nil {
 		var wrong *json.UnmarshalTypeError
 		if errors.As(err, &wrong) && wrong.Field != "" {
 			return reflect.Value{}, fmt.Errorf("key %s: a JSON %s does not fit %s", quote(wrong.Field), wrong.Value, wrong.Type)

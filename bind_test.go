@@ -231,6 +231,21 @@ func TestBind(t *testing.T) {
 			t.Errorf("got %v, %v", got, err)
 		}
 	})
+	t.Run("digits are kept wherever an interface is", func(t *testing.T) {
+		type leaf struct {
+			V any `json:"v"`
+		}
+		type tree struct {
+			Next   *tree             `json:"next,omitempty"`
+			List   []*leaf           `json:"list,omitempty"`
+			ByName map[string][1]any `json:"byName,omitempty"`
+		}
+		const n = json.Number("9007199254740993")
+		got, err := bindTo[tree](`{"next":{"list":[{"v":9007199254740993}]},"byName":{"x":[9007199254740993]}}`)
+		if err != nil || got.Next.List[0].V != n || got.ByName["x"][0] != n {
+			t.Errorf("got %+v, %v", got, err)
+		}
+	})
 	t.Run("a type that decodes itself takes its own keys", func(t *testing.T) {
 		got, err := bindTo[own](`{"a":1,"b":2}`)
 		if err != nil || !maps.Equal(got.pairs, map[string]int{"a": 1, "b": 2}) {
