@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -103,6 +104,23 @@ func (w watch) fromCommit(ctx context.Context, c creator, dispatch dispatcher) (
 	return l, nil
 }
 
+// commits takes the time of single INSERTs, each with its commit, at a rate: every claim holds one such wait for the disk.
+func (w watch) commits(ctx context.Context, pool *sql.DB) (latencies, error) {
+	if _, err := pool.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS commits (id bigserial PRIMARY KEY, body text)"); err != nil {
+		return nil, err
+	}
+	took := make(latencies, w.n)
+	err := w.paced(func(i int) error {
+		begun := time.Now()
+		_, err := pool.ExecContext(ctx, "INSERT INTO commits (body) VALUES ('a row')")
+		took[i] = float64(time.Since(begun)) / 1e6
+		return err
+	})
+	took = took[min(warm, w.n):]
+	slices.Sort(took)
+	return took, err
+}
+
 // fromStart creates tasks for later, and returns how long after its start time each ran.
 func (w watch) fromStart(ctx context.Context, c creator, dispatch dispatcher, spread time.Duration) (latencies, error) {
 	due := make([]time.Time, w.n)
@@ -135,19 +153,23 @@ func (w watch) run(ctx context.Context, c creator, dispatch dispatcher, create f
 		return nil, err
 	}
 	time.Sleep(500 * time.Millisecond) // whatever a dispatcher does when it starts
+	if err = w.paced(create); err == nil {
+		err = await()
+	}
+	runs, stopErr := stop()
+	return runs, errors.Join(err, stopErr)
+}
+
+// paced calls f at the rate, however long each call takes.
+func (w watch) paced(f func(i int) error) error {
 	errs := make([]error, w.n)
 	var wg sync.WaitGroup
 	begun := time.Now()
 	for i := range w.n {
 		// Not in step with anybody's polling.
 		time.Sleep(time.Until(begun.Add(time.Duration((float64(i) + rand.Float64()) / w.rate * float64(time.Second)))))
-		wg.Go(func() { errs[i] = create(i) })
+		wg.Go(func() { errs[i] = f(i) })
 	}
 	wg.Wait()
-	err = errors.Join(errs...)
-	if err == nil {
-		err = await()
-	}
-	runs, stopErr := stop()
-	return runs, errors.Join(err, stopErr)
+	return errors.Join(errs...)
 }
