@@ -337,7 +337,7 @@ func (d *dispatcher) wake() { poke(d.woken) }
 
 // expect has due tasks claimed from some lanes, without a probe before; without lanes, from any.
 func (d *dispatcher) expect(lanes []dialect.Lane) {
-	if lanes == nil || d.store.d.Serial() { // there a claim that finds nothing takes the only write lock
+	if lanes == nil || !d.store.d.OneStatement() { // there a claim that finds nothing takes locks, and more than a look
 		d.wake()
 		return
 	}

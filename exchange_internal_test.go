@@ -59,7 +59,7 @@ func TestExpectedTasksAreClaimedWithoutAProbe(t *testing.T) {
 		{"a queue that is served", false, []string{"default"}, []dialect.Lane{someLane}, true, false},
 		{"a queue that is not", false, []string{"mail"}, []dialect.Lane{someLane}, false, false},
 		{"anywhere", false, nil, nil, false, true},
-		{"one writer at a time", true, nil, []dialect.Lane{someLane}, false, true},
+		{"a claim of several statements", true, nil, []dialect.Lane{someLane}, false, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := New(Options{Queues: c.queues})
