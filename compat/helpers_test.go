@@ -12,6 +12,7 @@ import (
 	"time"
 
 	glebarez "github.com/glebarez/sqlite"
+	"gorm.io/driver/mysql"
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
@@ -32,6 +33,7 @@ var (
 	mattn = database{"sqlite", testutil.SQLiteDSN, sqlite.Open}
 	pure  = database{"sqlite in pure Go", pureDSN, glebarez.Open}
 	pgx   = database{"postgres", testutil.PostgresDSN, postgres.Open}
+	maria = database{"mysql", testutil.MySQLDSN, mysql.Open}
 )
 
 // eachDB runs a test with each kind of database.
