@@ -62,6 +62,22 @@ func TestPlainArgumentsFitTheirOwnType(t *testing.T) {
 	}
 }
 
+func TestArgumentsOfAnotherTypeAreBound(t *testing.T) {
+	h, err := newHandler("plain", reflect.ValueOf(func(context.Context, plainPart) error { return nil }))
+	if err != nil || !h.plain {
+		t.Fatalf("it is not plain, %v", err)
+	}
+	for _, args := range []any{Args{"text": 5}, Args{}, struct{ Text string }{}, (*plainPart)(nil)} {
+		raw, err := encodeArgs(args, math.MaxInt)
+		if err == nil {
+			err = h.check(args, raw)
+		}
+		if err == nil {
+			t.Errorf("%T, %s: accepted", args, raw)
+		}
+	}
+}
+
 func TestPlainTypes(t *testing.T) {
 	type embedding struct{ plainPart }
 	type unexported struct{ n int }
