@@ -16,6 +16,7 @@ type bench struct {
 	rounds int
 	host   *host
 	pg     *server
+	my     string // the DSN of a MariaDB, once it has been started
 }
 
 // tasks is how many a table works with.

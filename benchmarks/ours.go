@@ -161,8 +161,11 @@ func emptyTables(ctx context.Context, database string, pool *sql.DB, tables ...s
 // settle lets every round begin alike: with fresh statistics, and no checkpoint due that the round before has caused.
 func settle(ctx context.Context, database string, pool *sql.DB) error {
 	statements := []string{"VACUUM (ANALYZE)", "CHECKPOINT"}
-	if database == "sqlite" {
+	switch database {
+	case "sqlite":
 		statements = []string{"ANALYZE", "PRAGMA wal_checkpoint(TRUNCATE)"}
+	case "mysql":
+		statements = []string{"ANALYZE TABLE outbox_tasks, outbox_history", "FLUSH LOCAL TABLES"}
 	}
 	for _, s := range statements {
 		if _, err := pool.ExecContext(ctx, s); err != nil {

@@ -38,6 +38,7 @@ func TestContestants(t *testing.T) {
 		b.enterRiverPgx("River, its own driver", n, riverFast),
 		b.enterRiverSQL("River, database sql", n, riverFast),
 		b.enterGue("gue", n, 8),
+		b.enterOursMySQL("outbox on MariaDB", n, outbox.Options{Concurrency: 50}, conns),
 		b.enterOursSQLite("outbox on SQLite", n, outbox.Options{Concurrency: 50}, 0),
 		b.enterOursSQLite("outbox on SQLite, one connection", n, outbox.Options{Concurrency: 50}, 1),
 		b.enterBareSQLite(100, n),
