@@ -101,7 +101,7 @@ func TestPlainTypes(t *testing.T) {
 		{struct{ M map[int]int }{}, false},
 		{struct{ F func() }{}, false},
 		{embedding{}, false},
-		{unexported{}, false},
+		{unexported{n: 1}, false},
 		{recursive{}, false},
 		{checkedArgs{}, false},
 		{struct{ A checkedArgs }{}, true}, // only the whole is asked

@@ -21,7 +21,8 @@ const mysqlEnv = "OUTBOX_TEST_MYSQL"
 var errNoMySQL = fmt.Errorf("MariaDB is %w: set "+mysqlEnv+" to the DSN of a server, or put the programs mariadbd and mariadb-install-db"+
 	" on PATH (Debian: apt-get install mariadb-server)", errNotInstalled)
 
-var sharedMySQL = sync.OnceValues(startMySQL)
+// sharedMySQL is the server that the tests of this binary share.
+var sharedMySQL = sync.OnceValues(func() (*MySQLServer, error) { return startMySQLServer(nil) })
 
 // MySQL opens a new database on a MySQL or MariaDB server, as [MySQLDSN] describes it, with a logger that discards
 // everything and at most 20 connections, which stay open. It is closed when the test ends.
@@ -47,10 +48,11 @@ func MySQLDSN(t testing.TB) string {
 	t.Helper()
 	dsn := os.Getenv(mysqlEnv)
 	if dsn == "" {
-		var err error
-		if dsn, err = sharedMySQL(); err != nil {
+		server, err := sharedMySQL()
+		if err != nil {
 			unavailable(t, err)
 		}
+		dsn = server.dsn("")
 	}
 	name := "outbox_test_" + strings.ToLower(rand.Text()[:16])
 	if err := execMySQL(dsn, "CREATE DATABASE "+name+" CHARACTER SET utf8mb4"); err != nil {

@@ -82,18 +82,6 @@ func (s *MySQLServer) Start() {
 	}
 }
 
-// startMySQL starts the server that the tests of this binary share.
-func startMySQL() (string, error) {
-	s, err := startMySQLServer(nil)
-	if err != nil {
-		return "", err
-	}
-	sharedMySQLServer = s // whose end would end the server
-	return s.dsn(""), nil
-}
-
-var sharedMySQLServer *MySQLServer
-
 func startMySQLServer(settings []string) (*MySQLServer, error) {
 	install, err := exec.LookPath("mariadb-install-db")
 	if err != nil {

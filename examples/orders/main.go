@@ -3,6 +3,7 @@
 //
 //	go run ./examples/orders                  # on SQLite, in a temporary file
 //	go run ./examples/orders -postgres DSN    # on PostgreSQL, in a schema of its own
+//	go run ./examples/orders -mysql DSN       # on MySQL or MariaDB, in a database of its own
 //	go run ./examples/orders -admin 127.0.0.1:0    # and with the administrator's pages, until it is interrupted
 //
 // Each step is checked in the database. The program ends by itself, with status 1 if the story did not come out as told.
@@ -23,6 +24,7 @@ import (
 	"syscall"
 	"time"
 
+	"gorm.io/driver/mysql"
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
@@ -36,11 +38,13 @@ import (
 const halfAnHour = 2 * time.Second
 
 func main() {
-	dsn := flag.String("postgres", "", "DSN of a PostgreSQL database to use instead of SQLite")
+	var at place
+	flag.StringVar(&at.postgres, "postgres", "", "DSN of a PostgreSQL database to use instead of SQLite")
+	flag.StringVar(&at.mysql, "mysql", "", "DSN of a MySQL or MariaDB server, whose user may create databases, to use instead of SQLite")
 	addr := flag.String("admin", "", "where to serve the administrator's pages; the password travels in clear, so only on this machine")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Stdout, *dsn, *addr)
+	err := run(ctx, os.Stdout, at, *addr)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "orders: the story did not come out as told:", err)
@@ -50,9 +54,9 @@ func main() {
 
 // run opens the database, wires the application up, and tells the story. With an address it serves the administrator's pages
 // meanwhile, and afterwards until ctx is done.
-func run(ctx context.Context, out io.Writer, dsn, addr string) (err error) {
+func run(ctx context.Context, out io.Writer, at place, addr string) (err error) {
 	s := &story{out: out, begun: time.Now()}
-	db, remove, err := open(dsn, s)
+	db, remove, err := open(at, s)
 	if err != nil {
 		return err
 	}
@@ -98,10 +102,13 @@ func run(ctx context.Context, out io.Writer, dsn, addr string) (err error) {
 	return errors.Join(err, <-stopped)
 }
 
+// place is where the story plays, by DSN; empty means SQLite.
+type place struct{ postgres, mysql string }
+
 // open opens a fresh database; remove closes it and leaves nothing behind.
-func open(dsn string, s *story) (db *gorm.DB, remove func() error, err error) {
+func open(at place, s *story) (db *gorm.DB, remove func() error, err error) {
 	config := &gorm.Config{Logger: logger.Discard}
-	if dsn == "" {
+	if at == (place{}) {
 		dir, err := os.MkdirTemp("", "orders-")
 		if err != nil {
 			return nil, nil, err
@@ -116,19 +123,21 @@ func open(dsn string, s *story) (db *gorm.DB, remove func() error, err error) {
 		return db, func() error { return errors.Join(closePool(db), os.RemoveAll(dir)) }, nil
 	}
 
-	// The naming strategy puts the application's tables into a schema, and the outbox's follow.
+	// The naming strategy puts the application's tables into a schema, and the outbox's follow. MySQL calls it a database.
 	name := "orders_" + strings.ToLower(rand.Text()[:12])
 	config.NamingStrategy = schema.NamingStrategy{TablePrefix: name + "."}
-	if db, err = gorm.Open(postgres.Open(dsn), config); err != nil {
+	dialector, drop, where := postgres.Open(at.postgres), "DROP SCHEMA "+name+" CASCADE", "On PostgreSQL, in the schema"
+	if at.mysql != "" {
+		dialector, drop, where = mysql.Open(at.mysql), "DROP SCHEMA "+name, "On MySQL, in the database"
+	}
+	if db, err = gorm.Open(dialector, config); err != nil {
 		return nil, nil, err
 	}
 	if err := db.Exec("CREATE SCHEMA " + name).Error; err != nil {
 		return nil, nil, errors.Join(err, closePool(db))
 	}
-	s.say("On PostgreSQL, in the schema %s. %v stands for thirty minutes.", name, halfAnHour)
-	return db, func() error {
-		return errors.Join(db.Exec("DROP SCHEMA "+name+" CASCADE").Error, closePool(db))
-	}, nil
+	s.say("%s %s. %v stands for thirty minutes.", where, name, halfAnHour)
+	return db, func() error { return errors.Join(db.Exec(drop).Error, closePool(db)) }, nil
 }
 
 func closePool(db *gorm.DB) error {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"gorm.io/driver/mysql"
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
@@ -48,17 +49,18 @@ var lines = []string{
 }
 
 func TestStory(t *testing.T) {
-	for name, dsn := range map[string]func(testing.TB) string{
-		"sqlite":   func(testing.TB) string { return "" },
-		"postgres": testutil.PostgresDSN,
+	for name, where := range map[string]func(testing.TB) place{
+		"sqlite":   func(testing.TB) place { return place{} },
+		"postgres": func(t testing.TB) place { return place{postgres: testutil.PostgresDSN(t)} },
+		"mysql":    func(t testing.TB) place { return place{mysql: testutil.MySQLDSN(t)} },
 	} {
 		t.Run(name, func(t *testing.T) {
-			server, temp := dsn(t), t.TempDir()
+			at, temp := where(t), t.TempDir()
 			t.Setenv("TMPDIR", temp)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			var out bytes.Buffer
-			if err := run(ctx, &out, server, ""); err != nil {
+			if err := run(ctx, &out, at, ""); err != nil {
 				t.Fatalf("%v\n%s", err, &out)
 			}
 			told := strings.Split(strings.TrimSpace(out.String()), "\n")
@@ -70,7 +72,7 @@ func TestStory(t *testing.T) {
 					t.Errorf("line %d does not tell %s:\n%s", i+1, line, told[i])
 				}
 			}
-			nothingLeft(t, temp, server, out.String())
+			nothingLeft(t, temp, at, out.String())
 		})
 	}
 }
@@ -82,10 +84,10 @@ func TestStoryThatGoesWrong(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second) // before the lamp's time
 		defer cancel()
 		var out bytes.Buffer
-		if err := run(ctx, &out, "", ""); !errors.Is(err, context.DeadlineExceeded) {
+		if err := run(ctx, &out, place{}, ""); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("err = %v, want the deadline's", err)
 		}
-		nothingLeft(t, temp, "", out.String())
+		nothingLeft(t, temp, place{}, out.String())
 	})
 
 	t.Run("exits with status 1 and says why", func(t *testing.T) {
@@ -118,7 +120,7 @@ func TestStoryWithPages(t *testing.T) {
 	read, write := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		err := run(ctx, write, "", "127.0.0.1:0")
+		err := run(ctx, write, place{}, "127.0.0.1:0")
 		ended <- errors.Join(err, write.Close())
 	}()
 	where := regexp.MustCompile(`(http://\S+/admin/) for user (\S+), password (\S+)\.`)
@@ -151,11 +153,11 @@ func TestStoryWithPages(t *testing.T) {
 	if err := <-ended; err != nil {
 		t.Errorf("interrupted: %v", err)
 	}
-	nothingLeft(t, temp, "", temp)
+	nothingLeft(t, temp, place{}, temp)
 }
 
 // nothingLeft of the story's database: neither a file nor a schema.
-func nothingLeft(t *testing.T, temp, dsn, out string) {
+func nothingLeft(t *testing.T, temp string, at place, out string) {
 	t.Helper()
 	left, err := os.ReadDir(temp)
 	if err != nil {
@@ -164,20 +166,24 @@ func nothingLeft(t *testing.T, temp, dsn, out string) {
 	if len(left) > 0 {
 		t.Errorf("left in the temporary directory: %v", left)
 	}
-	if dsn == "" {
+	if at == (place{}) {
 		if !strings.Contains(out, temp) {
 			t.Errorf("the database was elsewhere than in %s:\n%s", temp, out)
 		}
 		return
 	}
 	name := regexp.MustCompile(`orders_[a-z0-9]+`).FindString(out)
-	db, err := gorm.Open(postgres.Open(dsn), &gorm.Config{Logger: logger.Discard})
+	dialector := postgres.Open(at.postgres)
+	if at.mysql != "" {
+		dialector = mysql.Open(at.mysql)
+	}
+	db, err := gorm.Open(dialector, &gorm.Config{Logger: logger.Discard})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer closePool(db)
 	var n int64
-	if err := db.Raw("SELECT count(*) FROM pg_namespace WHERE nspname = ?", name).Scan(&n).Error; err != nil {
+	if err := db.Raw("SELECT count(*) FROM information_schema.schemata WHERE schema_name = ?", name).Scan(&n).Error; err != nil {
 		t.Fatal(err)
 	}
 	if name == "" || n != 0 {

@@ -105,8 +105,6 @@ func unquote(s string) (value string, n int) {
 		switch c := s[i]; c {
 		case '"':
 			return string(b), i + 1
-		default:
-			b = append(b, c)
 		case '\\':
 			if i++; i == len(s) {
 				return "", 0
@@ -125,6 +123,8 @@ func unquote(s string) (value string, n int) {
 			}
 			b = append(b, byte(code))
 			i += 4
+		default:
+			b = append(b, c)
 		}
 	}
 	return "", 0

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"gorm.io/driver/mysql"
 	"gorm.io/driver/postgres"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
@@ -23,15 +24,30 @@ type database struct {
 	name, dsn string
 	runs      string // a second one for the runs, where a handler's transaction would keep them from being written
 	rate      float64
-	cluster   *testutil.Cluster // nil if there is no server to restart
+	server    interface { // nil if there is none to restart
+		Crash()
+		Start()
+	}
+	sessions, end string // statements: the ids of the other sessions, and what ends one of these
 }
+
+type cluster struct{ *testutil.Cluster }
+
+func (c cluster) Crash() { c.Stop("immediate") }
 
 func openDatabase(h *host, kind string) (database, error) {
 	switch kind {
 	case "postgres":
 		// What was committed must outlive a crash of the server; fsync matters only for one of the machine.
 		c := testutil.StartPostgres(h, "synchronous_commit = on", "deadlock_timeout = 100ms", "max_connections = 400")
-		return database{name: kind, dsn: c.DSN(), rate: 160, cluster: c}, nil
+		return database{name: kind, dsn: c.DSN(), rate: 160, server: cluster{c},
+			sessions: "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
+			end:      "SELECT pg_terminate_backend(%d)"}, nil
+	case "mysql":
+		c := testutil.StartMySQL(h, "--innodb-flush-log-at-trx-commit=2", "--max-connections=400")
+		return database{name: kind, dsn: c.DSN(), rate: 80, server: c,
+			sessions: "SELECT id FROM information_schema.processlist WHERE id <> connection_id() AND db = database()",
+			end:      "KILL %d"}, nil
 	case "sqlite":
 		dsn := testutil.SQLiteDSN(h)
 		u, err := url.Parse(dsn)
@@ -41,16 +57,19 @@ func openDatabase(h *host, kind string) (database, error) {
 		u.Path = strings.TrimSuffix(u.Path, ".db") + "-runs.db"
 		return database{name: kind, dsn: dsn, runs: u.String(), rate: 60}, nil
 	}
-	return database{}, fmt.Errorf("database %q is neither postgres nor sqlite", kind)
+	return database{}, fmt.Errorf("database %q is none of postgres, mysql and sqlite", kind)
 }
 
 func openDSN(dsn string) (*gorm.DB, error) {
 	config := &gorm.Config{Logger: logger.Discard}
 	var db *gorm.DB
 	var err error
-	if strings.HasPrefix(dsn, "file:") {
+	switch {
+	case strings.HasPrefix(dsn, "file:"):
 		db, err = gorm.Open(sqlite.Open(dsn), config)
-	} else {
+	case strings.Contains(dsn, "@tcp("):
+		db, err = gorm.Open(mysql.Open(dsn), config)
+	default:
 		db, err = gorm.Open(postgres.Open(dsn), config)
 	}
 	if err != nil {

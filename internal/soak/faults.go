@@ -112,7 +112,7 @@ func (s *soak) faults() []func(context.Context, *rand.Rand) {
 		every(3*time.Second, 15*time.Second, s.killOne),
 		every(3*time.Second, 15*time.Second, s.pauseOne),
 	}
-	if s.database.cluster != nil {
+	if s.database.server != nil {
 		out = append(out, every(20*time.Second, 60*time.Second, s.restartServer), every(2*time.Second, 10*time.Second, s.cutSessions))
 	}
 	return out
@@ -153,9 +153,9 @@ func (s *soak) pauseOne(ctx context.Context, r *rand.Rand) {
 
 func (s *soak) restartServer(ctx context.Context, r *rand.Rand) {
 	at := time.Now()
-	s.database.cluster.Stop("immediate")
+	s.database.server.Crash()
 	_ = wait(ctx, between(r, 0, between(r, 100*time.Millisecond, 2*heartbeatLimit)))
-	s.database.cluster.Start()
+	s.database.server.Start()
 	s.count(&s.restarts)
 	up := time.Now()
 	// Recovered is who has run what was created since.
@@ -169,11 +169,11 @@ func (s *soak) restartServer(ctx context.Context, r *rand.Rand) {
 // cutSessions ends some of the server's sessions.
 func (s *soak) cutSessions(_ context.Context, r *rand.Rand) {
 	var pids []int
-	if s.db.Raw("SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()").Scan(&pids).Error != nil {
+	if s.db.Raw(s.database.sessions).Scan(&pids).Error != nil {
 		return // the server is down
 	}
 	for range min(len(pids), 1+r.IntN(4)) {
-		if s.db.Exec("SELECT pg_terminate_backend(?)", pids[r.IntN(len(pids))]).Error == nil {
+		if s.db.Exec(fmt.Sprintf(s.database.end, pids[r.IntN(len(pids))])).Error == nil {
 			s.count(&s.cut)
 		}
 	}
