@@ -72,6 +72,10 @@ func (d *dispatcher) lapsed() {
 	d.mu.Lock()
 	stale := time.Since(d.lastBeat) >= d.leaseTime()
 	d.mu.Unlock()
+	if stale && d.beating.Load() && d.store.d.Serial() {
+		d.lapse.Reset(d.leaseTime()) // it waits for the only write lock, as beat explains
+		return
+	}
 	if stale {
 		d.log.Error("outbox: no heartbeat succeeded, handlers are cancelled", "for", d.leaseTime())
 		d.cancelRuns(ErrClaimLost)
@@ -106,7 +110,9 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 func (d *dispatcher) beat(ctx context.Context) bool {
 	begun := time.Now()
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
+	d.beating.Store(true)
 	alive, err := d.store.beat(limited, d.processID())
+	d.beating.Store(false)
 	cancel()
 	if ctx.Err() != nil {
 		return false

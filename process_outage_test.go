@@ -290,3 +290,34 @@ func TestDatabaseIsDownAtTheStart(t *testing.T) {
 		t.Errorf("logged %d times, want once a start", n)
 	}
 }
+
+// A heartbeat that waits for the only write lock does not end the handlers, however short the limit is: whoever holds the lock
+// keeps the others from taking over.
+func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
+	dsn := testutil.SQLiteDSN(t)
+	db, other := processDB(t, dsn), processDB(t, dsn)
+	running, release := make(chan context.Context, 1), make(chan struct{})
+	opts := processOptions()
+	opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 300*time.Millisecond
+	p := install(t, db, opts, func(p *outbox.Plugin) {
+		p.Handle("held", func(ctx context.Context) error {
+			running <- ctx
+			<-release
+			return ctx.Err()
+		})
+	})
+	id := create(t, db, "held", nil).ID
+	start(t, p)
+	ctx := receive(t, running)
+	lock := other.Begin() // immediate
+	select {
+	case <-ctx.Done():
+		t.Errorf("the handler's context ended after less than a statement's limit: %v", context.Cause(ctx))
+	case <-time.After(700 * time.Millisecond): // the limit is over twice; a statement's is a second
+	}
+	lock.Rollback()
+	close(release)
+	if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+		t.Errorf("%+v", h)
+	}
+}
