@@ -32,7 +32,7 @@ type dispatcher struct {
 	inTx     atomic.Int32  // transactional runs in progress
 	txFirst  atomic.Int32  // odd and even: whose turn it is to be claimed first
 	backlog  backlog
-	beating  atomic.Bool // a heartbeat waits for its reply
+	minding  atomic.Bool // a heartbeat, or what follows it, waits for the database
 
 	runCtx      context.Context // of the handlers; ends when the grace is over
 	endRuns     context.CancelCauseFunc

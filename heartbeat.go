@@ -72,8 +72,8 @@ func (d *dispatcher) lapsed() {
 	d.mu.Lock()
 	stale := time.Since(d.lastBeat) >= d.leaseTime()
 	d.mu.Unlock()
-	if stale && d.beating.Load() && d.store.d.Serial() {
-		d.lapse.Reset(d.leaseTime()) // it waits for the only write lock, as beat explains
+	if stale && d.minding.Load() && d.store.d.Serial() {
+		d.lapse.Reset(d.leaseTime()) // it waits for the only write lock or has it, as beat explains
 		return
 	}
 	if stale {
@@ -89,6 +89,7 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 	seen := observations{}
 	last := time.Now()
 	for {
+		d.minding.Store(true)
 		good := d.beat(ctx)
 		// Whoever was frozen, perhaps together with the others, has not watched meanwhile.
 		if !good || time.Since(last) >= d.leaseTime() {
@@ -98,6 +99,7 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 		if good && watch {
 			d.observe(ctx, seen)
 		}
+		d.minding.Store(false)
 		select {
 		case <-ctx.Done():
 			return
@@ -110,9 +112,7 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 func (d *dispatcher) beat(ctx context.Context) bool {
 	begun := time.Now()
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
-	d.beating.Store(true)
 	alive, err := d.store.beat(limited, d.processID())
-	d.beating.Store(false)
 	cancel()
 	if ctx.Err() != nil {
 		return false

@@ -38,9 +38,11 @@ func (k *kept) get(query string) *sql.Stmt {
 func (k *kept) prepare(ctx context.Context) {
 	k.mu.Lock()
 	wanted := k.wanted
-	if len(wanted) > 0 {
-		k.wanted = map[string]bool{}
+	if len(wanted) == 0 {
+		k.mu.Unlock()
+		return
 	}
+	k.wanted = map[string]bool{}
 	k.mu.Unlock()
 	for query := range wanted {
 		s, err := k.pool.PrepareContext(ctx, query)

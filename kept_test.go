@@ -2,11 +2,14 @@ package outbox_test
 
 import (
 	"context"
+	"fmt"
+	"sync"
 	"testing"
 
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/testutil"
 )
 
 // Where a driver prepares a statement each time, those of the dispatcher are prepared once; also on a pool that has a single
@@ -42,4 +45,21 @@ func TestStatementsAreKeptPrepared(t *testing.T) {
 			t.Errorf("their texts vary: %q", kept)
 		}
 	})
+}
+
+// The loop, the writer and the heartbeat ask for statements at any time, also while another prepares what was asked for.
+func TestStatementsAreAskedForAtOnce(t *testing.T) {
+	db := testutil.SQLite(t)
+	p := install(t, db, quick(), nil)
+	p.PrepareKept(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for i := range 100 {
+			p.AskKept(fmt.Sprintf("SELECT %d", i))
+		}
+	})
+	for range 1000 {
+		p.PrepareKept(t.Context())
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/testutil"
 )
 
@@ -316,6 +317,49 @@ func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
 	case <-time.After(700 * time.Millisecond): // the limit is over twice; a statement's is a second
 	}
 	lock.Rollback()
+	close(release)
+	if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+		t.Errorf("%+v", h)
+	}
+}
+
+// It may be this process itself that has the lock: while it takes over the tasks of another.
+func TestHeartbeatAfterASlowTakeOver(t *testing.T) {
+	db := processDB(t, testutil.SQLiteDSN(t))
+	running, release, taking := make(chan context.Context, 1), make(chan struct{}), make(chan struct{})
+	opts := processOptions()
+	opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 300*time.Millisecond
+	p := install(t, db, opts, func(p *outbox.Plugin) {
+		p.Handle("held", func(ctx context.Context) error {
+			running <- ctx
+			<-release
+			return ctx.Err()
+		})
+	})
+	var once sync.Once
+	p.Intercept(func(d dialect.Dialect) dialect.Dialect {
+		return between{d, func() {
+			once.Do(func() {
+				close(taking)
+				<-time.After(700 * time.Millisecond) // the limit is over twice; a statement's is a second
+			})
+		}}
+	})
+	id := create(t, db, "held", nil).ID
+	start(t, p)
+	ctx := receive(t, running)
+	dead := "dead"
+	if err := db.Create(&outbox.TaskModel{ID: "task", Func: "held", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, RunAt: time.Now(),
+		State: outbox.StateRunning, Attempt: 1, MaxAttempts: 1, Version: 2, CreatedAt: time.Now(), ProcessID: &dead}).Error; err != nil {
+		t.Fatal(err)
+	}
+	receive(t, taking)
+	if past := ended(t, db, "task"); past.Reason != outbox.ReasonInterrupted {
+		t.Errorf("%+v", past)
+	}
+	if ctx.Err() != nil {
+		t.Errorf("the handler's context ended during the take-over: %v", context.Cause(ctx))
+	}
 	close(release)
 	if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 		t.Errorf("%+v", h)

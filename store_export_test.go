@@ -51,3 +51,7 @@ func (p *Plugin) Kept() []string {
 	defer p.store.kept.mu.Unlock()
 	return slices.Collect(maps.Keys(p.store.kept.stmts))
 }
+
+// AskKept asks for a statement that may be kept prepared, PrepareKept prepares what was asked for.
+func (p *Plugin) AskKept(query string)            { p.store.kept.get(query) }
+func (p *Plugin) PrepareKept(ctx context.Context) { p.store.kept.prepare(ctx) }
