@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -303,6 +304,46 @@ func TestCreateBatch(t *testing.T) {
 			if made, err := outbox.CreateBatch(db); err != nil || len(made) != 0 {
 				t.Errorf("%v, %v", made, err)
 			}
+		})
+		t.Run("texts that need quoting, in rows that are alike and in others", func(t *testing.T) {
+			texts := []string{`NULL`, `a"b`, `back\slash\\`, `{x,y}`, "tab\tnew\nline", `é😀`, ` `, `\"`, `'$1'`}
+			for _, same := range []bool{true, false} {
+				tasks := make([]outbox.NewTask, 2*len(texts))
+				for i := range tasks {
+					tasks[i] = outbox.NewTask{Func: cancelOrder, Args: outbox.Args{"text": texts[i%len(texts)]}, Options: []outbox.Option{outbox.Queue("q")}}
+					if i < len(texts) {
+						tasks[i].Options = append(tasks[i].Options, outbox.Key(fmt.Sprint(same, texts[i])))
+					}
+					if !same && i%2 == 0 {
+						tasks[i].Options = append(tasks[i].Options, outbox.Priority(1), outbox.Timeout(time.Minute))
+					}
+				}
+				made, err := outbox.CreateBatch(db, tasks...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i, m := range made {
+					task, _, err := outbox.Lookup(db, m.ID)
+					if err != nil {
+						t.Fatal(err)
+					}
+					var args outbox.Args
+					if err := json.Unmarshal(task.Args, &args); err != nil || args["text"] != texts[i%len(texts)] || task.Args.String() != m.Args.String() {
+						t.Errorf("task %d has %s, %v; want %q", i, task.Args, err, texts[i%len(texts)])
+					}
+					key := ""
+					if task.Key != nil {
+						key = *task.Key
+					}
+					if want := fmt.Sprint(same, texts[i%len(texts)]); i < len(texts) && key != want || i >= len(texts) && task.Key != nil {
+						t.Errorf("task %d has the key %q", i, key)
+					}
+					if task.Queue != "q" || task.Priority != m.Priority || task.TimeoutMS != m.TimeoutMS || (task.Priority == 1) != (!same && i%2 == 0) {
+						t.Errorf("task %d is %+v, returned as %+v", i, task, m)
+					}
+				}
+			}
+			mustRun(t, db, "DELETE FROM outbox_tasks")
 		})
 		t.Run("arguments that cross a chunk's size", func(t *testing.T) {
 			big := strings.Repeat("é", 1_500_000)

@@ -56,8 +56,7 @@ func effectHandlers(p *outbox.Plugin, db *gorm.DB) {
 func TestKilledAtEachPoint(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
-		// It must not be slow itself, though all tasks become its own at once.
-		p := install(t, db, quick(func(o *outbox.Options) { o.HeartbeatLimit = 4 * limit }), func(p *outbox.Plugin) { effectHandlers(p, db) })
+		p := install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
 		type death struct {
 			name, kind string
 			max        int

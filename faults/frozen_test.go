@@ -25,7 +25,7 @@ func (h finishHook) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox
 func init() {
 	// Its handlers end when the parent says so, whatever their contexts say; param: how.
 	roles["freezes"] = func(s *self) error {
-		opts := quick(func(o *outbox.Options) {
+		opts := quick(patient, func(o *outbox.Options) {
 			o.Hooks = []outbox.Hooks{finishHook{told: func(task *outbox.TaskModel, f outbox.Finish) {
 				say("finished", task.ID, errors.Is(f.Err, outbox.ErrClaimLost))
 			}}}

@@ -256,7 +256,8 @@ func TestSwallowedFullDisk(t *testing.T) {
 // An interruption of a writing statement undoes the whole transaction on SQLite; the handler's own time limit is one.
 func TestSwallowedInterrupt(t *testing.T) {
 	on(t, "sqlite", func(t *testing.T, d database, dsn string) {
-		db := d.open(t, dsn, nil)
+		var tp tap
+		db := d.open(t, dsn, &tp)
 		run(t, db, "CREATE TABLE filler (x)")
 		var interrupted error
 		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
@@ -264,8 +265,14 @@ func TestSwallowedInterrupt(t *testing.T) {
 				if err := leave(ctx, tx); err != nil {
 					return err
 				}
-				short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+				short, cancel := context.WithCancel(ctx)
 				defer cancel()
+				tp.set(func(_ context.Context, st step) error {
+					if !st.after && strings.Contains(st.text, "INSERT INTO filler") {
+						time.AfterFunc(200*time.Millisecond, cancel) // not before the statement has begun
+					}
+					return nil
+				})
 				interrupted = tx.WithContext(short).Exec(
 					"INSERT INTO filler WITH RECURSIVE n(x) AS (VALUES (1) UNION ALL SELECT x + 1 FROM n LIMIT 1000000000) SELECT x FROM n").Error
 				if err := leave(ctx, tx); err == nil {

@@ -137,7 +137,7 @@ func (d database) connect(dsn string, tp *tap) (*gorm.DB, *sql.DB, error) {
 	return db, pool, err
 }
 
-const limit = 600 * time.Millisecond // of heartbeats, where a test waits for it
+const limit = 1500 * time.Millisecond // of heartbeats, where a test waits for it
 
 // quick are options whose scans, heartbeats and retries come soon.
 func quick(change ...func(*outbox.Options)) outbox.Options {

@@ -141,6 +141,9 @@ func TestStoryWithPages(t *testing.T) {
 	}
 	r.SetBasicAuth(found[2], found[3])
 	w, err := http.DefaultClient.Do(r)
+	for ; err == nil && w.StatusCode == 503 && ctx.Err() == nil; w, err = http.DefaultClient.Do(r) {
+		w.Body.Close() // a busy machine; the page says to try again
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
