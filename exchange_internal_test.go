@@ -74,8 +74,8 @@ func TestExpectedTasksAreClaimedWithoutAProbe(t *testing.T) {
 }
 
 // Rows that an exchange has claimed and that no run stands for yet look like strays.
-func TestExchangesAndReclaimsExcludeEachOther(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0, false)
 		p := s.addNode().plugin()
 		defer s.pools[0].Close()
@@ -114,8 +114,8 @@ func TestExchangesAndReclaimsExcludeEachOther(t *testing.T) {
 }
 
 // Between the end of a group's runs and the beginning of those that were claimed for its slots, these look free.
-func TestSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+func TestLoopSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
+	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0, false)
 		for _, id := range []string{"a", "b", "c", "d"} {
 			s.create(id, "plain", 0, nil)

@@ -60,12 +60,14 @@ func (f *finisher) signalIfReady() {
 
 // take removes a group from the queue's head, if there is one to be written now. Handlers that are about to return, such as
 // those of one claim that have nothing to wait for, are let through first: their outcomes would have to wait for this group
-// to be written.
+// to be written, and a claim that was taken apart once would stay so.
 func (f *finisher) take() []*pendingEnd {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for before := -1; len(f.queue) > before && len(f.queue) > 0 && len(f.queue) < f.whole; {
-		before = len(f.queue)
+	for before, alike := -1, 0; alike < 10 && len(f.queue) > 0 && len(f.queue) < f.whole; alike++ {
+		if len(f.queue) > before {
+			before, alike = len(f.queue), 0
+		}
 		f.mu.Unlock()
 		runtime.Gosched()
 		f.mu.Lock()

@@ -86,6 +86,9 @@ func (d *dispatcher) lapsed() {
 func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 	tick := time.NewTicker(d.p.opts.Heartbeat)
 	defer tick.Stop()
+	// Who did not know this process yet may have parked tasks for which it has a function just after it looked for these.
+	again := time.NewTimer(min(d.p.opts.Heartbeat, time.Second))
+	defer again.Stop()
 	seen := observations{}
 	last := time.Now()
 	for {
@@ -104,6 +107,7 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-again.C:
 		}
 	}
 }

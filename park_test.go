@@ -8,12 +8,14 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // logBuffer is a log that can be read while others write.
@@ -342,6 +344,48 @@ func TestRollingDeploy(t *testing.T) {
 		}
 		if len(news) != 3*each || len(byOld)+len(byNew) != 3*each || len(byOld) < each {
 			t.Errorf("added ran %d times, kept %d times in the old and %d times in the new process", len(news), len(byOld), len(byNew))
+		}
+	})
+}
+
+// late is a park by somebody who looked before this process was known, which ends just after this one has looked.
+type late struct {
+	dialect.Dialect
+	done   *atomic.Bool
+	parked chan<- error
+}
+
+func (l late) Unpark(ctx context.Context, c dialect.Conn, funcs, queues []string, limit int) (int64, error) {
+	n, err := l.Dialect.Unpark(ctx, c, funcs, queues, limit)
+	if err == nil && n > 0 && l.done.CompareAndSwap(false, true) {
+		_, err := c.ExecContext(ctx, l.Rebind("UPDATE {tasks} SET state = 'parked' WHERE state = 'pending'"))
+		l.parked <- err
+	}
+	return n, err
+}
+
+func TestTaskIsParkedJustAfterItsProcessHasLooked(t *testing.T) {
+	t.Parallel()
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		opts := hourly()
+		opts.Heartbeat, opts.HeartbeatLimit, opts.Concurrency = time.Hour, 3*time.Hour, 1
+		gate := make(chan struct{})
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("held", func(context.Context) error { <-gate; return nil }) // so that nothing is claimed between the two
+			p.Handle("parked", func(context.Context) error { return nil })
+		})
+		parked := make(chan error, 1)
+		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return late{d, new(atomic.Bool), parked} })
+		create(t, db, "held", nil)
+		id := create(t, db, "parked", nil, outbox.Priority(4)).ID
+		mustRun(t, db, "UPDATE outbox_tasks SET state = 'parked' WHERE func = 'parked'")
+		start(t, p)
+		if err := receive(t, parked); err != nil {
+			t.Fatal(err)
+		}
+		close(gate)
+		if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+			t.Errorf("%+v", past)
 		}
 	})
 }

@@ -55,6 +55,7 @@ const (
 )
 
 func TestOutageLongerThanTheLimit(t *testing.T) {
+	t.Parallel()
 	cluster := testutil.StartPostgres(t)
 	db := processDB(t, cluster.DSN())
 	started, release := make(chan string, 10), make(chan struct{})

@@ -8,31 +8,38 @@ need_compiler
 need_databases
 need_browser
 
-out=$(mktemp -d)
-names=() jobs=()
-trap 'kill "${jobs[@]}" 2>/dev/null || true; rm -rf "$out"' EXIT
+work=$(mktemp -d)
+job=
+trap '[ -z "$job" ] || kill -INT -- "-$job" || true; rm -rf "$work"' EXIT
 
-# start runs a command in a module in the background.
-start() { # name dir command…
-	local name=$1 dir=$2 log=$out/${#jobs[@]}
+# tests runs a command in a module, and notes if it fails.
+tests() { # name dir command…
+	local name=$1 dir=$2
 	shift 2
-	(cd "$dir" && exec "$@") >"$log" 2>&1 </dev/null &
-	names+=("$name") jobs+=($!)
+	echo "test $name"
+	(cd "$dir" && "$@") || echo "$name" >>"$work/failed"
 }
 
-# Side by side, and more at a time than there are processors: most tests wait, for a database or for time to pass.
-for dir in $(modules); do
-	start "$dir" "$dir" go test -race -shuffle=on -p 4 -parallel 8 -timeout 30m "$@" ./...
-done
-start "the loop with 3,000 seeds" . env OUTBOX_LOOP_SEEDS=3000 go test -run '^TestLoop$' .
-
-failed=()
-for i in "${!jobs[@]}"; do
-	wait "${jobs[i]}" || failed+=("${names[i]}")
-	echo "test ${names[i]}"
-	cat "$out/$i"
-done
-[ ${#failed[@]} = 0 ] || {
-	printf 'failed: %s\n' "${failed[@]}" >&2
+# The root module beside the others, with more tests at a time than there are processors: most of them wait, for a database
+# or for time to pass.
+race=(go test -race -shuffle=on -p 3 -parallel 4 -timeout 30m "$@" ./...)
+others() {
+	local dir
+	for dir in $(modules | grep -vFx .); do
+		tests "$dir" "$dir" "${race[@]}"
+	done
+	# Without the race detector, which does not stand testing/synctest.
+	tests "the loop under a fake clock, with 3,000 seeds" . env OUTBOX_LOOP_SEEDS=3000 go test -run '^TestLoop' .
+}
+set -m # a process group of its own, which an interrupt reaches
+others >"$work/others" 2>&1 </dev/null &
+job=$!
+set +m
+tests . . "${race[@]}"
+wait "$job"
+job=
+cat "$work/others"
+[ ! -e "$work/failed" ] || {
+	sed 's/^/failed: /' "$work/failed" >&2
 	exit 1
 }

@@ -213,50 +213,37 @@ func (m *mysql) Requeue(ctx context.Context, c Conn, rows []Requeued) (ids []str
 func (m *mysql) Park(ctx context.Context, c Conn, lanes []Lane, limit int) (parked []string, err error) {
 	err = m.begin(ctx, c, func(c Conn) error {
 		parked = nil
-		var live []struct{ funcs, queues []string }
-		r, err := c.QueryContext(ctx, m.processes)
-		err = each(r, err, func(r Row) error {
-			var funcs, queues []byte
-			if err := r.Scan(&funcs, &queues); err != nil {
-				return err
-			}
-			var p struct{ funcs, queues []string }
-			if err := json.Unmarshal(funcs, &p.funcs); err != nil {
-				return err
-			}
-			if queues != nil {
-				if err := json.Unmarshal(queues, &p.queues); err != nil {
-					return err
-				}
-				p.queues = nonNil(p.queues)
-			}
-			live = append(live, p)
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		var ids []string
+		type head struct{ id, name, queue string }
+		var found []head
 		for _, l := range lanes {
 			r, err := c.QueryContext(ctx, m.at(m.head), l.Queue, l.Priority, limit)
 			if err := each(r, err, func(r Row) error {
-				var id, name string
-				err := r.Scan(&id, &name)
-				for _, p := range live {
-					if slices.Contains(p.funcs, name) && (p.queues == nil || slices.Contains(p.queues, l.Queue)) {
-						return err
-					}
-				}
-				ids = append(ids, id)
+				h := head{queue: l.Queue}
+				err := r.Scan(&h.id, &h.name)
+				found = append(found, h)
 				return err
 			}); err != nil {
 				return err
 			}
 		}
+		if len(found) == 0 {
+			return nil
+		}
+		// After the tasks: who has just brought some back is known by then.
+		live, err := m.live(ctx, c)
+		if err != nil {
+			return err
+		}
+		var ids []string
+		for _, h := range found {
+			if !slices.ContainsFunc(live, func(s server) bool { return s.runs(h.name, h.queue) }) {
+				ids = append(ids, h.id)
+			}
+		}
 		if len(ids) == 0 {
 			return nil
 		}
-		r, err = c.QueryContext(ctx, m.heads, encode(ids))
+		r, err := c.QueryContext(ctx, m.heads, encode(ids))
 		ids = nil
 		if err := each(r, err, func(r Row) error {
 			var name, id string
@@ -273,6 +260,36 @@ func (m *mysql) Park(ctx context.Context, c Conn, lanes []Lane, limit int) (park
 		return nil, err
 	}
 	return parked, nil
+}
+
+// server is what a live process runs; nil queues are all.
+type server struct{ funcs, queues []string }
+
+func (s server) runs(name, queue string) bool {
+	return slices.Contains(s.funcs, name) && (s.queues == nil || slices.Contains(s.queues, queue))
+}
+
+func (m *mysql) live(ctx context.Context, c Conn) (list []server, err error) {
+	r, err := c.QueryContext(ctx, m.processes)
+	err = each(r, err, func(r Row) error {
+		var s server
+		var funcs, queues []byte
+		if err := r.Scan(&funcs, &queues); err != nil {
+			return err
+		}
+		if err := json.Unmarshal(funcs, &s.funcs); err != nil {
+			return err
+		}
+		if queues != nil {
+			if err := json.Unmarshal(queues, &s.queues); err != nil {
+				return err
+			}
+			s.queues = nonNil(s.queues)
+		}
+		list = append(list, s)
+		return nil
+	})
+	return list, err
 }
 
 func (m *mysql) Unpark(ctx context.Context, c Conn, funcs, queues []string, limit int) (n int64, err error) {
