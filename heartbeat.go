@@ -36,6 +36,11 @@ func (d *dispatcher) register(ctx context.Context) error {
 	}
 	begun := time.Now()
 	if err := d.store.register(ctx, m); err != nil {
+		if ctx.Err() != nil { // it was cut short, and the row may be there nevertheless
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
+			defer cancel()
+			_ = d.store.unregister(last, m.ID)
+		}
 		return err
 	}
 	d.mu.Lock()

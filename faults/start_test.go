@@ -66,6 +66,32 @@ func TestStopDuringStart(t *testing.T) {
 	})
 }
 
+// The process row is written, but the reply never comes: the context has ended first.
+func TestStopWhileItRegisters(t *testing.T) {
+	each(t, func(t *testing.T, d database, dsn string) {
+		var tp tap
+		db := d.open(t, dsn, &tp)
+		p := install(t, db, quick(patient), nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		registered := false
+		tp.set(func(_ context.Context, s step) error {
+			if registered || !s.after || !strings.Contains(s.text, `INSERT INTO "outbox_processes"`) {
+				return nil
+			}
+			registered = true
+			cancel()
+			return ctx.Err()
+		})
+		if err := p.Run(ctx); err != nil || !registered {
+			t.Errorf("%v, registered: %v", err, registered)
+		}
+		if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
+			t.Errorf("%d process rows are left", n)
+		}
+	})
+}
+
 // A pool that cannot serve the slots beside the dispatcher's own statements is warned of when Run starts, with the numbers.
 func TestPoolThatIsTooSmall(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
