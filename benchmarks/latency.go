@@ -106,7 +106,7 @@ func (w watch) fromCommit(ctx context.Context, c creator, dispatch dispatcher) (
 
 // commits takes the time of single INSERTs, each with its commit, at a rate: every claim holds one such wait for the disk.
 func (w watch) commits(ctx context.Context, pool *sql.DB) (latencies, error) {
-	if _, err := pool.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS commits (id bigserial PRIMARY KEY, body text)"); err != nil {
+	if _, err := pool.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS commits (body text)"); err != nil {
 		return nil, err
 	}
 	took := make(latencies, w.n)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
@@ -99,6 +100,8 @@ func (b *bench) create(ctx context.Context) (*result, error) {
 		Goals: []goal{
 			{Text: "1 writer, of the row alone", Samples: rows[1].Cells[2], Unit: "×", Limit: .8, Quick: b.quick},
 			{Text: fmt.Sprintf("%d writers, of the row alone", writers), Samples: rows[1].Cells[3], Unit: "×", Limit: .7, Quick: b.quick},
+			{Text: "1 writer, a bare INSERT of the task's row, of the row alone", Samples: rows[2].Cells[2], Unit: "×", Info: true},
+			{Text: fmt.Sprintf("%d writers, a bare INSERT of the task's row, of the row alone", writers), Samples: rows[2].Cells[3], Unit: "×", Info: true},
 		},
 	}, nil
 }
@@ -160,17 +163,28 @@ func transactions(ctx context.Context, dsn string, o *ours) ([]way, func(), erro
 			_, err := outbox.Create(tx, benchFunc, number{int(row.ID)})
 			return err
 		})},
+		{"GORM, a bare INSERT of the task's row", false, "outbox_tasks", 0, throughGORM(func(tx *gorm.DB, row *order) error {
+			_, err := tx.Statement.ConnPool.ExecContext(tx.Statement.Context, bareTask, uuid.Must(uuid.NewV7()).String(), benchFunc,
+				fmt.Sprintf(`{"n":%d}`, row.ID))
+			return err
+		})},
 		{"GORM, River through database/sql", false, "river_job", 0, throughGORM(func(tx *gorm.DB, row *order) error {
 			_, err := throughSQL.InsertTx(tx.Statement.Context, tx.Statement.ConnPool.(*sql.Tx), number{int(row.ID)}, nil)
 			return err
 		})},
-		{"pgx, the row alone", false, "", 3, inPgx(func(context.Context, pgx.Tx, int64) error { return nil })},
-		{"pgx, River with its own driver", false, "river_job", 3, inPgx(func(ctx context.Context, tx pgx.Tx, id int64) error {
+		{"pgx, the row alone", false, "", 4, inPgx(func(context.Context, pgx.Tx, int64) error { return nil })},
+		{"pgx, River with its own driver", false, "river_job", 4, inPgx(func(ctx context.Context, tx pgx.Tx, id int64) error {
 			_, err := throughPgx.InsertTx(ctx, tx, number{int(id)}, nil)
 			return err
 		})},
 	}, conns.Close, nil
 }
+
+// bareTask is as little as can be said of a task.
+const bareTask = `
+INSERT INTO outbox_tasks (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms,
+	repeatable, version, created_at)
+VALUES ($1, $2, $3, 'default', 2, now(), 'pending', 0, 0, 0, 1, 0, false, 1, now())`
 
 // hammer calls f from n goroutines for a while and returns calls a second.
 func hammer(ctx context.Context, n int, span time.Duration, f func(context.Context) error) (float64, error) {

@@ -18,6 +18,7 @@ func (b *bench) defaults(ctx context.Context) (*result, error) {
 		b.enterOurs("outbox", b.tasks(30_000), outbox.Options{}, 0),
 		b.enterRiverPgx("River, its own driver", b.tasks(3_000), riverDefaults),
 		b.enterRiverSQL("River, database/sql", b.tasks(3_000), riverDefaults),
+		b.enterBare(10, b.tasks(30_000)),
 		b.enterGue("gue", b.tasks(3_000), gueWorkers),
 	}
 	a, err := b.enterAsynq(ctx, "asynq, on Redis", b.tasks(20_000), asynq.Config{})
@@ -33,9 +34,10 @@ func (b *bench) defaults(ctx context.Context) (*result, error) {
 		Notes: []string{fmt.Sprintf("The options' zero values, and the pool's; where a number has no default it is that of the examples: River's MaxWorkers 100. gue has %d workers. "+
 			"asynq's Redis keeps nothing on disk.", gueWorkers)},
 		Columns: []column{{"rate", "tasks/s"}}, Rows: rows,
-		Goals: []goal{b.ratio("of River with its own driver", rows, 0, 1, 10), b.ratio("of River through database/sql", rows, 0, 2, 10)},
+		Goals: []goal{b.ratio("of River with its own driver", rows, 0, 1, 10), b.ratio("of River through database/sql", rows, 0, 2, 10),
+			comparison("the bare loop in groups of as many as we have slots, of River with its own driver", rows, 3, 1)},
 	}
-	for i := 3; i < len(rows); i++ {
+	for i := 4; i < len(rows); i++ {
 		r.Goals = append(r.Goals, b.ratio("of "+rows[i].Name, rows, 0, i, 1))
 	}
 	return r, nil
