@@ -189,7 +189,7 @@ func TestCancelAgainstTheClaim(t *testing.T) {
 func TestRescheduleToNowWakes(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		p, ran := shop(t, db, outbox.Options{Scan: "@every 1h"}) // only a wake-up can be in time
-		start(t, p)
+		startAwake(t, db, p, cancelOrder, ran)
 		for name, at := range map[string]time.Time{
 			"now":      time.Now(),
 			"the past": time.Now().Add(-time.Hour),

@@ -35,12 +35,10 @@ func (d *dispatcher) register(ctx context.Context) error {
 		}
 	}
 	begun := time.Now()
-	if err := d.store.register(ctx, m); err != nil {
-		if ctx.Err() != nil { // it was cut short, and the row may be there nevertheless
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
-			defer cancel()
-			_ = d.store.unregister(last, m.ID)
-		}
+	// Not cut short by a shutdown: a row that is there is to be known, and removed.
+	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
+	defer cancel()
+	if err := d.store.register(limited, m); err != nil {
 		return err
 	}
 	d.mu.Lock()

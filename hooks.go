@@ -299,13 +299,23 @@ func (h *hint) isOver() bool {
 	return h.found.Load()
 }
 
-// activate makes hints count from now on, until watch returns.
+// activate makes hints count from now on, until deactivate.
 func (w *wakeups) activate() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.active++; w.changed == nil {
 		w.changed = make(chan struct{}, 1)
 		w.byTx, w.byTask = map[gorm.ConnPool]*hint{}, map[string]*hint{}
+	}
+}
+
+func (w *wakeups) deactivate() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.active--; w.active == 0 {
+		clear(w.byTx)
+		clear(w.byTask)
+		w.dueAt = time.Time{}
 	}
 }
 
@@ -324,15 +334,6 @@ func (w *wakeups) asked() []dialect.Lane {
 // watch calls wake when tasks that this process created may have become due, with their lanes or, if these are not known,
 // with none, until ctx is done. It follows activate.
 func (w *wakeups) watch(ctx context.Context, wake func([]dialect.Lane)) {
-	defer func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.active--; w.active == 0 {
-			clear(w.byTx)
-			clear(w.byTask)
-			w.dueAt = time.Time{}
-		}
-	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

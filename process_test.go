@@ -9,6 +9,9 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -152,6 +155,22 @@ func (c *process) signal(t *testing.T, s os.Signal) {
 	if err := c.Process.Signal(s); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// freeze returns when every thread of it stands still; until then one may still take a lock.
+func (c *process) freeze(t *testing.T) {
+	t.Helper()
+	c.signal(t, syscall.SIGSTOP)
+	if runtime.GOOS != "linux" {
+		return
+	}
+	eventually(t, "it stands still", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", c.Process.Pid))
+		return err == nil && !slices.ContainsFunc(threads, func(path string) bool {
+			stat, err := os.ReadFile(path)
+			return err == nil && !strings.Contains(string(stat), ") T ")
+		})
+	})
 }
 
 func (c *process) letGo(t *testing.T) {
@@ -302,7 +321,7 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 		zombie := startProcess(t, dsn)
 		before := zombie.row(t, db)
 		zombie.says(t, "started "+task.ID)
-		freeze := func(*gorm.DB) error { zombie.signal(t, syscall.SIGSTOP); return nil }
+		freeze := func(*gorm.DB) error { zombie.freeze(t); return nil }
 		if kind == "transactional" && strings.HasPrefix(dsn, "file:") {
 			_ = freeze(nil)
 			// The zombie's transaction keeps everybody from writing, so nobody can take its task over. When it wakes up
@@ -364,8 +383,8 @@ func TestFrozenTogetherNobodyIsDeclaredDead(t *testing.T) {
 		row := observer.row(t, db)
 		beaten := func() bool { return observer.row(t, db).Beats > row.Beats+3 }
 		eventually(t, "the observer has seen the owner", beaten)
-		owner.signal(t, syscall.SIGSTOP)
-		observer.signal(t, syscall.SIGSTOP)
+		owner.freeze(t)
+		observer.freeze(t)
 		<-time.After(processLimit + 500*time.Millisecond)
 		row = observer.row(t, db)
 		observer.signal(t, syscall.SIGCONT)

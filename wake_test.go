@@ -9,6 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // hourly are options with which only a wake-up or the timer can be in time.
@@ -184,6 +185,51 @@ func TestRolledBackTaskNeverRuns(t *testing.T) {
 				}
 				eventually(t, "no hint is left", func() bool { transactions, tasks := p.Hints(); return transactions+tasks == 0 })
 			})
+		}
+	})
+}
+
+// starting does something when Run begins.
+type starting struct {
+	dialect.Dialect
+	do func()
+}
+
+func (s starting) Check(ctx context.Context, c dialect.Conn) error {
+	s.do()
+	return s.Dialect.Check(ctx, c)
+}
+
+// A transaction is open from before the dispatcher's first look until after it.
+func TestCommitAfterTheFirstLook(t *testing.T) {
+	t.Parallel()
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		if db.Name() == "sqlite" {
+			t.Skip("the open transaction would keep the dispatcher from starting")
+		}
+		var ran <-chan string
+		p := install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+		first := create(t, db, "note", nil).ID
+		var tx *gorm.DB
+		var late string
+		p.Intercept(func(d dialect.Dialect) dialect.Dialect {
+			return starting{d, func() {
+				if tx == nil {
+					tx = db.Begin()
+					late = create(t, tx, "note", nil).ID
+				}
+			}}
+		})
+		start(t, p)
+		if id := receive(t, ran); id != first {
+			t.Fatalf("%s ran, want %s", id, first)
+		}
+		ended(t, db, first)
+		if err := tx.Commit().Error; err != nil {
+			t.Fatal(err)
+		}
+		if id := receive(t, ran); id != late {
+			t.Errorf("%s ran, want %s", id, late)
 		}
 	})
 }

@@ -1,6 +1,7 @@
 package admin_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"gorm.io/gorm"
 
@@ -59,6 +61,7 @@ func open(t *testing.T, db *gorm.DB, opts admin.Options) *desk {
 	if opts.Authorize == nil {
 		opts.Authorize = everything
 	}
+	opts.QueryTimeout = cmp.Or(opts.QueryTimeout, time.Minute) // for a busy machine
 	opts.Logger = slog.New(slog.NewTextHandler(testWriter{t}, nil))
 	pages, err := admin.New(d.p, opts)
 	if err != nil {

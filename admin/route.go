@@ -53,9 +53,7 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Permissions-Policy", "camera=(), geolocation=(), microphone=()")
 	h.Set("X-Frame-Options", "DENY")
 	h.Set("Cache-Control", "no-store")
-	ctx, cancel := context.WithTimeout(r.Context(), s.opts.QueryTimeout)
-	defer cancel()
-	q.ctx, q.limit = ctx, s.opts.QueryTimeout
+	q.ctx, q.limit = r.Context(), s.opts.QueryTimeout
 	if err := s.cross.Check(r); err != nil {
 		q.refuse(fail(http.StatusForbidden, "The request came from another site."))
 		return
@@ -73,6 +71,9 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.refuse(err)
 		return
 	}
+	ctx, cancel := context.WithTimeout(r.Context(), s.opts.QueryTimeout) // from here on: to check a password takes a while
+	defer cancel()
+	q.ctx = ctx
 	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil { // URL.Query drops what it cannot read: a part of a filter, say
 		q.refuse(fail(http.StatusBadRequest, "The URL's parameters cannot be read: they are separated by & and escaped with %%."))
 		return
