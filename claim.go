@@ -163,7 +163,13 @@ func (d *dispatcher) park(ctx context.Context) {
 // no claim of its own is under way meanwhile. owned is how many it runs, as the table has it.
 func (d *dispatcher) reconcileSoon(owned int64) {
 	d.mu.Lock()
-	d.strays = owned > int64(len(d.runs))
+	running := int64(0)
+	for r := range d.runs {
+		if !r.recorded.Load() { // otherwise its row is gone, and only its handler has not returned
+			running++
+		}
+	}
+	d.strays = owned > running
 	d.mu.Unlock()
 	poke(d.reconcile)
 }
@@ -211,17 +217,16 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 	}
 	d.mu.Unlock()
 	if len(outcomes)+len(back) > 0 {
-		// The loop must not wait for a row that somebody has locked.
-		done, _, err := d.store.writeUnlocked(limited, outcomes, back)
+		done, err := d.giveUp(limited, outcomes, back)
+		if done > 0 {
+			d.log.Warn("outbox: claimed tasks without a run are given back or ended", "count", done)
+			d.wake()
+		}
 		if err != nil {
 			d.trouble.met("reclaim", err)
 			return
 		}
 		d.trouble.over("reclaim")
-		if len(done) > 0 {
-			d.log.Warn("outbox: claimed tasks without a run are given back or ended", "count", len(done))
-			d.wake()
-		}
 	}
 	// Not by the time alone: while the database was away, nobody could look.
 	d.mu.Lock()
@@ -231,12 +236,35 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 	}
 }
 
+// giveUp writes what becomes of claims without a run; where the database refuses some row, one by one. The loop must not wait
+// for a row that somebody has locked.
+func (d *dispatcher) giveUp(ctx context.Context, outcomes []dialect.Outcome, back []dialect.Requeued) (int, error) {
+	done, _, err := d.store.writeUnlocked(ctx, outcomes, back)
+	if class := dialect.Classify(err); err == nil || class != dialect.Data && class != dialect.Other || len(outcomes)+len(back) == 1 {
+		return len(done), err
+	}
+	total := 0
+	var errs []error
+	one := func(outcomes []dialect.Outcome, back []dialect.Requeued) {
+		done, _, err := d.store.writeUnlocked(ctx, outcomes, back)
+		total, errs = total+len(done), append(errs, err)
+	}
+	for i := range outcomes {
+		one(outcomes[i:i+1], nil)
+	}
+	for i := range back {
+		one(nil, back[i:i+1])
+	}
+	return total, errors.Join(errs...)
+}
+
 // mayReclaim reports whether there is a reason to reclaim, and keeps exchanges from claiming meanwhile. While one is under
 // way, whose claims are not known yet, it is too early; its end asks again.
 func (d *dispatcher) mayReclaim() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.doubt.IsZero() && !d.strays {
+		d.reclaiming = false // what looked like strays may have been those of an exchange
 		return false
 	}
 	d.reclaiming = true

@@ -18,8 +18,7 @@ func (d *dispatcher) shutDown(grace time.Duration) error {
 	d.endRuns(errShutdown)
 	// Those that ignore it are abandoned at the end of the grace, which has to be recorded. The others are about to
 	// free their slots once their outcomes are.
-	recorded := func(r *run) bool { return r.abandoned.Load() && r.recorded.Load() }
-	rest := d.restWithin(d.p.opts.CancelGrace+d.statementLimit(), recorded)
+	rest := d.restWithin(d.p.opts.CancelGrace+d.statementLimit(), (*run).leftBehind)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if rest && len(d.runs) == 0 {
@@ -39,24 +38,29 @@ func (d *dispatcher) shutDown(grace time.Duration) error {
 func (d *dispatcher) restWithin(limit time.Duration, left func(*run) bool) bool {
 	timer := time.NewTimer(limit)
 	defer timer.Stop()
-	rest := func() bool {
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for r := range d.runs {
-			if !left(r) {
-				return false
-			}
-		}
-		return true
-	}
 	for {
-		if rest() {
+		if d.rests(left) {
 			return true
 		}
 		select {
 		case <-d.slotFree:
 		case <-timer.C:
-			return rest()
+			return d.rests(left)
 		}
 	}
+}
+
+// rests reports whether every run is one that may be left.
+func (d *dispatcher) rests(left func(*run) bool) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.exchanging > 0 {
+		return false // it may have claimed what is no run yet
+	}
+	for r := range d.runs {
+		if !left(r) {
+			return false
+		}
+	}
+	return true
 }

@@ -20,6 +20,7 @@ func (d *dispatcher) exchange(group []*pendingEnd) (written bool, err error) {
 	done, list, full, err := d.store.exchange(ctx, outcomes, requeued, plan, own+free)
 	if err != nil {
 		d.mayHaveClaimed()
+		d.wake() // what it had locked may be behind the marks of another's claim by now
 		d.exchanged(free)
 		return false, err
 	}

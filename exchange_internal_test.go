@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -113,6 +114,103 @@ func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
 	})
 }
 
+// What an exchange has claimed is no run yet when it has freed the slots of its group.
+func TestLoopShutdownWaitsForAnExchange(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := New(Options{}).newDispatcher(&store{d: memDialect{m: newMemory(false)}})
+		defer d.lapse.Stop()
+		d.accept(true)
+		d.lastBeat = time.Now()
+		d.backlog.found([]dialect.Lane{someLane})
+		_, n := d.mayExchange(nil)
+		const later = time.Second
+		time.AfterFunc(later, func() { d.exchanged(n); poke(d.slotFree) })
+		begun := time.Now()
+		if !d.restWithin(time.Minute, (*run).leftBehind) || time.Since(begun) != later {
+			t.Errorf("it rests after %v, and the exchange ends after %v", time.Since(begun), later)
+		}
+	})
+}
+
+// What looks like strays may be what an exchange has claimed; that it is not so any more when the exchange ends must not keep
+// others from claiming for ever.
+func TestLoopReclaimThatIsNotNeededAnyMore(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := New(Options{}).newDispatcher(&store{d: memDialect{m: newMemory(false)}})
+		defer d.lapse.Stop()
+		d.accept(true)
+		d.lastBeat = time.Now()
+		d.backlog.found([]dialect.Lane{someLane})
+		_, n := d.mayExchange(nil)
+		d.reconcileSoon(1)
+		if d.mayReclaim() {
+			t.Error("reclaims during an exchange")
+		}
+		d.reconcileSoon(0)
+		d.exchanged(n)
+		if d.mayReclaim() {
+			t.Error("reclaims what nobody misses")
+		}
+		if _, n := d.mayExchange(nil); n == 0 {
+			t.Error("no exchange may claim any more")
+		}
+	})
+}
+
+// The rows that a failed exchange had locked may have been passed over by another, whose marks are behind them.
+func TestLoopProbesAfterAFailedExchange(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		s := newSim(t, 0, false)
+		n := s.addNode()
+		n.fault = func(what string) memFault {
+			if what == "COMMIT" || what == "BEGIN" {
+				return memFault{err: errLost}
+			}
+			return memFault{}
+		}
+		p := n.plugin()
+		defer s.pools[0].Close()
+		d := p.newDispatcher(p.store)
+		defer d.lapse.Stop()
+		defer d.stopWriting()
+		d.accept(true)
+		d.lastBeat = time.Now()
+		d.backlog.found([]dialect.Lane{someLane})
+		if written, err := d.exchange(nil); written || err == nil {
+			t.Fatalf("written: %v, %v", written, err)
+		}
+		if len(d.woken) == 0 {
+			t.Error("nobody looks at what is due")
+		}
+	})
+}
+
+// A task that this process has lost and claimed again may end twice in one group: only the last claim was written.
+func TestLoopGroupWithTwoClaimsOfOneTask(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		p := New(Options{})
+		told := map[int64]error{}
+		p.opts.Hooks = []Hooks{finishHookFunc(func(t *TaskModel, f Finish) { told[t.Version] = f.Err })}
+		d := p.newDispatcher(&store{d: memDialect{m: newMemory(false)}})
+		defer d.lapse.Stop()
+		var group []*pendingEnd
+		for _, version := range []int64{2, 4} {
+			r := d.newRun(claimed{task: &TaskModel{ID: "task", Func: "f", MaxAttempts: 1, Version: version}})
+			group = append(group, &pendingEnd{run: r, verdict: decide(r.task, ending{}, d.backoff)})
+		}
+		d.durable(group, map[string]bool{"task": true})
+		if !errors.Is(told[2], ErrClaimLost) || told[4] != nil {
+			t.Errorf("the claims were told %v", told)
+		}
+	})
+}
+
+type finishHookFunc func(*TaskModel, Finish)
+
+func (finishHookFunc) OnCreate(context.Context, *TaskModel) error                { return nil }
+func (finishHookFunc) OnStart(ctx context.Context, _ *TaskModel) context.Context { return ctx }
+func (f finishHookFunc) OnFinish(_ context.Context, t *TaskModel, e Finish)      { f(t, e) }
+
 // Between the end of a group's runs and the beginning of those that were claimed for its slots, these look free.
 func TestLoopSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
 	bubble(t, func(t *testing.T) {
@@ -132,7 +230,7 @@ func TestLoopSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
 		defer close(d.drain)
 		d.finisher = newFinisher(simSlots)
 		seen := -1
-		p.opts.Hooks = append(p.opts.Hooks, onFinish(func() { seen = max(seen, d.room()) }))
+		p.opts.Hooks = append(p.opts.Hooks, finishHookFunc(func(*TaskModel, Finish) { seen = max(seen, d.room()) }))
 		if err := d.register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -165,9 +263,3 @@ func TestLoopSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
 		}
 	})
 }
-
-type onFinish func()
-
-func (onFinish) OnCreate(context.Context, *TaskModel) error                { return nil }
-func (onFinish) OnStart(ctx context.Context, _ *TaskModel) context.Context { return ctx }
-func (f onFinish) OnFinish(context.Context, *TaskModel, Finish)            { f() }

@@ -64,7 +64,8 @@ func (f *finisher) signalIfReady() {
 func (f *finisher) take() []*pendingEnd {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for before, alike := -1, 0; alike < 10 && len(f.queue) > 0 && len(f.queue) < f.whole; alike++ {
+	begun := time.Now()
+	for before, alike := -1, 0; alike < 10 && len(f.queue) > 0 && len(f.queue) < f.whole && time.Since(begun) < time.Millisecond; alike++ {
 		if len(f.queue) > before {
 			before, alike = len(f.queue), 0
 		}
@@ -112,7 +113,7 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 		group := d.finisher.take()
 		if len(group) > 0 {
 			if written, failed := d.exchange(group); !written {
-				d.writeGroup(group, failed, false)
+				d.writeGroup(group, time.Now(), failed, false)
 			}
 			d.finisher.written()
 			// Once for the group, so that the next claim is not for a part of it.
@@ -125,7 +126,7 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 			if group = d.finisher.take(); len(group) == 0 {
 				return
 			}
-			d.writeGroup(group, nil, false)
+			d.writeGroup(group, time.Now(), nil, false)
 			d.finisher.written()
 		}
 	}
@@ -140,9 +141,9 @@ func (d *dispatcher) lockPatience() time.Duration {
 }
 
 // writeGroup makes a group of outcomes durable, however long that takes; their slots stay taken until then. Only a
-// shutdown that has waited long enough gives up: then the tasks are found as interrupted. failed is the error of an earlier
-// try, if there was one; alone says that nothing else waits for this group.
-func (d *dispatcher) writeGroup(group []*pendingEnd, failed error, alone bool) {
+// shutdown that has waited long enough gives up: then the tasks are found as interrupted. It has been tried since then, and
+// failed is the error of an earlier try, if there was one; alone says that nothing else waits for this group.
+func (d *dispatcher) writeGroup(group []*pendingEnd, since time.Time, failed error, alone bool) {
 	class := dialect.Classify(failed)
 	inDoubt := class == dialect.Lost // it may have been committed although its reply was lost
 	careful := alone || inDoubt || mayBeLocked(class)
@@ -156,23 +157,26 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, failed error, alone bool) {
 			d.trouble.over(step)
 			return
 		}
-		switch class := dialect.Classify(err); {
+		class := dialect.Classify(err)
+		// It is these outcomes that do not go through, be it that they are more than one statement can hold or bear.
+		stuck := err != nil && try >= 4 && (class == dialect.Other || d.beatenSince(since))
+		switch {
 		case err == nil && !alone:
 			for _, p := range group {
 				d.log.Warn("outbox: outcome waits, another transaction has locked the task's row", p.run.attrs()...)
 			}
-			d.alone.Go(func() { d.writeGroup(group, failed, true) })
+			d.alone.Go(func() { d.writeGroup(group, since, failed, true) })
 			return
 		case err == nil:
 			err = errRowLocked
-		case len(group) > 1 && (class == dialect.Data || class == dialect.Other && try >= 4):
+		case len(group) > 1 && (class == dialect.Data || stuck):
 			// One of them is the cause.
-			d.writeGroup(group[:len(group)/2], failed, alone)
-			d.writeGroup(group[len(group)/2:], failed, alone)
+			d.writeGroup(group[:len(group)/2], since, failed, alone)
+			d.writeGroup(group[len(group)/2:], since, failed, alone)
 			return
-		case class == dialect.Other && try >= 4 && !alone:
+		case stuck && !alone:
 			// The others' outcomes must not wait for what may never succeed.
-			d.alone.Go(func() { d.writeGroup(group, failed, true) })
+			d.alone.Go(func() { d.writeGroup(group, since, failed, true) })
 			return
 		case class == dialect.Data:
 			if replaceTexts(group[0], err) {
@@ -202,6 +206,13 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, failed error, alone bool) {
 			return
 		}
 	}
+}
+
+// beatenSince reports whether a heartbeat that was sent after a time has succeeded.
+func (d *dispatcher) beatenSince(t time.Time) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.lastBeat.After(t)
 }
 
 // mayBeLocked reports whether a statement may have failed because it waited for a lock of another transaction.
@@ -262,8 +273,15 @@ func split(group []*pendingEnd) (outcomes []dialect.Outcome, requeued []dialect.
 // durable releases the runs of a group that is written; those that are not done have lost their claim.
 func (d *dispatcher) durable(group []*pendingEnd, done map[string]bool) {
 	again := false
+	newest := map[string]int64{} // of a task that this process claimed again after it had lost it, only the last claim was written
+	if len(done) < len(group) {
+		for _, p := range group {
+			newest[p.run.task.ID] = max(newest[p.run.task.ID], p.run.task.Version)
+		}
+	}
 	for _, p := range group {
-		p.run.durable(p.ending, p.verdict, !done[p.run.task.ID])
+		t := p.run.task
+		p.run.durable(p.ending, p.verdict, !done[t.ID] || t.Version < newest[t.ID])
 		again = again || p.verdict.requeue != nil
 	}
 	if again {

@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/testutil"
 )
 
@@ -117,6 +119,15 @@ func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 				}
 				if data {
 					receiveGivenUp(t, finished) // at once, for waiting would not help
+					// Nor does it keep the dispatcher from giving back what it has claimed without knowing.
+					process := processRow(t, db, "").ID
+					if err := db.Create(&outbox.TaskModel{ID: "stray", Func: "good", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, RunAt: time.Now(),
+						State: outbox.StateRunning, Attempt: 1, MaxAttempts: 1, Version: 2, CreatedAt: time.Now(), ProcessID: &process}).Error; err != nil {
+						t.Fatal(err)
+					}
+					if past := ended(t, db, "stray"); past.Status != outbox.StatusSuccess {
+						t.Errorf("%+v", past)
+					}
 				}
 				stop()
 				if err := receive(t, done); !data && err == nil {
@@ -426,4 +437,70 @@ func TestLockedRowKeepsNoOther(t *testing.T) {
 			})
 		})
 	}
+}
+
+// single is a database that loses the connection whenever more than one outcome is to be written at a time, as when they
+// are more than a packet may hold.
+type single struct{ dialect.Dialect }
+
+func (s single) Move(ctx context.Context, c dialect.Conn, from dialect.From, rows []dialect.Outcome) ([]string, error) {
+	if len(rows) > 1 {
+		return nil, driver.ErrBadConn
+	}
+	return s.Dialect.Move(ctx, c, from, rows)
+}
+
+func TestGroupThatNeverGoesThroughIsTakenApart(t *testing.T) {
+	t.Parallel()
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		gate := make(chan struct{})
+		opts := quick()
+		opts.Heartbeat, opts.HeartbeatLimit = 200*time.Millisecond, 30*time.Second // it tells whether the database answers otherwise
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("gated", func(context.Context) error { <-gate; return nil })
+		})
+		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return single{d} })
+		var ids []string
+		for range 6 {
+			ids = append(ids, create(t, db, "gated", nil).ID)
+		}
+		start(t, p)
+		eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
+		close(gate)
+		for _, id := range ids {
+			if past := ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
+				t.Errorf("%+v", past)
+			}
+		}
+	})
+}
+
+// A handler that ignores its time limit keeps its slot; RunDue says so, and does not wait for it for ever.
+func TestRunDueLeavesAHandlerThatIgnoresItsTimeout(t *testing.T) {
+	t.Parallel()
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		leave := make(chan struct{})
+		defer close(leave)
+		opts := quick()
+		opts.CancelGrace = 50 * time.Millisecond
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("deaf", func(context.Context) error { <-leave; return nil })
+			p.Handle("fine", func(context.Context) error { return nil })
+		})
+		deaf, fine := create(t, db, "deaf", nil, outbox.Timeout(20*time.Millisecond)).ID, create(t, db, "fine", nil).ID
+		done := make(chan error, 1)
+		go func() {
+			_, err := p.RunDue(context.Background())
+			done <- err
+		}()
+		if err := receive(t, done); err == nil || !strings.Contains(err.Error(), "1 handlers ignored") {
+			t.Errorf("got %v", err)
+		}
+		if past := ended(t, db, deaf); past.Reason != outbox.ReasonTimeout {
+			t.Errorf("%+v", past)
+		}
+		if past := ended(t, db, fine); past.Status != outbox.StatusSuccess {
+			t.Errorf("%+v", past)
+		}
+	})
 }

@@ -124,7 +124,8 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
 	}
-	if err == nil && !alive {
+	buried := err == nil && !alive
+	if buried {
 		d.log.Warn("outbox: this process was declared dead, its claims are lost; it goes on as a new one", "process", d.processID())
 		d.cancelRuns(ErrClaimLost)
 		err = d.register(ctx)
@@ -140,7 +141,7 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 	}
 	d.trouble.over("heartbeat")
 	d.mu.Lock()
-	lapsed := time.Since(d.lastBeat) >= d.leaseTime()
+	lapsed := buried || time.Since(d.lastBeat) >= d.leaseTime()
 	d.lastBeat = begun
 	d.mu.Unlock()
 	if lapsed {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"strconv"
 	"strings"
@@ -105,4 +106,49 @@ func TestLoopStartsNothingAfterItsContext(t *testing.T) {
 			t.Errorf("it ran %d times, and is %+v", s.tasks["task"].runs, left)
 		}
 	})
+}
+
+// While the lease is over nothing is claimed, and whatever wakes the loop meanwhile is used up. So there has to be a look
+// afterwards, also when the process was declared dead and has begun anew.
+func TestLoopLooksAgainAfterItsLease(t *testing.T) {
+	for _, buried := range []bool{false, true} {
+		t.Run(fmt.Sprintf("buried %v", buried), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s := newSim(t, 0, false)
+				begun := time.Now()
+				n := s.addNode()
+				n.fault = func(what string) (f memFault) {
+					since := time.Since(begun)
+					if strings.Contains(what, "beat_at = {now}") && since > time.Second && since < 8*time.Second {
+						f.err = errLost
+					}
+					return f
+				}
+				s.create("task", "quick", 5*time.Second, nil)
+				p := n.plugin()
+				defer s.pools[0].Close()
+				var err error
+				if p.schedule, err = parseSchedule("@every 1h"); err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Hour)
+				defer cancel()
+				ran := time.Duration(0)
+				p.Handle("quick", func(context.Context) error { ran = time.Since(begun); cancel(); return nil })
+				if buried {
+					time.AfterFunc(7*time.Second, func() {
+						s.m.mu.Lock()
+						defer s.m.mu.Unlock()
+						maps.DeleteFunc(s.m.rows, func(key string, _ any) bool { return strings.HasPrefix(key, "process ") })
+					})
+				}
+				if err := p.Run(ctx); err != nil {
+					t.Error(err)
+				}
+				if ran == 0 || ran > 20*time.Second {
+					t.Errorf("a task that was due after 5 s ran after %v", ran)
+				}
+			})
+		})
+	}
 }

@@ -322,6 +322,9 @@ func (r *run) release() bool {
 	return true
 }
 
+// leftBehind reports whether nothing is to be expected of a run any more, though its handler has not returned.
+func (r *run) leftBehind() bool { return r.abandoned.Load() && r.recorded.Load() }
+
 func (r *run) attrs(more ...any) []any {
 	return append([]any{"task_id", r.task.ID, "func", r.task.Func, "attempt", r.task.Attempt}, more...)
 }

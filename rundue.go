@@ -77,7 +77,7 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		if n > 0 && d.room() > 0 {
 			continue
 		}
-		if n == 0 && !more && d.room() == d.slots {
+		if n == 0 && !more && d.rests((*run).leftBehind) {
 			if parked {
 				break
 			}
