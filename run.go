@@ -49,6 +49,8 @@ func (d *dispatcher) newRun(c claimed) *run {
 // work runs one task after another, until the dispatcher drains: a new goroutine for each would have to grow its stack each
 // time. One that a handler ends with runtime.Goexit is replaced by the next start.
 func (d *dispatcher) work(r *run) {
+	var reserve [5 << 10]byte // in use, so that the collector does not halve the stack, which the next handler would have to grow again
+	defer keep(&reserve)
 	for {
 		r.execute()
 		select {
@@ -58,6 +60,9 @@ func (d *dispatcher) work(r *run) {
 		}
 	}
 }
+
+//go:noinline
+func keep(*[5 << 10]byte) {}
 
 // execute runs the handler and hands the outcome over.
 func (r *run) execute() {
