@@ -242,6 +242,7 @@ func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeu
 	}
 	defer over()
 	err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
+		ctx := s.inside(ctx)
 		if done, err = s.writeIn(ctx, s.work(tx), outcomes, requeued); err == nil {
 			list, full, err = s.claimIn(ctx, s.work(tx), plan, limit)
 		}
@@ -251,6 +252,16 @@ func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeu
 		return nil, nil, false, err
 	}
 	return done, list, full, nil
+}
+
+// inside is the context of a statement of an open transaction. mattn/go-sqlite3 hands every row of a query that can be
+// cancelled through a goroutine of its own, which costs as much as the row. Where one transaction at a time can write, this one
+// waits for nothing any more.
+func (s *store) inside(ctx context.Context) context.Context {
+	if s.d.Serial() {
+		return context.WithoutCancel(ctx)
+	}
+	return ctx
 }
 
 // takeTurn waits until no other statement or transactional run of this dispatcher writes, where one transaction at a time
