@@ -254,11 +254,11 @@ func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeu
 	return done, list, full, nil
 }
 
-// inside is the context of a statement of an open transaction. mattn/go-sqlite3 hands every row of a query that can be
-// cancelled through a goroutine of its own, which costs as much as the row. Where one transaction at a time can write, this one
-// waits for nothing any more.
+// inside is the context of a statement of an open transaction. mattn/go-sqlite3, whose statements are kept prepared, hands every
+// row of a query that can be cancelled through a goroutine of its own, which costs as much as the row. Nothing is waited for
+// there any more: the transaction has its lock.
 func (s *store) inside(ctx context.Context) context.Context {
-	if s.d.Serial() {
+	if s.kept != nil {
 		return context.WithoutCancel(ctx)
 	}
 	return ctx
