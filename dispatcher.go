@@ -310,6 +310,12 @@ func (d *dispatcher) room() int {
 	return max(0, d.slots-len(d.runs)-d.reserved)
 }
 
+func (d *dispatcher) running() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.runs)
+}
+
 // reserve takes what room there is for a claim.
 func (d *dispatcher) reserve() (n int) {
 	d.mu.Lock()

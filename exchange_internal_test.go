@@ -250,7 +250,7 @@ func TestLoopSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
 			d.beat(t.Context())
 		}
 		d.accept(true)
-		group := d.finisher.take()
+		group := d.finisher.take(d.running())
 		if written, err := d.exchange(group); len(group) != simSlots || !written || err != nil {
 			t.Fatalf("of %d outcomes the exchange wrote %v, with the error %v", len(group), written, err)
 		}

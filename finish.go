@@ -37,6 +37,9 @@ type finisher struct {
 	signal  chan struct{}
 }
 
+// stragglers are waited for so many looks without one, some 30 µs: the other processors may be at work on them.
+const stragglers = 100
+
 func newFinisher(whole int) *finisher {
 	return &finisher{whole: min(whole, maxRows), signal: make(chan struct{}, 1)}
 }
@@ -60,14 +63,17 @@ func (f *finisher) signalIfReady() {
 
 // take removes a group from the queue's head, if there is one to be written now. Handlers that are about to return, such as
 // those of one claim that have nothing to wait for, are let through first: their outcomes would have to wait for this group
-// to be written, and a claim that was taken apart once would stay so.
-func (f *finisher) take() []*pendingEnd {
+// to be written, and a claim that was taken apart once would stay so. There are runs in all, whose outcomes are not written.
+func (f *finisher) take(runs int) []*pendingEnd {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	begun := time.Now()
-	for before, alike := -1, 0; alike < 10 && len(f.queue) > 0 && len(f.queue) < f.whole && time.Since(begun) < time.Millisecond; alike++ {
+	for before, alike := -1, 0; len(f.queue) > 0 && len(f.queue) < min(f.whole, runs); alike++ {
 		if len(f.queue) > before {
 			before, alike = len(f.queue), 0
+		}
+		if alike == stragglers || time.Since(begun) > time.Millisecond {
+			break
 		}
 		f.mu.Unlock()
 		runtime.Gosched()
@@ -110,7 +116,7 @@ func (f *finisher) written() {
 // up.
 func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 	for {
-		group := d.finisher.take()
+		group := d.finisher.take(d.running())
 		if len(group) > 0 {
 			if written, failed := d.exchange(group); !written {
 				d.writeGroup(group, time.Now(), failed, false)
@@ -123,7 +129,7 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 		select {
 		case <-d.finisher.signal:
 		case <-stop:
-			if group = d.finisher.take(); len(group) == 0 {
+			if group = d.finisher.take(d.running()); len(group) == 0 {
 				return
 			}
 			d.writeGroup(group, time.Now(), nil, false)

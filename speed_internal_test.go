@@ -153,7 +153,7 @@ func BenchmarkRun(b *testing.B) {
 	for b.Loop() {
 		d.start(list)
 		for n := 0; n < len(list); {
-			group := d.finisher.take()
+			group := d.finisher.take(d.running())
 			if n += len(group); len(group) == 0 {
 				<-d.finisher.signal
 			}

@@ -122,8 +122,8 @@ func (b *bench) onFile(open func(ctx context.Context, path string) (contestant, 
 	}
 }
 
-// workOffs opens the entrants, has them work off their tasks round by round, and closes them.
-func (b *bench) workOffs(ctx context.Context, limit time.Duration, entrants []entrant) ([]row, error) {
+// workOffs opens the entrants, has them work off their tasks round by round beside what else is measured, and closes them.
+func (b *bench) workOffs(ctx context.Context, limit time.Duration, entrants []entrant, more ...measure) ([]row, error) {
 	var list []measure
 	for i, e := range entrants {
 		c, err := e.open(ctx, fmt.Sprintf("bench%d", i))
@@ -136,7 +136,7 @@ func (b *bench) workOffs(ctx context.Context, limit time.Duration, entrants []en
 			return []float64{rate}, err
 		}})
 	}
-	return b.interleave(ctx, b.rounds, list)
+	return b.interleave(ctx, b.rounds, append(list, more...))
 }
 
 // ratio is a goal of one row's first column over another's.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"database/sql"
 	"fmt"
 	"time"
 
@@ -23,7 +24,13 @@ func (b *bench) mysql(ctx context.Context) (*result, error) {
 			b.enterOursMySQL(fmt.Sprintf("outbox on MariaDB, %s slots", format(float64(size))), m, opts, conns),
 			b.enterOurs(fmt.Sprintf("outbox on PostgreSQL, %s slots", format(float64(size))), m, opts, conns))
 	}
-	rows, err := b.workOffs(ctx, 2*time.Minute, entrants)
+	dsn, err := b.pg.database(ctx, "mysql_commits")
+	if err != nil {
+		return nil, err
+	}
+	rows, err := b.workOffs(ctx, 2*time.Minute, entrants,
+		b.commits("one INSERT and its COMMIT on MariaDB", "mysql", func() string { return b.my }),
+		b.commits("one INSERT and its COMMIT on PostgreSQL", "pgx", func() string { return dsn }))
 	if err != nil {
 		return nil, err
 	}
@@ -32,5 +39,26 @@ func (b *bench) mysql(ctx context.Context) (*result, error) {
 	for i, size := range sizes {
 		r.Goals = append(r.Goals, b.ratio(fmt.Sprintf("%s slots, of PostgreSQL", format(float64(size))), rows, 2*i, 2*i+1, .5))
 	}
+	commits := 2 * len(sizes)
+	r.Goals = append(r.Goals, comparison("one INSERT and its COMMIT, of PostgreSQL", rows, commits, commits+1))
 	return r, nil
+}
+
+// commits measures how many a second there are of one row each, on one connection.
+func (b *bench) commits(name, driver string, dsn func() string) measure {
+	return measure{name: name, run: func(ctx context.Context) ([]float64, error) {
+		pool, err := sql.Open(driver, dsn())
+		if err != nil {
+			return nil, err
+		}
+		defer pool.Close()
+		if _, err := pool.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS commits (body varchar(20))"); err != nil {
+			return nil, err
+		}
+		rate, err := hammer(ctx, 1, b.span(2*time.Second, 200*time.Millisecond), func(ctx context.Context) error {
+			_, err := pool.ExecContext(ctx, "INSERT INTO commits VALUES ('a row')")
+			return err
+		})
+		return []float64{rate}, err
+	}}
 }
