@@ -203,8 +203,13 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		last, cancel := context.WithTimeout(context.Background(), d.statementLimit())
 		defer cancel()
 		d.reclaim(last)
-		// Whatever is left behind is an orphan from now on.
-		if err := s.unregister(last, d.processID()); err != nil {
+		// Whatever is left behind is an orphan from now on. The connection may be one that the end of the heartbeats has
+		// broken.
+		err := s.unregister(last, d.processID())
+		for try := 1; try < 3 && err != nil && dialect.Classify(err) == dialect.Lost; try++ {
+			err = s.unregister(last, d.processID())
+		}
+		if err != nil {
 			d.log.Warn("outbox: process row not removed", "process", d.processID(), "err", err)
 		}
 		p.registry.unseal()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -91,6 +92,28 @@ func TestStopWhileItRegisters(t *testing.T) {
 		}
 		if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
 			t.Errorf("%d process rows are left", n)
+		}
+	})
+}
+
+// When Run ends, the connection that it gets may be one that the end of a heartbeat's context has broken.
+func TestStopOnABrokenConnection(t *testing.T) {
+	each(t, func(t *testing.T, d database, dsn string) {
+		var tp tap
+		db := d.open(t, dsn, &tp)
+		p := install(t, db, quick(patient), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
+		stop := start(t, p)
+		ended(t, db, create(t, db, "ordinary", nil).ID)
+		var broken atomic.Bool
+		tp.set(func(_ context.Context, s step) error {
+			if !s.after && strings.Contains(s.text, `DELETE FROM "outbox_processes"`) && broken.CompareAndSwap(false, true) {
+				return os.ErrDeadlineExceeded
+			}
+			return nil
+		})
+		stop()
+		if n := count(t, db, &outbox.ProcessModel{}); n != 0 || !broken.Load() {
+			t.Errorf("%d process rows are left, broken: %v", n, broken.Load())
 		}
 	})
 }
