@@ -22,7 +22,7 @@ tests() { # name dir command…
 
 # The root module beside the others, with more tests at a time than there are processors: most of them wait, for a database
 # or for time to pass.
-race=(go test -race -shuffle=on -p 3 -parallel 4 -timeout 30m "$@" ./...)
+race=(go test -race -shuffle=on -p 2 -parallel 4 -timeout 30m "$@" ./...)
 others() {
 	local dir
 	for dir in $(modules | grep -vFx .); do
