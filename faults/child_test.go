@@ -7,6 +7,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -128,6 +131,28 @@ func (c *child) wait() syscall.WaitStatus {
 func (c *child) signal(t testing.TB, s syscall.Signal) {
 	t.Helper()
 	if err := c.Process.Signal(s); err != nil && s != syscall.SIGKILL {
+		t.Fatal(err)
+	}
+}
+
+// freeze returns when every thread of it stands still; until then one may still take a lock. It happens in a transaction of
+// ours, so that it does not have SQLite's write lock when it stops.
+func (c *child) freeze(t testing.TB, db *gorm.DB) {
+	t.Helper()
+	err := db.Transaction(func(*gorm.DB) error {
+		c.signal(t, syscall.SIGSTOP)
+		if runtime.GOOS == "linux" {
+			eventually(t, "it stands still", func() bool {
+				threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", c.Process.Pid))
+				return err == nil && !slices.ContainsFunc(threads, func(path string) bool {
+					stat, err := os.ReadFile(path)
+					return err == nil && !strings.Contains(string(stat), ") T ")
+				})
+			})
+		}
+		return nil
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
 }

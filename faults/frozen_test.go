@@ -77,7 +77,7 @@ func TestZombieCannotWrite(t *testing.T) {
 					task := create(t, db, kind, nil, outbox.MaxAttempts(5))
 					zombie := spawn(t, d, dsn, "freezes", how)
 					zombie.says(t, "started "+task.ID)
-					zombie.signal(t, syscall.SIGSTOP)
+					zombie.freeze(t, db)
 					start(t, p)
 					receive(t, started)
 					during, _, err := outbox.Lookup(db, task.ID)
