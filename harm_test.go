@@ -474,33 +474,3 @@ func TestGroupThatNeverGoesThroughIsTakenApart(t *testing.T) {
 		}
 	})
 }
-
-// A handler that ignores its time limit keeps its slot; RunDue says so, and does not wait for it for ever.
-func TestRunDueLeavesAHandlerThatIgnoresItsTimeout(t *testing.T) {
-	t.Parallel()
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		leave := make(chan struct{})
-		defer close(leave)
-		opts := quick()
-		opts.CancelGrace = 50 * time.Millisecond
-		p := install(t, db, opts, func(p *outbox.Plugin) {
-			p.Handle("deaf", func(context.Context) error { <-leave; return nil })
-			p.Handle("fine", func(context.Context) error { return nil })
-		})
-		deaf, fine := create(t, db, "deaf", nil, outbox.Timeout(20*time.Millisecond)).ID, create(t, db, "fine", nil).ID
-		done := make(chan error, 1)
-		go func() {
-			_, err := p.RunDue(context.Background())
-			done <- err
-		}()
-		if err := receive(t, done); err == nil || !strings.Contains(err.Error(), "1 handlers ignored") {
-			t.Errorf("got %v", err)
-		}
-		if past := ended(t, db, deaf); past.Reason != outbox.ReasonTimeout {
-			t.Errorf("%+v", past)
-		}
-		if past := ended(t, db, fine); past.Status != outbox.StatusSuccess {
-			t.Errorf("%+v", past)
-		}
-	})
-}

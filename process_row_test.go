@@ -3,6 +3,8 @@ package outbox_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -268,6 +270,43 @@ func TestRunDueBesideOthers(t *testing.T) {
 				}
 				if want := map[bool]int64{true: 1}[withRun]; count(t, db, &outbox.ProcessModel{}) != want {
 					t.Errorf("%d process rows, want %d", count(t, db, &outbox.ProcessModel{}), want)
+				}
+			})
+		})
+	}
+}
+
+// A handler that ignores its time limit keeps its slot; RunDue says so, and does not wait for it for ever, also where it has
+// the only slot.
+func TestRunDueLeavesAHandlerThatIgnoresItsTimeout(t *testing.T) {
+	t.Parallel()
+	for _, slots := range []int{1, 2} {
+		t.Run(fmt.Sprintf("%d slots", slots), func(t *testing.T) {
+			eachDB(t, func(t *testing.T, db *gorm.DB) {
+				leave := make(chan struct{})
+				defer close(leave)
+				opts := quick()
+				opts.CancelGrace, opts.Concurrency = 50*time.Millisecond, slots
+				p := install(t, db, opts, func(p *outbox.Plugin) {
+					p.Handle("deaf", func(context.Context) error { <-leave; return nil })
+					p.Handle("fine", func(context.Context) error { return nil })
+				})
+				deaf := create(t, db, "deaf", nil, outbox.Timeout(20*time.Millisecond), outbox.Priority(1)).ID
+				fine := create(t, db, "fine", nil).ID
+				done := make(chan error, 1)
+				go func() {
+					_, err := p.RunDue(context.Background())
+					done <- err
+				}()
+				if err := receive(t, done); err == nil || !strings.Contains(err.Error(), "1 handlers ignored") {
+					t.Errorf("got %v", err)
+				}
+				if past := ended(t, db, deaf); past.Reason != outbox.ReasonTimeout {
+					t.Errorf("%+v", past)
+				}
+				task, past, err := outbox.Lookup(db, fine)
+				if err != nil || slots > 1 && (past == nil || past.Status != outbox.StatusSuccess) || slots == 1 && (task == nil || task.Attempt != 0) {
+					t.Errorf("%+v, %+v, %v", task, past, err)
 				}
 			})
 		})

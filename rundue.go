@@ -77,7 +77,8 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		if n > 0 && d.room() > 0 {
 			continue
 		}
-		if n == 0 && !more && d.rests((*run).leftBehind) {
+		// Where those that are left behind have every slot, nothing more can be started.
+		if n == 0 && (!more || d.room() == 0) && d.rests((*run).leftBehind) {
 			if parked {
 				break
 			}

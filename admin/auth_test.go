@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/gorm-outbox/outbox/admin"
 	"github.com/gorm-outbox/outbox/testutil"
@@ -45,6 +46,19 @@ func TestBasicAuth(t *testing.T) {
 			admin.BasicAuth(users)
 		}()
 	}
+}
+
+// To ask who somebody is may take longer than a page may keep the database busy.
+func TestSlowAuthorizeLeavesThePageItsTime(t *testing.T) {
+	t.Parallel()
+	const limit = 2 * time.Second
+	d := open(t, testutil.SQLite(t), admin.Options{QueryTimeout: limit, Authorize: func(r *http.Request, a admin.Action) (admin.Actor, error) {
+		if a == admin.View {
+			<-time.After(limit + limit/10)
+		}
+		return everything(r, a)
+	}})
+	status(t, d.get(""), 200)
 }
 
 // TestGuessingHoldsUpNobody has twenty wrong passwords wait to be tried while a user who is in already asks for a page.
