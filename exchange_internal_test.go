@@ -114,15 +114,21 @@ func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
 	})
 }
 
+// duringExchange is a dispatcher with an exchange under way that may claim n.
+func duringExchange(t *testing.T) (d *dispatcher, n int) {
+	d = New(Options{}).newDispatcher(&store{d: memDialect{m: newMemory(false)}})
+	t.Cleanup(func() { d.lapse.Stop() })
+	d.accept(true)
+	d.lastBeat = time.Now()
+	d.backlog.found([]dialect.Lane{someLane})
+	_, n = d.mayExchange(nil)
+	return d, n
+}
+
 // What an exchange has claimed is no run yet when it has freed the slots of its group.
 func TestLoopShutdownWaitsForAnExchange(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		d := New(Options{}).newDispatcher(&store{d: memDialect{m: newMemory(false)}})
-		defer d.lapse.Stop()
-		d.accept(true)
-		d.lastBeat = time.Now()
-		d.backlog.found([]dialect.Lane{someLane})
-		_, n := d.mayExchange(nil)
+		d, n := duringExchange(t)
 		const later = time.Second
 		time.AfterFunc(later, func() { d.exchanged(n); poke(d.slotFree) })
 		begun := time.Now()
@@ -136,12 +142,7 @@ func TestLoopShutdownWaitsForAnExchange(t *testing.T) {
 // others from claiming for ever.
 func TestLoopReclaimThatIsNotNeededAnyMore(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		d := New(Options{}).newDispatcher(&store{d: memDialect{m: newMemory(false)}})
-		defer d.lapse.Stop()
-		d.accept(true)
-		d.lastBeat = time.Now()
-		d.backlog.found([]dialect.Lane{someLane})
-		_, n := d.mayExchange(nil)
+		d, n := duringExchange(t)
 		d.reconcileSoon(1)
 		if d.mayReclaim() {
 			t.Error("reclaims during an exchange")
