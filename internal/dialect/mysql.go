@@ -28,8 +28,9 @@ const mysqlTime = "2006-01-02 15:04:05.000000"
 // statements to one of the two servers each.
 const mysqlExact = "CHARACTER SET utf8mb4 COLLATE /*!80017 utf8mb4_0900_bin */ /*M! utf8mb4_nopad_bin */"
 
-// mysqlBehind is (run_at, id) > (?, ?) in words from which the server finds where to begin in the index.
-const mysqlBehind = " AND run_at >= CAST(? AS DATETIME(6)) AND (run_at > CAST(? AS DATETIME(6)) OR id > ?)"
+// mysqlBehind is (run_at, id) > (?, ?) as two ranges of the index, to which InnoDB appends the id: of thousands that were
+// created at once, and so have one run_at, those before the mark are not read.
+const mysqlBehind = " AND (run_at = CAST(? AS DATETIME(6)) AND id > ? OR run_at > CAST(? AS DATETIME(6)))"
 
 func newMySQL(names Names, clock func() time.Time) *mysql {
 	m := &mysql{base: newBase(names, clock, '`', "UTC_TIMESTAMP(6)", func(t time.Time) string {
@@ -93,8 +94,9 @@ STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id AND `
 	waiting := "t.state IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)"
 	// A client that no longer waits leaves the server waiting, with the locks that it has: where that can be had, the server
 	// waits for less time than the library does.
-	m.fenced = m.render("SELECT t.id FROM " + outcomes("") + running + " FOR UPDATE /*M! WAIT 1 */")
-	m.waiting = m.render("SELECT t.id FROM " + outcomes("") + waiting + " FOR UPDATE")
+	running += " FOR UPDATE /*M! WAIT 1 */"
+	waiting += " FOR UPDATE"
+	m.fenced, m.waiting = m.render("SELECT t.id FROM "+outcomes("")+running), m.render("SELECT t.id FROM "+outcomes("")+waiting)
 	copied := `
 INSERT INTO {history} (id, func, args, {key}, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
 	timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,

@@ -52,7 +52,7 @@ func explainMySQL(p *planned, query string, args []any) {
 }
 
 func readsOfMySQL(p *planned) (n int) {
-	rows, err := p.tx.Query("SHOW SESSION STATUS WHERE Variable_name IN ('Handler_read_first', 'Handler_read_key', 'Handler_read_last', 'Handler_read_next', 'Handler_read_prev', 'Handler_read_rnd_next')")
+	rows, err := p.tx.Query("SHOW SESSION STATUS WHERE Variable_name IN ('Handler_read_first', 'Handler_read_key', 'Handler_read_last', 'Handler_read_next', 'Handler_read_prev', 'Handler_read_rnd_next', 'Handler_icp_attempts')")
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -115,7 +115,7 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 			if mark, ok := q.Marks[l]; ok {
 				at := m.Time(mark.RunAt)
 				behind = mysqlBehind
-				params = append(params, at, at, mark.ID)
+				params = append(params, at, mark.ID, at)
 			}
 			params = append(append(params, funcs...), q.Process, left)
 			var ids []string
@@ -178,14 +178,20 @@ func (m *mysql) Move(ctx context.Context, c Conn, from From, rows []Outcome) (id
 	if from == FromRunning && !slices.ContainsFunc(rows, func(o Outcome) bool { return o.Result != nil || o.Error != nil || o.Errors != nil }) {
 		copied = m.copyRunningBare
 	}
-	err = m.begin(ctx, c, func(c Conn) (err error) {
-		if ids, err = texts(c.QueryContext(ctx, m.at(fenced), param)); err != nil || len(ids) == 0 {
+	err = m.begin(ctx, c, func(c Conn) error {
+		n, err := affected(c.ExecContext(ctx, m.at(copied), param))
+		if err != nil {
 			return err
 		}
-		if _, err := c.ExecContext(ctx, m.at(copied), param); err != nil {
-			return err
+		if ids = idsOf(rows); n != int64(len(ids)) {
+			// The fence kept some out, or history has them already. Those that it let through are locked.
+			if ids, err = texts(c.QueryContext(ctx, m.at(fenced), param)); err != nil {
+				return err
+			}
 		}
-		_, err = m.change(ctx, c, m.drop, ids)
+		if n, err = m.change(ctx, c, m.drop, ids); err == nil && n != int64(len(ids)) {
+			err = fmt.Errorf("%d tasks were copied to history, but %d removed", len(ids), n)
+		}
 		return err
 	})
 	if err != nil {

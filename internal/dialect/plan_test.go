@@ -18,7 +18,7 @@ import (
 // dispatcher's statements nothing: neither with fresh statistics nor with those of a table that was nearly empty.
 
 const (
-	planDue     = 1000 // tasks that are due
+	planDue     = 2000 // tasks that are due
 	planRunning = 100  // tasks of process p
 	planLimit   = 100
 )
@@ -52,6 +52,8 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 	claim := dialect.ClaimParams{Process: "p", Lanes: lanes, Funcs: []string{"a.b"}, Repeatable: []string{"a.b"}, Limit: planLimit}
 	refill := claim
 	refill.Marks = map[dialect.Lane]dialect.Mark{lanes[0]: {RunAt: time.Now().Add(-72 * time.Hour), ID: "x"}}
+	batch := claim // a refill among tasks that were created at once
+	batch.Marks = map[dialect.Lane]dialect.Mark{lanes[0]: {RunAt: startTime(t, db), ID: fmt.Sprintf("due-%06d", planDue-10)}}
 	version := int64(1)
 	var outcomes []dialect.Outcome
 	var requeued []dialect.Requeued
@@ -77,6 +79,9 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 		}},
 		{"refill", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (n int, err error) {
 			return n, d.Claim(ctx, c, refill, func(dialect.Row) error { n++; return nil })
+		}},
+		{"refill in a batch", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (n int, err error) {
+			return n, d.Claim(ctx, c, batch, func(dialect.Row) error { n++; return nil })
 		}},
 		{"finish", 3 * planRunning, func(ctx context.Context, c dialect.Conn) (int, error) {
 			ids, err := d.Move(ctx, c, dialect.FromRunning, outcomes)
@@ -126,6 +131,20 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 			}
 		})
 	}
+}
+
+// startTime is that of all tasks that are due.
+func startTime(t *testing.T, db *sql.DB) time.Time {
+	var v any
+	err := db.QueryRow("SELECT run_at FROM tasks WHERE id = 'due-000000'").Scan(&v)
+	at, ok := v.(time.Time)
+	if !ok && err == nil {
+		at, err = time.Parse("2006-01-02 15:04:05.000000-07:00", fmt.Sprint(v))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at
 }
 
 // fill makes the tables, takes statistics while they are nearly empty, and then loads them. series is a relation s of n rows
