@@ -39,6 +39,7 @@ func TestContestants(t *testing.T) {
 		b.enterRiverSQL("River, database sql", n, riverFast),
 		b.enterGue("gue", n, 8),
 		b.enterOursMySQL("outbox on MariaDB", n, outbox.Options{Concurrency: 50}, conns),
+		b.enterBareMySQL(100, n),
 		b.enterOursSQLite("outbox on SQLite", n, outbox.Options{Concurrency: 50}, 0),
 		b.enterOursSQLite("outbox on SQLite, one connection", n, outbox.Options{Concurrency: 50}, 1),
 		b.enterBareSQLite(100, n),
