@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -31,6 +32,7 @@ func TestSettingsOfMySQL(t *testing.T) {
 		{"parseTime=true&loc=UTC&sql_mode=%27ANSI%2CTRADITIONAL%27", ""},
 		{"parseTime=true&loc=UTC&sql_mode=%27NO_BACKSLASH_ESCAPES%2CSTRICT_ALL_TABLES%27&interpolateParams=true", ""},
 		{"parseTime=true&loc=UTC&sql_safe_updates=1", "sql_safe_updates"},
+		{"parseTime=true&loc=UTC&autocommit=0", "autocommit is off"},
 		{"", ""},
 		{"loc=Asia%2FTokyo&interpolateParams=true", ""}, // which without parseTime moves nothing that the library reads
 		{"parseTime=true&loc=Asia%2FTokyo", "use loc=UTC"},
@@ -106,6 +108,45 @@ func TestSettingsOfMySQL(t *testing.T) {
 				t.Errorf("Cancel: %v", err)
 			}
 		})
+	}
+}
+
+// The database may be of another character set than the connection and the tables.
+func TestCharacterSetOfTheDatabase(t *testing.T) {
+	for _, charset := range []string{"latin1", "utf8mb3"} {
+		for _, params := range []string{"", "&interpolateParams=true"} {
+			t.Run(charset+params, func(t *testing.T) {
+				db := openConfig(t, "mysql", testutil.MySQLDSN(t)+params, &gorm.Config{})
+				if err := db.Exec("ALTER DATABASE CHARACTER SET " + charset).Error; err != nil {
+					t.Fatal(err)
+				}
+				const text = "🚀 漢 é"
+				fails := errors.New(text)
+				p := install(t, db, quick(), func(p *outbox.Plugin) {
+					p.Handle("écho.漢", func(_ context.Context, a outbox.Args) (any, error) { return a["text"], nil })
+					p.Handle("fail", func(context.Context) error { return fails })
+				})
+				start(t, p)
+				args := outbox.Args{"text": text}
+				batch, err := outbox.CreateBatch(db, outbox.NewTask{Func: "écho.漢", Args: args, Options: []outbox.Option{outbox.Key(text)}},
+					outbox.NewTask{Func: "écho.漢", Args: args, Options: []outbox.Option{outbox.Key("? 漢 é")}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, task := range batch {
+					past := ended(t, db, task.ID)
+					if past.Status != outbox.StatusSuccess || past.Result.String() != fmt.Sprintf("%q", text) || *past.Key != *task.Key ||
+						past.Args.String() != task.Args.String() {
+						t.Errorf("%+v: %s, %s", past, past.Args, past.Result)
+					}
+				}
+				retried := create(t, db, "fail", nil, outbox.MaxAttempts(2), outbox.Queue("漢"))
+				past := ended(t, db, retried.ID)
+				if !strings.Contains(*past.Error, text) || !strings.Contains(fmt.Sprint(past.Errors), text) || past.Queue != "漢" {
+					t.Errorf("%+v: %s, %v", past, *past.Error, past.Errors)
+				}
+			})
+		}
 	}
 }
 

@@ -18,8 +18,8 @@ var mysqlSchema string
 // they are changed, and in READ COMMITTED, where only they are locked and no gap keeps an insert waiting.
 type mysql struct {
 	base
-	instants, insert, probe, probeNext, lane, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, drop,
-	requeue, processes, head, heads, park, unparkable, parked, unpark, orphans, orphaned, prunable, prune, tables string
+	instants, insert, inserted, probe, probeNext, lane, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, dropRunning,
+	dropWaiting, requeue, processes, head, heads, park, unparkable, parked, unpark, orphans, orphaned, prunable, prune, tables string
 }
 
 const mysqlTime = "2006-01-02 15:04:05.000000"
@@ -42,17 +42,15 @@ func newMySQL(names Names, clock func() time.Time) *mysql {
 	m.instants = m.render(`
 SELECT r.id, CAST(CASE WHEN r.at IS NULL THEN n.now + INTERVAL COALESCE(r.delay, 0) MICROSECOND
 	WHEN r.past THEN LEAST(CAST(r.at AS DATETIME(6)), n.now) ELSE CAST(r.at AS DATETIME(6)) END AS CHAR), CAST(n.now AS CHAR)
-FROM (SELECT {now} AS now) n, JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id', at varchar(32) PATH '$.at',
-	past boolean PATH '$.past', delay bigint PATH '$.delay')) r`)
+FROM (SELECT {now} AS now) n, ` + jsonTable("id varchar(36)", "at varchar(32)", "past boolean", "delay bigint") + " r")
 	m.insert = m.render(`
 INSERT INTO {tasks} (id, func, args, {key}, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts,
 	timeout_ms, repeatable, version, rerun_of, meta, created_at)
-SELECT r.id, r.func, r.args, r.k, r.queue, r.priority, r.at, 'pending', 0, 0, 0, r.max_attempts, COALESCE(r.timeout_ms, 0), false, 1,
+SELECT r.id, r.func, r.args, r.{key}, r.queue, r.priority, r.at, 'pending', 0, 0, 0, r.max_attempts, COALESCE(r.timeout_ms, 0), false, 1,
 	r.rerun_of, r.meta, r.created
-FROM JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id', func varchar(255) PATH '$.func', args longtext PATH '$.args',
-	k varchar(255) PATH '$.key', queue varchar(64) PATH '$.queue', priority smallint PATH '$.priority',
-	at varchar(32) PATH '$.at', max_attempts integer PATH '$.max_attempts', timeout_ms bigint PATH '$.timeout_ms',
-	rerun_of varchar(36) PATH '$.rerun_of', meta longtext PATH '$.meta', created varchar(32) PATH '$.created')) r`)
+FROM ` + jsonTable("id varchar(36)", "func varchar(255)", "args longtext", "key varchar(255)", "queue varchar(64)", "priority smallint",
+		"at varchar(32)", "max_attempts integer", "timeout_ms bigint", "rerun_of varchar(36)", "meta longtext", "created varchar(32)") + " r")
+	m.inserted = m.render("SELECT r.id, r.at, r.created FROM " + jsonTable("id varchar(36)", "at varchar(32)", "created varchar(32)") + " r")
 	// One lane after the other: grouped, the server may read every waiting task, as its statistics please. One statement asks
 	// for the next start time of a lane that has due tasks, in a row of priority 0, and for the lane that follows it.
 	first := `
@@ -78,25 +76,23 @@ ORDER BY run_at, id LIMIT ? FOR UPDATE SKIP LOCKED`)
 	// Rows of known ids are looked up one by one, here and below. STRAIGHT_JOIN keeps the table from being the outer loop,
 	// and FORCE INDEX a small one from being read as a whole: either would lock all of it, and a claim would pass over what
 	// is locked. For id IN (…) the server does so whatever it is told, and two that finish at once wait for each other.
-	byID := "JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$')) o STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id"
+	const joined = " o STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id"
+	byID := "JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) {exact} PATH '$'))" + joined
 	m.claim = m.render("UPDATE " + byID + ` AND t.state = 'pending'
 SET t.state = 'running', t.attempt = t.attempt + 1, t.version = t.version + 1, t.process_id = ?, t.started_at = ?,
 	t.repeatable = t.func IN (<repeatable>)`)
-	// A table with long texts is one on disk, so they are read only where they are needed.
-	outcomes := func(texts string) string {
-		return `
-JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id', version bigint PATH '$.version', status varchar(16) PATH '$.status',
-	reason varchar(32) PATH '$.reason', crashes integer PATH '$.crashes'` + texts + `)) o
-STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id AND `
+	outcomes := func(fields ...string) string {
+		return jsonTable(append([]string{"id varchar(36)", "version bigint"}, fields...)...) + joined + " AND "
 	}
-	texts := ", result longtext PATH '$.result', error longtext PATH '$.error', errors longtext PATH '$.errors'"
 	running := "t.state = 'running' AND t.version = o.version"
 	waiting := "t.state IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)"
-	// A client that no longer waits leaves the server waiting, with the locks that it has: where that can be had, the server
-	// waits for less time than the library does.
-	running += " FOR UPDATE /*M! WAIT 1 */"
+	// A client that no longer waits leaves the server waiting, with the locks that it has: so the server waits for less time
+	// than the library does, as far as that can be had.
+	m.dropRunning = m.render("/*M! SET STATEMENT innodb_lock_wait_timeout = 1 FOR */ DELETE t FROM " + outcomes() + running)
+	m.dropWaiting = m.render("DELETE t FROM " + outcomes() + waiting)
+	running += " FOR UPDATE /*!80017 NOWAIT */ /*M! WAIT 1 */"
 	waiting += " FOR UPDATE"
-	m.fenced, m.waiting = m.render("SELECT t.id FROM "+outcomes("")+running), m.render("SELECT t.id FROM "+outcomes("")+waiting)
+	m.fenced, m.waiting = m.render("SELECT t.id FROM "+outcomes()+running), m.render("SELECT t.id FROM "+outcomes()+waiting)
 	copied := `
 INSERT INTO {history} (id, func, args, {key}, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
 	timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
@@ -107,13 +103,13 @@ SELECT t.id, t.func, t.args, t.{key}, t.queue, t.priority, t.run_at, t.attempt, 
 FROM `
 	bare := strings.NewReplacer("o.errors", "NULL", "o.result", "NULL", "o.error", "NULL").Replace(copied)
 	once := "\nON DUPLICATE KEY UPDATE {history}.id = {history}.id"
-	m.copyRunning, m.copyWaiting = m.render(copied+outcomes(texts)+running+once), m.render(copied+outcomes(texts)+waiting+once)
-	m.copyRunningBare = m.render(bare + outcomes("") + running + once)
-	m.drop = m.render("DELETE t FROM " + byID)
-	m.requeue = m.render(`
-UPDATE JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id', version bigint PATH '$.version', delay bigint PATH '$.delay',
-	uncounted integer PATH '$.uncounted', crashes integer PATH '$.crashes', errors longtext PATH '$.errors')) o
-STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id AND t.state = 'running' AND t.version = o.version
+	said := []string{"status varchar(16)", "reason varchar(32)", "crashes integer"}
+	// A table with long texts is one on disk, so they are read only where they are needed.
+	m.copyRunningBare = m.render(bare + outcomes(said...) + running + once)
+	said = append(said, "result longtext", "error longtext", "errors longtext")
+	m.copyRunning, m.copyWaiting = m.render(copied+outcomes(said...)+running+once), m.render(copied+outcomes(said...)+waiting+once)
+	m.requeue = m.render("UPDATE " + outcomes("delay bigint", "uncounted integer", "crashes integer", "errors longtext") + `
+	t.state = 'running' AND t.version = o.version
 SET t.state = 'pending', t.version = t.version + 1, t.process_id = NULL, t.started_at = NULL,
 	t.run_at = {now} + INTERVAL o.delay MICROSECOND, t.uncounted = t.uncounted + o.uncounted,
 	t.crashes = t.crashes + o.crashes, t.errors = COALESCE(o.errors, t.errors)`)
@@ -139,6 +135,20 @@ WHERE status = ? AND finished_at < {now} - INTERVAL ? MICROSECOND ORDER BY finis
 	m.prune = m.render("DELETE t FROM " + strings.Replace(byID, "{tasks}", "{history}", 1))
 	m.tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = COALESCE(NULLIF(?, ''), DATABASE()) AND table_name = ?"
 	return m
+}
+
+// jsonTable is a parameter's array as a relation, with a column for each field of its elements: its name and its type. A text
+// would else have the character set of the database, and what that does not know would become '?', without an error.
+func jsonTable(fields ...string) string {
+	columns := make([]string, len(fields))
+	for i, f := range fields {
+		name, kind, _ := strings.Cut(f, " ")
+		if strings.HasPrefix(kind, "varchar") || kind == "longtext" {
+			kind += " {exact}"
+		}
+		columns[i] = "`" + name + "` " + kind + " PATH '$." + name + "'"
+	}
+	return "JSON_TABLE(?, '$[*]' COLUMNS (" + strings.Join(columns, ", ") + "))"
 }
 
 func (m *mysql) Name() string { return "mysql" }

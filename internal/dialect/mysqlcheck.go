@@ -50,12 +50,12 @@ func (m *mysql) HasTable(ctx context.Context, c Conn) (bool, error) {
 // Check refuses connections on which a value would be cut without an error, a character lost, or a time moved when the
 // application reads it through the models.
 func (m *mysql) Check(ctx context.Context, c Conn) error {
-	r, err := c.QueryContext(ctx, "SELECT @@sql_mode, @@character_set_client, @@sql_safe_updates, CAST('2020-01-01' AS DATETIME(6))")
+	r, err := c.QueryContext(ctx, "SELECT @@sql_mode, @@character_set_client, @@sql_safe_updates, @@autocommit, CAST('2020-01-01' AS DATETIME(6))")
 	return each(r, err, func(r Row) error {
 		var mode, charset string
-		var safe bool
+		var safe, commits bool
 		var at any
-		if err := r.Scan(&mode, &charset, &safe, &at); err != nil {
+		if err := r.Scan(&mode, &charset, &safe, &commits, &at); err != nil {
 			return err
 		}
 		var errs []error
@@ -67,6 +67,9 @@ func (m *mysql) Check(ctx context.Context, c Conn) error {
 		}
 		if safe {
 			errs = append(errs, errors.New("sql_safe_updates is on, which refuses updates by a join"))
+		}
+		if !commits {
+			errs = append(errs, errors.New("autocommit is off, so that a statement outside of a transaction is never committed"))
 		}
 		if t, ok := at.(time.Time); ok && !alwaysUTC(t.Location()) {
 			errs = append(errs, fmt.Errorf("the DSN's loc is %s, but the tables' times are in UTC: use loc=UTC", t.Location()))

@@ -54,8 +54,7 @@ func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) e
 		return nil
 	}
 	// The caller reads rows of the database.
-	r, err = c.QueryContext(ctx, "SELECT r.id, r.at, r.created FROM JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) PATH '$.id',"+
-		" at varchar(32) PATH '$.at', created varchar(32) PATH '$.created')) r", encode(done))
+	r, err = c.QueryContext(ctx, m.inserted, encode(done))
 	return each(r, err, f)
 }
 
@@ -168,9 +167,9 @@ func marks(values []string) (string, []any) {
 }
 
 func (m *mysql) Move(ctx context.Context, c Conn, from From, rows []Outcome) (ids []string, err error) {
-	fenced, copied := m.fenced, m.copyRunning
+	fenced, copied, drop := m.fenced, m.copyRunning, m.dropRunning
 	if from == FromWaiting {
-		fenced, copied = m.waiting, m.copyWaiting
+		fenced, copied, drop = m.waiting, m.copyWaiting, m.dropWaiting
 	}
 	rows = slices.Clone(rows)
 	slices.SortFunc(rows, func(a, b Outcome) int { return cmp.Compare(a.ID, b.ID) }) // one order of locks
@@ -189,7 +188,10 @@ func (m *mysql) Move(ctx context.Context, c Conn, from From, rows []Outcome) (id
 				return err
 			}
 		}
-		if n, err = m.change(ctx, c, m.drop, ids); err == nil && n != int64(len(ids)) {
+		if len(ids) == 0 {
+			return nil
+		}
+		if n, err = affected(c.ExecContext(ctx, m.at(drop), param)); err == nil && n != int64(len(ids)) {
 			err = fmt.Errorf("%d tasks were copied to history, but %d removed", len(ids), n)
 		}
 		return err
