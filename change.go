@@ -134,10 +134,31 @@ func change(tx *gorm.DB, opts []Option, allowed []string, f func(handle, setting
 	if err != nil {
 		return err
 	}
-	return f(h, s)
+	return h.insistently(func() error { return f(h, s) })
+}
+
+// mustWait fails with ErrNotFound when history has the task. Where reads of an open transaction are of the past, a look for a
+// task to change is one that locks, and for a task that is gone it would lock the gap in which others create theirs.
+func (h handle) mustWait(id string) error {
+	if h.store.d.Latest() == "" {
+		return nil
+	}
+	past, err := h.store.history(h.ctx, h.traced(), id)
+	if err == nil && past != nil {
+		err = past.gone()
+	}
+	return err
+}
+
+// gone is the error for who wants to change a task that has ended.
+func (h *HistoryModel) gone() error {
+	return fmt.Errorf("%w: it ended as %s at %s", ErrNotFound, h.Status, formatTime(&h.FinishedAt))
 }
 
 func (h handle) cancel(id string, version *int64) error {
+	if err := h.mustWait(id); err != nil {
+		return h.store.explain(err)
+	}
 	outcome := []dialect.Outcome{{ID: id, Version: version, Status: string(StatusCancelled), Reason: string(ReasonCancelled)}}
 	var moved []string
 	move := func(h handle) (err error) {
@@ -162,6 +183,9 @@ func (h handle) cancel(id string, version *int64) error {
 func (h handle) reschedule(id string, at time.Time, version *int64) error {
 	if err := checkTime(at); err != nil {
 		return fmt.Errorf("%w: start time: %w", ErrBadOption, err)
+	}
+	if err := h.mustWait(id); err != nil {
+		return h.store.explain(err)
 	}
 	query := "UPDATE {tasks} SET run_at = {now}, state = 'pending', version = version + 1 WHERE id = ? AND state IN ('pending', 'parked')"
 	params := []any{id}
@@ -209,7 +233,7 @@ func (h handle) whyNot(id string) error {
 	case err != nil:
 		return err
 	case past != nil:
-		return fmt.Errorf("%w: it ended as %s at %s", ErrNotFound, past.Status, formatTime(&past.FinishedAt))
+		return past.gone()
 	}
 	return ErrNotFound
 }

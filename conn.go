@@ -49,6 +49,24 @@ func (t traced) log(ctx context.Context, begin time.Time, query string, params [
 	}, err)
 }
 
+// insistently runs f again while the database asks for it, as after a deadlock; in a transaction of the caller's, which is
+// undone then, that is the caller's to do.
+func (h handle) insistently(f func() error) error {
+	_, inTx := h.conn.(gorm.TxCommitter)
+	_, pinned := h.conn.(*sql.Conn)
+	for try := 1; ; try++ {
+		err := f()
+		if inTx || pinned || try == maxTxTries || dialect.Classify(err) != dialect.Retry || pauseBeforeTry(h.ctx, try) != nil {
+			return err
+		}
+	}
+}
+
+// pauseBeforeTry keeps contenders from colliding again: as many as there are may do so if they return together.
+func pauseBeforeTry(ctx context.Context, failed int) error {
+	return wait(ctx, DefaultBackoff(1)>>max(0, 7-failed))
+}
+
 // atomically runs f so that all of it happens or nothing: in a savepoint of the caller's transaction, which stays usable
 // when f fails, or else in a transaction of its own.
 func (h handle) atomically(f func(handle) error) error {

@@ -43,7 +43,7 @@ func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, err
 	if err != nil {
 		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
 	}
-	if err := h.insert([]*pendingTask{task}); err != nil {
+	if err := h.insistently(func() error { return h.insert([]*pendingTask{task}) }); err != nil {
 		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
 	}
 	if err := h.created([]*pendingTask{task}); err != nil {
@@ -52,10 +52,11 @@ func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, err
 	return task.model, nil
 }
 
-// Chunks of a batch; also of a group of outcomes.
+// Chunks of a batch; also of a group of outcomes. On its way a text takes up to four times its size (a quote in JSON in JSON
+// in SQL), and MariaDB's packets end at 16 MB.
 const (
 	maxRows  = 1000
-	maxBytes = 8 << 20
+	maxBytes = 3 << 20
 )
 
 // CreateBatch inserts many tasks with few statements: all of them or none. It returns the rows in the order given. See
@@ -91,11 +92,12 @@ func CreateBatch(tx *gorm.DB, tasks ...NewTask) ([]*TaskModel, error) {
 		}
 		return nil
 	}
-	if len(chunks) > 1 || len(keys) > 0 {
-		err = h.atomically(insert)
-	} else {
-		err = insert(h)
-	}
+	err = h.insistently(func() error {
+		if len(chunks) > 1 || len(keys) > 0 {
+			return h.atomically(insert)
+		}
+		return insert(h)
+	})
 	if err == nil && len(prepared) > 0 {
 		err = h.created(prepared)
 	}

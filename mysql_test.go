@@ -181,3 +181,47 @@ func TestLockWaitIsRunAgain(t *testing.T) {
 		t.Errorf("counted %d and %d", n, m)
 	}
 }
+
+// MariaDB's innodb_snapshot_isolation undoes a transaction that would overwrite what it has not seen.
+func TestSnapshotIsolationIsRunAgain(t *testing.T) {
+	db := openConfig(t, "mysql", testutil.MySQLDSN(t)+"&innodb_snapshot_isolation=1", &gorm.Config{})
+	counters(t, db)
+	var calls atomic.Int32
+	p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p.Handle("count", func(ctx context.Context, tx *gorm.DB) error {
+			var c counter
+			if err := tx.Take(&c, 1).Error; err != nil {
+				return err
+			}
+			if calls.Add(1) == 1 {
+				if err := increment(db, 1); err != nil {
+					return err
+				}
+			}
+			return tx.Model(&counter{}).Where("id = 1").Update("n", c.N+1).Error
+		})
+	})
+	start(t, p)
+	past := ended(t, db, create(t, db, "count", nil).ID)
+	if past.Status != outbox.StatusSuccess || past.Attempt != 1 || calls.Load() != 2 {
+		t.Errorf("%s, attempt %d, %d calls: %s", past.Status, past.Attempt, calls.Load(), text(past.Error))
+	}
+	if n := counted(t, db, 1); n != 2 {
+		t.Errorf("counted %d", n)
+	}
+}
+
+// On their way to the server texts become longer than they are, and a packet has its limit.
+func TestLargeBatchFitsIntoPackets(t *testing.T) {
+	for _, params := range []string{"", "&interpolateParams=true"} {
+		db := openConfig(t, "mysql", testutil.MySQLDSN(t)+params, &gorm.Config{})
+		install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("f", func(context.Context, outbox.Args) error { return nil }) })
+		tasks := make([]outbox.NewTask, 700)
+		for i := range tasks {
+			tasks[i] = outbox.NewTask{Func: "f", Args: outbox.Args{"html": strings.Repeat(`<b>"`, 3000)}}
+		}
+		if _, err := outbox.CreateBatch(db, tasks...); err != nil {
+			t.Errorf("with %q: %v", params, err)
+		}
+	}
+}

@@ -12,7 +12,7 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// maxTxTries of a transaction that the database asks to run again.
+// maxTxTries of a transaction, or of a statement outside of one, that the database asks to run again.
 const maxTxTries = 10
 
 // transactional runs the handler inside the transaction that finishes the task.
@@ -20,8 +20,7 @@ func (r *run) transactional(args reflect.Value) {
 	for try := 1; ; try++ {
 		e, v, again := r.try(args)
 		if again && try < maxTxTries && r.ctx.Err() == nil {
-			// As many as there are contenders may collide again if they return together.
-			_ = wait(r.ctx, DefaultBackoff(1)>>max(0, 7-try))
+			_ = pauseBeforeTry(r.ctx, try)
 			continue
 		}
 		if r.settled {

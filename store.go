@@ -378,27 +378,39 @@ func (s *store) writeUnlocked(ctx context.Context, outcomes []dialect.Outcome, r
 	for _, r := range requeued {
 		ids = append(ids, r.ID)
 	}
-	find := "SELECT id FROM {tasks} WHERE id IN (?" + strings.Repeat(", ?", len(ids)-1) + ")"
+	find := "SELECT id, {key} FROM {tasks} WHERE id IN (?" + strings.Repeat(", ?", len(ids)-1) + ")"
 	over, err := s.takeTurn(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
 	defer over()
 	err = s.inTx(ctx, func(tx *sql.Tx) error {
-		free := map[string]bool{}
+		free, keys := map[string]bool{}, map[string]string{}
 		if err := s.query(ctx, tx, find+s.d.SkipLocked(), ids, func(r *sql.Rows) error {
 			var id string
-			err := r.Scan(&id)
-			free[id] = true
+			var key *string
+			err := r.Scan(&id, &key)
+			if free[id] = key == nil; key != nil {
+				keys[id] = *key
+			}
 			return err
 		}); err != nil {
 			return err
+		}
+		// A key may be locked where its row is not: on MySQL by whoever could not create another task with it.
+		for id, key := range keys {
+			if err := s.query(ctx, tx, "SELECT id FROM {tasks} WHERE {key} = ?"+s.d.SkipLocked(), []any{key}, func(r *sql.Rows) error {
+				free[id] = true
+				return nil
+			}); err != nil {
+				return err
+			}
 		}
 		// Those that are gone are nobody's any more.
 		locked = map[string]bool{}
 		if err := s.query(ctx, tx, find, ids, func(r *sql.Rows) error {
 			var id string
-			err := r.Scan(&id)
+			err := r.Scan(&id, new(any))
 			if !free[id] {
 				locked[id] = true
 			}

@@ -306,12 +306,15 @@ func (b *base) script(template string) []string {
 	return out
 }
 
+// encode leaves <, > and & as they are: each would become six bytes.
 func encode(v any) string {
-	b, err := json.Marshal(v)
-	if err != nil {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
 		panic("outbox: rows of plain values do not encode: " + err.Error())
 	}
-	return string(b)
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 func each(rows *sql.Rows, err error, f func(Row) error) error {

@@ -78,13 +78,18 @@ var sqliteCodes = map[int]Class{
 //
 // Source: MySQL 8.0 Error Message Reference, https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
 var mysqlCodes = map[int]Class{
+	1015: Busy,    // ER_CANT_LOCK
+	1020: Retry,   // ER_CHECKREAD: MariaDB's innodb_snapshot_isolation, which undoes the transaction
 	1021: Busy,    // ER_DISK_FULL
 	1022: Data,    // ER_DUP_KEY
+	1028: Busy,    // ER_FILSORT_ABORT
+	1030: Busy,    // ER_GET_ERRNO: of the storage engine, such as a disk's
 	1037: Busy,    // ER_OUTOFMEMORY
 	1038: Busy,    // ER_OUT_OF_SORTMEMORY
 	1040: Busy,    // ER_CON_COUNT_ERROR: too many connections
 	1041: Busy,    // ER_OUT_OF_RESOURCES
 	1045: Busy,    // ER_ACCESS_DENIED_ERROR: as while a password is changed
+	1047: Busy,    // ER_UNKNOWN_COM_ERROR: a node of a Galera cluster that is not ready
 	1048: Data,    // ER_BAD_NULL_ERROR
 	1049: Busy,    // ER_BAD_DB_ERROR: the database is not there (yet)
 	1053: Lost,    // ER_SERVER_SHUTDOWN
@@ -97,11 +102,15 @@ var mysqlCodes = map[int]Class{
 	1159: Lost,    // ER_NET_READ_INTERRUPTED
 	1160: Lost,    // ER_NET_ERROR_ON_WRITE
 	1161: Lost,    // ER_NET_WRITE_INTERRUPTED
+	1180: Lost,    // ER_ERROR_DURING_COMMIT
 	1203: Busy,    // ER_TOO_MANY_USER_CONNECTIONS
 	1205: Retry,   // ER_LOCK_WAIT_TIMEOUT: only the statement is undone, which makes the rest unfit to commit
+	1206: Busy,    // ER_LOCK_TABLE_FULL
 	1213: Retry,   // ER_LOCK_DEADLOCK
 	1216: Data,    // ER_NO_REFERENCED_ROW
 	1217: Data,    // ER_ROW_IS_REFERENCED
+	1223: Busy,    // ER_CANT_UPDATE_WITH_READLOCK
+	1226: Busy,    // ER_USER_LIMIT_REACHED
 	1264: Data,    // ER_WARN_DATA_OUT_OF_RANGE
 	1265: Data,    // WARN_DATA_TRUNCATED
 	1290: Busy,    // ER_OPTION_PREVENTS_STATEMENT: the server was made read-only
@@ -120,8 +129,10 @@ var mysqlCodes = map[int]Class{
 	1927: Lost,    // MariaDB's ER_CONNECTION_KILLED
 	1969: Busy,    // MariaDB's ER_STATEMENT_TIMEOUT
 	3024: Busy,    // ER_QUERY_TIMEOUT
+	3032: Busy,    // ER_SERVER_OFFLINE_MODE
 	3100: Retry,   // ER_RUN_HOOK_ERROR: group replication refused the commit
 	3101: Retry,   // ER_TRANSACTION_ROLLBACK_DURING_COMMIT
+	3169: Lost,    // ER_SESSION_WAS_KILLED
 	3572: Busy,    // ER_LOCK_NOWAIT
 	3819: Data,    // ER_CHECK_CONSTRAINT_VIOLATED
 	4025: Data,    // MariaDB's ER_CONSTRAINT_FAILED

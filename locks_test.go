@@ -1,0 +1,154 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+)
+
+// eachDBWithRowLocks leaves out SQLite, where one transaction writes at a time.
+func eachDBWithRowLocks(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
+	t.Helper()
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		if db.Name() == "sqlite" {
+			t.Skip("there are no locks of single rows")
+		}
+		test(t, db)
+	})
+}
+
+// On MySQL who could not create a task because of its key has locked that key until the transaction ends, but not its row.
+func TestHeldKeyKeepsNoOther(t *testing.T) {
+	t.Parallel()
+	eachDBWithRowLocks(t, func(t *testing.T, db *gorm.DB) {
+		gate := make(chan struct{})
+		var log logBuffer
+		opts := quick()
+		opts.Logger = log.logger()
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("gated", func(context.Context) error {
+				<-gate
+				return nil
+			})
+		})
+		keyed := create(t, db, "gated", nil, outbox.Key("key")).ID
+		var others []string
+		for range 5 {
+			others = append(others, create(t, db, "gated", nil).ID)
+		}
+		start(t, p)
+		eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
+		held := db.Begin()
+		defer held.Rollback()
+		if _, err := outbox.Create(held, "gated", nil, outbox.Key("key")); !errors.Is(err, outbox.ErrDuplicateKey) {
+			t.Fatal(err)
+		}
+		close(gate)
+		for _, id := range others {
+			if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+				t.Errorf("%+v", past)
+			}
+		}
+		if db.Name() == "mysql" && log.lines("outcome waits", keyed) == 0 {
+			t.Error("the others' outcomes were not told from the one that waits, but tried one by one")
+		}
+		held.Rollback()
+		if past := ended(t, db, keyed); past.Status != outbox.StatusSuccess {
+			t.Errorf("the one with the key: %+v", past)
+		}
+	})
+}
+
+// A transaction that would cancel or move a task that has ended, as of an order that is paid late, keeps nobody from creating
+// others, at any level.
+func TestGoneTaskLocksNobody(t *testing.T) {
+	t.Parallel()
+	eachDBWithRowLocks(t, func(t *testing.T, db *gorm.DB) {
+		p := install(t, db, quick(), func(p *outbox.Plugin) {
+			p.Handle("f", func(context.Context) error { return nil })
+		})
+		start(t, p)
+		done := create(t, db, "f", nil, outbox.Key("key"))
+		ended(t, db, done.ID)
+		if db.Name() == "mysql" {
+			// Until the server has purged the row that is gone, it is that and not the gap that is locked. Others' transactions may
+			// keep it from purging.
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			_ = db.WithContext(ctx).Exec("SET GLOBAL innodb_max_purge_lag_wait = 0").Error
+		}
+		for name, change := range map[string]func(*gorm.DB) error{
+			"cancel":     func(tx *gorm.DB) error { return outbox.Cancel(tx, done.ID) },
+			"reschedule": func(tx *gorm.DB) error { return outbox.Reschedule(tx, done.ID, time.Now()) },
+			"cancel key": func(tx *gorm.DB) error {
+				return errors.Join(outbox.CancelKey(tx, "key"), outbox.ErrNotFound)
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				tx := db.Begin()
+				defer tx.Rollback()
+				if err := change(tx); !errors.Is(err, outbox.ErrNotFound) {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				for range 3 {
+					if _, err := outbox.Create(db.WithContext(ctx), "f", nil); err != nil {
+						t.Errorf("Create beside it: %v", err)
+					}
+				}
+				if err := tx.Commit().Error; err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	})
+}
+
+// What has no transaction of the caller's that would be undone with it is tried again after a deadlock.
+func TestDeadlockOutsideOfATransactionIsRunAgain(t *testing.T) {
+	t.Parallel()
+	eachDBWithRowLocks(t, func(t *testing.T, db *gorm.DB) {
+		install(t, db, quick(), func(p *outbox.Plugin) {
+			p.Handle("f", func(context.Context) error { return nil })
+		})
+		tx := db.Begin()
+		defer tx.Rollback()
+		for range 50 { // so that this is not the one that the server undoes
+			create(t, tx, "f", nil)
+		}
+		create(t, tx, "f", nil, outbox.Key("b"))
+		answer := make(chan error, 1)
+		go func() {
+			_, err := outbox.CreateBatch(db, outbox.NewTask{Func: "f", Options: []outbox.Option{outbox.Key("a")}},
+				outbox.NewTask{Func: "f", Options: []outbox.Option{outbox.Key("b")}})
+			answer <- err
+		}()
+		eventually(t, "the batch waits for the key", func() bool {
+			var n int64
+			query := "SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE 'INSERT INTO%' AND command <> 'Sleep'"
+			if db.Name() == "postgres" {
+				query = waiting["postgres"]
+			}
+			if err := db.Raw(query).Scan(&n).Error; err != nil {
+				t.Fatal(err)
+			}
+			return n > 0
+		})
+		if _, err := outbox.Create(tx, "f", nil, outbox.Key("a")); err != nil {
+			t.Fatal(err)
+		}
+		tx.Rollback()
+		if err := receive(t, answer); err != nil {
+			t.Errorf("CreateBatch: %v", err)
+		}
+		if n := inState(t, db, outbox.StatePending); n != 2 {
+			t.Errorf("%d tasks", n)
+		}
+	})
+}
