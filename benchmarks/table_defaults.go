@@ -15,13 +15,13 @@ import (
 // defaults lets everybody work as they come out of the box. Rates are what count, so that the slow ones get fewer tasks.
 func (b *bench) defaults(ctx context.Context) (*result, error) {
 	entrants := []entrant{
-		b.enterOurs("outbox", b.tasks(30_000), outbox.Options{}, 0),
+		b.enterOurs("outbox", b.tasks(20_000), outbox.Options{}, 0),
 		b.enterRiverPgx("River, its own driver", b.tasks(3_000), riverDefaults),
 		b.enterRiverSQL("River, database/sql", b.tasks(3_000), riverDefaults),
-		b.enterBare(10, b.tasks(30_000)),
+		b.enterBare(10, b.tasks(20_000)),
 		b.enterGue("gue", b.tasks(3_000), gueWorkers),
 	}
-	a, err := b.enterAsynq(ctx, "asynq, on Redis", b.tasks(20_000), asynq.Config{})
+	a, err := b.enterAsynq(ctx, "asynq, on Redis", b.tasks(10_000), asynq.Config{})
 	if err != nil {
 		return nil, err
 	}
@@ -52,9 +52,9 @@ func (b *bench) sqlite(ctx context.Context) (*result, error) {
 	rows, err := b.workOffs(ctx, time.Minute, []entrant{
 		b.enterOursSQLite("outbox", b.tasks(50_000), outbox.Options{Concurrency: slots}, 0),
 		b.enterBareSQLite(100, b.tasks(50_000)),
-		b.enterBareSQLite(10, b.tasks(20_000)),
-		b.enterRiverSQLite("River, its SQLite driver", b.tasks(5_000), func(c *river.Config) { riverTuned(c, slots) }),
-		b.enterGoqite("goqite", b.tasks(5_000), jobs.NewRunnerOpts{Limit: slots, PollInterval: time.Millisecond}),
+		b.enterBareSQLite(10, b.tasks(10_000)),
+		b.enterRiverSQLite("River, its SQLite driver", b.tasks(4_000), func(c *river.Config) { riverTuned(c, slots) }),
+		b.enterGoqite("goqite", b.tasks(4_000), jobs.NewRunnerOpts{Limit: slots, PollInterval: time.Millisecond}),
 	})
 	if err != nil {
 		return nil, err

@@ -25,9 +25,9 @@ func (b *bench) workOffTable(ctx context.Context) (*result, error) {
 		b.enterBare(slots, n),
 		b.enterRiverPgx("River, its own driver", n, riverFast),
 		b.enterRiverSQL("River, database/sql", n, riverFast),
-		b.enterGue("gue", n/10, gueWorkers, gue.WithPoolPollStrategy(gue.RunAtPollStrategy)),
+		b.enterGue("gue", n/20, gueWorkers, gue.WithPoolPollStrategy(gue.RunAtPollStrategy)),
 	}
-	a, err := b.enterAsynq(ctx, "asynq, on Redis", n/5, asynq.Config{Concurrency: slots})
+	a, err := b.enterAsynq(ctx, "asynq, on Redis", n/10, asynq.Config{Concurrency: slots})
 	if err != nil {
 		return nil, err
 	}
@@ -38,7 +38,7 @@ func (b *bench) workOffTable(ctx context.Context) (*result, error) {
 	return &result{
 		Notes: []string{
 			fmt.Sprintf("%s tasks that do nothing, one process, %s slots or workers; River's FetchCooldown 2 ms.", format(float64(n)), format(slots)),
-			fmt.Sprintf("gue, with %d workers, which poll in the order of its index, gets a tenth of the tasks and asynq a fifth.", gueWorkers),
+			fmt.Sprintf("gue, with %d workers, which poll in the order of its index, gets a twentieth of the tasks and asynq a tenth.", gueWorkers),
 		},
 		Columns: []column{{"rate", "tasks/s"}}, Rows: rows,
 		Goals: []goal{
@@ -55,11 +55,9 @@ func (b *bench) workOffTable(ctx context.Context) (*result, error) {
 func (b *bench) workOffSmall(ctx context.Context) (*result, error) {
 	var entrants []entrant
 	sizes := []int{10, 100, 1000}
+	number := map[int]int{10: b.tasks(20_000), 100: b.tasks(60_000), 1000: b.tasks(100_000)}
 	for _, size := range sizes {
-		n := b.tasks(100_000)
-		if size == 10 {
-			n = b.tasks(30_000)
-		}
+		n := number[size]
 		entrants = append(entrants,
 			b.enterOurs(fmt.Sprintf("outbox, %s slots", format(float64(size))), n, outbox.Options{Concurrency: size}, conns), b.enterBare(size, n))
 	}
@@ -68,7 +66,7 @@ func (b *bench) workOffSmall(ctx context.Context) (*result, error) {
 		return nil, err
 	}
 	r := &result{Columns: []column{{"rate", "tasks/s"}}, Rows: rows, Notes: []string{fmt.Sprintf(
-		"%s tasks that do nothing; %s with 10 slots.", format(float64(b.tasks(100_000))), format(float64(b.tasks(30_000))))}}
+		"%s tasks that do nothing; %s with 100 slots, %s with 10.", format(float64(number[1000])), format(float64(number[100])), format(float64(number[10])))}}
 	for i, size := range sizes {
 		r.Goals = append(r.Goals, b.ratio(fmt.Sprintf("%s slots, of the bare loop in groups of %[1]s", format(float64(size))), rows, 2*i, 2*i+1, .85))
 	}
