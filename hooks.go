@@ -79,6 +79,7 @@ type wakeups struct {
 	byTask  map[string]*hint
 	dueAt   time.Time // the earliest start time that was created here; zero means none
 	changed chan struct{}
+	timers  bool // wait with timers only, as under a fake clock
 
 	// of the polls that asked, until asked takes them
 	lanes []dialect.Lane // where tasks may have become due
@@ -343,14 +344,19 @@ func (w *wakeups) watch(ctx context.Context, wake func([]dialect.Lane)) {
 		case <-w.changed:
 		case <-timer.C:
 		}
-		ask, next := w.poll(time.Now())
-		if ask {
-			wake(w.asked())
-		}
-		if next.IsZero() {
-			timer.Stop()
-		} else {
-			timer.Reset(time.Until(next))
+		for {
+			ask, next := w.poll(time.Now())
+			if ask {
+				wake(w.asked())
+			}
+			if next.IsZero() {
+				timer.Stop()
+				break
+			}
+			if pause := time.Until(next); ctx.Err() != nil || w.timers || !nap(pause) {
+				timer.Reset(pause)
+				break
+			}
 		}
 	}
 }

@@ -280,7 +280,7 @@ func (m *memory) statement(query string, args []any) memStatement {
 			}
 			return ids(tx, []string{text(0)})
 		}
-	case starts("SELECT id FROM {tasks} WHERE id IN"):
+	case starts("SELECT id, {key} FROM {tasks} WHERE id IN"), starts("SELECT id FROM {tasks} WHERE id IN"):
 		skip := strings.HasSuffix(query, " SKIP LOCKED")
 		return func(tx *memTx) memResult {
 			var found []string
@@ -294,7 +294,14 @@ func (m *memory) statement(query string, args []any) memStatement {
 				}
 				found = append(found, text(i))
 			}
-			return ids(tx, found)
+			r := ids(tx, found)
+			if skip { // with their keys, of which there are none
+				r.columns = 2
+				for i := range r.rows {
+					r.rows[i] = append(r.rows[i], nil)
+				}
+			}
+			return r
 		}
 	case strings.Contains(query, "FROM {history} WHERE id"):
 		return func(tx *memTx) memResult {

@@ -378,7 +378,7 @@ func (s *store) writeUnlocked(ctx context.Context, outcomes []dialect.Outcome, r
 	for _, r := range requeued {
 		ids = append(ids, r.ID)
 	}
-	find := "SELECT id, {key} FROM {tasks} WHERE id IN (?" + strings.Repeat(", ?", len(ids)-1) + ")"
+	find := " FROM {tasks} WHERE id IN (?" + strings.Repeat(", ?", len(ids)-1) + ")"
 	over, err := s.takeTurn(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -386,7 +386,7 @@ func (s *store) writeUnlocked(ctx context.Context, outcomes []dialect.Outcome, r
 	defer over()
 	err = s.inTx(ctx, func(tx *sql.Tx) error {
 		free, keys := map[string]bool{}, map[string]string{}
-		if err := s.query(ctx, tx, find+s.d.SkipLocked(), ids, func(r *sql.Rows) error {
+		if err := s.query(ctx, tx, "SELECT id, {key}"+find+s.d.SkipLocked(), ids, func(r *sql.Rows) error {
 			var id string
 			var key *string
 			err := r.Scan(&id, &key)
@@ -408,9 +408,9 @@ func (s *store) writeUnlocked(ctx context.Context, outcomes []dialect.Outcome, r
 		}
 		// Those that are gone are nobody's any more.
 		locked = map[string]bool{}
-		if err := s.query(ctx, tx, find, ids, func(r *sql.Rows) error {
+		if err := s.query(ctx, tx, "SELECT id"+find, ids, func(r *sql.Rows) error {
 			var id string
-			err := r.Scan(&id, new(any))
+			err := r.Scan(&id)
 			if !free[id] {
 				locked[id] = true
 			}
