@@ -12,6 +12,12 @@ import (
 
 const exportTimeout = time.Minute
 
+// exporter writes an export's format. What ends with last is not all that there was to write.
+type exporter interface {
+	row(r row, args string) error
+	last(why string)
+}
+
 // export streams what a list shows, all of its pages, up to maxCount tasks, as CSV or as one JSON document a line.
 func (q *request) export() error {
 	v := q.r.URL.Query()
@@ -34,62 +40,119 @@ func (q *request) export() error {
 		return err
 	}
 	f.Limit, f.Cursor, f.asOf = maxLimit, nil, at
-	p, err := q.s.fetch(ctx, f, at)
+	first, err := q.s.fetch(ctx, f, at)
 	if err != nil {
 		return err
 	}
-	args := q.can(ViewArgs)
 	q.w.Header().Set("Content-Disposition", `attachment; filename="tasks.`+format+`"`)
-	var write func(row) error
+	var out exporter
 	if format == "csv" {
 		q.w.Header().Set("Content-Type", "text/csv; charset=utf-8")
-		out := csv.NewWriter(q.w)
-		defer out.Flush()
-		if err := out.Write(exportColumns); err != nil {
-			return nil
-		}
-		write = func(r row) error { return out.Write(cells(r, at, q.shown(r, args))) }
+		w := csv.NewWriter(q.w)
+		defer w.Flush()
+		w.Write(exportColumns) // its errors come again with the rows
+		out = csvExport{w, at}
 	} else {
 		q.w.Header().Set("Content-Type", "application/x-ndjson")
-		out := json.NewEncoder(q.w)
-		write = func(r row) error {
-			return out.Encode(struct {
-				taskJSON
-				Args json.RawMessage `json:"args,omitempty"`
-			}{r.json(at), document(q.shown(r, args))})
-		}
+		out = jsonExport{json.NewEncoder(q.w), at}
 	}
+	if err := q.stream(out, f, first, at); err != nil {
+		q.breakOff(out, err)
+	}
+	return nil
+}
+
+// stream writes a first page and those that follow.
+func (q *request) stream(out exporter, f filter, p page, at time.Time) (err error) {
+	args := q.can(ViewArgs)
 	for n := 0; ; {
 		for _, r := range p.rows {
-			if n++; n > maxCount || write(r) != nil {
-				return nil
+			if n++; n > maxCount {
+				break
+			}
+			text := ""
+			if args { // what the sender may see of them
+				raw, err := q.s.args(q.ctx, r)
+				if err != nil {
+					return err
+				}
+				text = string(q.s.redact(r.Func, raw))
+			}
+			if err := out.row(r, text); err != nil {
+				return nil // nobody is there any more
 			}
 		}
-		if f.Cursor = p.older; f.Cursor == nil {
+		switch f.Cursor = p.older; {
+		case f.Cursor == nil && n <= maxCount:
+			return nil
+		case n >= maxCount:
+			out.last("The export ends after " + num(maxCount) + " tasks, the rest is missing: narrow the filter.")
 			return nil
 		}
-		if p, err = q.s.fetch(ctx, f, at); err != nil {
-			q.abort(err)
+		if p, err = q.s.fetch(q.ctx, f, at); err != nil {
+			return err
 		}
 	}
 }
 
-// shown is what the sender may see of a row's arguments.
-func (q *request) shown(r row, may bool) string {
-	if !may {
-		return ""
+// breakOff ends an export whose beginning has been sent. The last record says that the rest is missing, and so does, where
+// it can be had, a connection that ends without the end of the answer. It must not panic as http.ErrAbortHandler does it:
+// not every server recovers.
+func (q *request) breakOff(out exporter, err error) {
+	if q.r.Context().Err() != nil {
+		return // nobody is there any more
 	}
-	raw, err := q.s.args(q.ctx, r)
-	if err != nil {
-		q.abort(err)
+	p := q.problem(err)
+	out.last("The export stopped here, the rest is missing: " + p.Detail)
+	http.NewResponseController(q.w).Flush()
+	if q.r.ProtoMajor != 1 {
+		return
 	}
-	return string(q.s.redact(r.Func, raw))
+	for w := q.w; w != nil; { // some writers refuse, and wrap one that does not
+		if h, ok := w.(http.Hijacker); ok {
+			if conn, _, err := h.Hijack(); err == nil {
+				conn.Close()
+				return
+			}
+		}
+		u, ok := w.(interface{ Unwrap() http.ResponseWriter })
+		if !ok {
+			return
+		}
+		w = u.Unwrap()
+	}
 }
 
-// abort ends an export whose beginning has been sent: a connection that breaks off says that the rest is missing.
-func (q *request) abort(err error) {
-	q.s.opts.Logger.Error("outbox admin: export", "err", err)
-	panic(http.ErrAbortHandler)
+type jsonExport struct {
+	*json.Encoder
+	at time.Time
+}
+
+func (e jsonExport) row(r row, args string) error {
+	return e.Encode(struct {
+		taskJSON
+		Args json.RawMessage `json:"args,omitempty"`
+	}{r.json(e.at), document(args)})
+}
+
+func (e jsonExport) last(why string) {
+	e.Encode(struct {
+		Error string `json:"error"`
+	}{why})
+}
+
+type csvExport struct {
+	*csv.Writer
+	at time.Time
+}
+
+func (e csvExport) row(r row, args string) error { return e.Write(cells(r, e.at, args)) }
+
+func (e csvExport) last(why string) {
+	cells := make([]string, len(exportColumns))
+	cells[0] = why
+	e.Write(cells)
+	e.Flush()
 }
 
 var exportColumns = []string{"id", "state", "func", "key", "queue", "priority", "run_at", "attempt", "max_attempts", "version",

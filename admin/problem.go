@@ -77,11 +77,8 @@ type errorPage struct {
 	Back string
 }
 
-// refuse answers a request with an error: a page, or RFC 9457's JSON under api/.
-func (q *request) refuse(err error) {
-	if errors.Is(err, context.Canceled) && q.r.Context().Err() != nil {
-		return // nobody is there any more
-	}
+// problem is what the sender may see of an error; the rest of it goes into the log.
+func (q *request) problem(err error) *problem {
 	if q.ctx != nil && q.ctx.Err() != nil && errors.Is(q.ctx.Err(), context.DeadlineExceeded) {
 		var p *problem
 		if !errors.As(err, &p) {
@@ -92,6 +89,15 @@ func (q *request) refuse(err error) {
 	if logged {
 		q.s.opts.Logger.Error("outbox admin: request failed", "status", p.Status, "page", q.page, "err", err)
 	}
+	return p
+}
+
+// refuse answers a request with an error: a page, or RFC 9457's JSON under api/.
+func (q *request) refuse(err error) {
+	if errors.Is(err, context.Canceled) && q.r.Context().Err() != nil {
+		return // nobody is there any more
+	}
+	p := q.problem(err)
 	if p.Status == http.StatusServiceUnavailable {
 		q.w.Header().Set("Retry-After", "5")
 	}

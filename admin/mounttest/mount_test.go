@@ -47,7 +47,8 @@ var routers = map[string]serve{
 	},
 	"gin": func(t *testing.T, l net.Listener, pages http.Handler) {
 		gin.SetMode(gin.ReleaseMode)
-		r := gin.New()
+		gin.DefaultWriter = io.Discard
+		r := gin.Default()
 		r.Any("/ops/outbox/*any", gin.WrapH(http.StripPrefix("/ops/outbox", pages)))
 		plain(t, l, r)
 	},
