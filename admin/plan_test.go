@@ -44,9 +44,6 @@ func (l *listener) take() []string {
 // index, and MariaDB's ALL.
 var walks = regexp.MustCompile(`(?m)Seq Scan on outbox_(?:tasks|history).*|SCAN outbox_(?:tasks|history)(?: *$)|^outbox_(?:tasks|history) ALL.*`)
 
-// sampled is the one statement that reads a table as it lies, since any 10,000 rows will do.
-const sampled = "LIMIT 10000) AS part GROUP BY func, state"
-
 // TestPlans asks the database how it answers each page: there is an index for all that a page reads of the two big tables,
 // and counts end.
 func TestPlans(t *testing.T) {
@@ -70,7 +67,7 @@ func TestPlans(t *testing.T) {
 				if strings.Contains(text, "count(*)") && !strings.Contains(text, "LIMIT") && !strings.Contains(text, "process_id") {
 					t.Errorf("%q counts without an end:\n%s", page, text)
 				}
-				if !strings.HasPrefix(text, "SELECT") || strings.Contains(text, sampled) {
+				if !strings.HasPrefix(text, "SELECT") {
 					continue
 				}
 				if plan := explain(t, db, text); walks.MatchString(plan) {

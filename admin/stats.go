@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -48,26 +47,6 @@ type trouble struct {
 type countOf struct {
 	Func  string `json:"func"`
 	Count int    `json:"count"`
-}
-
-// function is what the pages know of one path.
-type function struct {
-	Path      string         `json:"path"`
-	Here      bool           `json:"registered_here"`
-	Processes int            `json:"processes"` // live ones that run it
-	Waiting   int            `json:"waiting"`
-	Running   int            `json:"running"`
-	Parked    int            `json:"parked"`
-	OK        int            `json:"ok"`
-	Failed    int            `json:"failed"`
-	P50       *time.Duration `json:"p50_ns,omitempty"`
-	P95       *time.Duration `json:"p95_ns,omitempty"`
-
-	// Trend has the medians of eight equal parts of the last successes, the oldest first; Pace is in a word what it shows.
-	Trend []time.Duration `json:"trend_ns,omitempty"`
-	Pace  string          `json:"pace,omitempty"` // slower, faster or steady
-
-	durations []time.Duration // the newest first
 }
 
 type process struct {
@@ -266,105 +245,4 @@ func texts(j outbox.JSON) []string {
 		return []string{}
 	}
 	return list
-}
-
-// listFunctions tells of every path that is registered, or that a process or the last tasks name. Counts of waiting tasks
-// come from the first 10,000, durations from the last ends.
-func (s *site) listFunctions(ctx context.Context, processes []process) ([]function, error) {
-	found := map[string]*function{}
-	get := func(path string) *function {
-		if found[path] == nil {
-			found[path] = &function{Path: path}
-		}
-		return found[path]
-	}
-	for _, path := range s.limits().Funcs {
-		get(path).Here = true
-	}
-	for _, p := range processes {
-		if !p.Silent {
-			for _, path := range p.Functions {
-				get(path).Processes++
-			}
-		}
-	}
-	var unfinished []struct {
-		Func  string
-		State outbox.State
-		N     int
-	}
-	some := s.read(ctx).Model(&outbox.TaskModel{}).Select("func, state").Limit(maxCount)
-	if err := s.read(ctx).Table("(?) AS part", some).Select("func, state, count(*) AS n").Group("func, state").Find(&unfinished).Error; err != nil {
-		return nil, err
-	}
-	for _, u := range unfinished {
-		f := get(u.Func)
-		switch u.State {
-		case outbox.StateRunning:
-			f.Running = u.N
-		case outbox.StateParked:
-			f.Parked = u.N
-		default:
-			f.Waiting = u.N
-		}
-	}
-	for _, status := range []string{"status = 'success'", "status = 'error'"} {
-		var last []row
-		if err := s.read(ctx).Model(&outbox.HistoryModel{}).Select("func, status, started_at, finished_at").Where(status).
-			Order("finished_at DESC").Limit(sample).Find(&last).Error; err != nil {
-			return nil, err
-		}
-		for _, r := range last {
-			f := get(r.Func)
-			if r.Status == outbox.StatusError {
-				f.Failed++
-				continue
-			}
-			f.OK++
-			if r.StartedAt != nil {
-				f.durations = append(f.durations, r.FinishedAt.Sub(*r.StartedAt))
-			}
-		}
-	}
-	list := make([]function, 0, len(found))
-	for _, path := range slices.Sorted(maps.Keys(found)) {
-		f := found[path]
-		f.P50, f.P95 = quantiles(f.durations)
-		f.Trend, f.Pace = trend(f.durations)
-		list = append(list, *f)
-	}
-	return list, nil
-}
-
-// parts of a trend. With fewer than two runs a part it would show noise.
-const parts = 8
-
-func trend(newest []time.Duration) (medians []time.Duration, pace string) {
-	n := len(newest) / parts
-	if n < 2 {
-		return nil, ""
-	}
-	for i := parts - 1; i >= 0; i-- {
-		p50, _ := quantiles(newest[i*n : (i+1)*n])
-		medians = append(medians, *p50)
-	}
-	now, _ := quantiles(newest[:n*parts/2])
-	before, _ := quantiles(newest[n*parts/2 : n*parts])
-	switch {
-	case *now >= *before*3/2+time.Millisecond:
-		return medians, "slower"
-	case *before >= *now*3/2+time.Millisecond:
-		return medians, "faster"
-	}
-	return medians, "steady"
-}
-
-// quantiles are the 50th and the 95th percentile.
-func quantiles(list []time.Duration) (p50, p95 *time.Duration) {
-	if len(list) == 0 {
-		return nil, nil
-	}
-	list = slices.Sorted(slices.Values(list))
-	a, b := list[(len(list)-1)*50/100], list[(len(list)-1)*95/100]
-	return &a, &b
 }
