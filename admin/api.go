@@ -59,12 +59,13 @@ func (r row) json(at time.Time) taskJSON {
 	return t
 }
 
-func (q *request) json(v any) error {
+// json answers with a document; times in it that tell only when it was asked for are no part of its tag.
+func (q *request) json(v any, times ...string) error {
 	var out bytes.Buffer
 	if err := json.NewEncoder(&out).Encode(v); err != nil { // which escapes what HTML would take for its own
 		return err
 	}
-	if !q.unchanged(out.Bytes()) {
+	if !q.unchanged(out.Bytes(), times...) {
 		q.w.Header().Set("Content-Type", "application/json")
 		q.w.Write(out.Bytes())
 	}
@@ -74,6 +75,9 @@ func (q *request) json(v any) error {
 type listJSON struct {
 	Data       any    `json:"data"`
 	NextCursor string `json:"next_cursor,omitempty"`
+	AsOf       string `json:"as_of,omitempty"`
+	Count      *int   `json:"count,omitempty"` // more than 10,000 means at least that
+	Shown      string `json:"shown,omitempty"`
 }
 
 func (q *request) apiOverview() error {
@@ -93,7 +97,7 @@ func (q *request) apiList() error {
 	if err := only(v, filterParams...); err != nil {
 		return err
 	}
-	_, p, at, err := q.find(v)
+	f, p, at, err := q.find(v)
 	if err != nil {
 		return err
 	}
@@ -105,7 +109,16 @@ func (q *request) apiList() error {
 	if p.older != nil {
 		out.NextCursor = p.older.String()
 	}
-	return q.json(out)
+	if f.Cursor == nil && len(bulkOf(f.State)) > 0 && (f.Args == "" || q.s.opts.Redact == nil) { // what a change of all that match needs
+		set, n := seal(p.rows), len(p.rows)
+		if p.older != nil {
+			if set, n, err = q.s.seen(q.ctx, f, at); err != nil {
+				return err
+			}
+		}
+		out.AsOf, out.Count, out.Shown = at.Format(time.RFC3339Nano), &n, set
+	}
+	return q.json(out, `"as_of":"`+out.AsOf+`"`)
 }
 
 func (q *request) apiDetail(id string) error {
@@ -224,11 +237,15 @@ func (q *request) apiChange(id string, action Action) error {
 
 func (q *request) apiBulk() error {
 	var in struct {
-		Action Action            `json:"action"`
-		Tasks  []pick            `json:"tasks"`
+		Action Action `json:"action"`
+		Tasks  []struct {
+			ID      string `json:"id"`
+			Version *int64 `json:"version"`
+		} `json:"tasks"`
 		Filter map[string]string `json:"filter"`
 		AsOf   time.Time         `json:"as_of"`
 		Count  int               `json:"count"`
+		Shown  string            `json:"shown"`
 		At     string            `json:"at"`
 		Reason string            `json:"reason"`
 	}
@@ -244,7 +261,7 @@ func (q *request) apiBulk() error {
 	if err := q.need(in.Action); err != nil {
 		return err
 	}
-	b := bulk{action: in.Action, reason: strings.TrimSpace(in.Reason), picked: in.Tasks, asOf: in.AsOf, count: in.Count}
+	b := bulk{action: in.Action, reason: strings.TrimSpace(in.Reason), asOf: in.AsOf, count: in.Count}
 	var err error
 	if b.at, err = startOf(b.action, in.At); err != nil {
 		return err
@@ -259,6 +276,8 @@ func (q *request) apiBulk() error {
 		return fail(http.StatusBadRequest, "Give either tasks, or filter with as_of and count.")
 	case len(in.Tasks) > maxLimit:
 		return fail(http.StatusBadRequest, "At most %d tasks.", maxLimit)
+	case in.Filter == nil && in.Shown != "":
+		return fail(http.StatusBadRequest, "shown belongs to filter.")
 	case in.Filter != nil:
 		if in.AsOf.IsZero() || !storable(in.AsOf) || in.Count < 1 {
 			return fail(http.StatusBadRequest, "With a filter come as_of and count: when what was shown, and how many it was.")
@@ -267,14 +286,23 @@ func (q *request) apiBulk() error {
 		for name, value := range in.Filter {
 			v[name] = []string{value}
 		}
-		if err := only(v, filterParams...); err != nil {
+		if err := only(v, findParams...); err != nil {
 			return err
 		}
 		f, err := q.parseFilter(v)
 		if err != nil {
 			return err
 		}
+		if b.shown, err = parseShown(in.Shown); err != nil {
+			return err
+		}
 		b.filter = &f
+	}
+	for _, t := range in.Tasks {
+		if t.Version == nil {
+			return fail(http.StatusBadRequest, "A task has no version: give that of each as you know it.")
+		}
+		b.picked = append(b.picked, pick{t.ID, *t.Version})
 	}
 	res, err := q.bulk(b)
 	if err != nil {

@@ -31,11 +31,12 @@ type bulk struct {
 	filter *filter
 	asOf   time.Time // when the filter's tasks were shown
 	count  int       // and how many they were
+	shown  shown     // and which; without it, whichever match now, if they are not more
 }
 
 type pick struct {
-	ID      string `json:"id"`
-	Version int64  `json:"version"`
+	ID      string
+	Version int64
 }
 
 // result of a bulk change.
@@ -88,43 +89,61 @@ func (q *request) bulk(b bulk) (res result, err error) {
 		return res, q.partly(&res, err)
 	}
 	f := *b.filter
-	f.Limit, f.Cursor, f.asOf = batchSize, nil, b.asOf
+	f.asOf = b.asOf
 	switch {
 	case f.State == all || f.State == running:
 		return res, fail(http.StatusBadRequest, "Choose a state first: tasks of %s cannot be changed together.", f.State)
 	case f.Args != "" && q.s.opts.Redact != nil:
 		return res, fail(http.StatusBadRequest, "Where arguments are redacted, what a search in them finds has to be picked one by one.")
+	case b.shown == nil && destroys(b.action):
+		return res, fail(http.StatusBadRequest, "What destroys needs shown, as the list gave it: which tasks they were.")
 	}
-	n, err := q.s.count(ctx, f, b.asOf)
-	if err != nil {
-		return res, err
-	}
-	if n > b.count {
-		return res, fail(http.StatusConflict, "%d tasks were shown; %d match now. Reload the list and look again.", b.count, n)
-	}
-	for done := 0; done < maxCount; {
-		p, err := q.s.fetch(ctx, f, b.asOf)
+	if b.shown == nil {
+		n, err := q.s.count(ctx, f, b.asOf)
 		if err != nil {
-			return res, q.partly(&res, err)
+			return res, err
 		}
-		part := make([]pick, 0, len(p.rows))
-		for _, r := range p.rows {
-			// What has been rescheduled comes again, at its new place: in this walk, or when a change that was cut short is repeated.
-			if b.action != Reschedule || r.State != outbox.StatePending || r.RunAt.Sub(b.at).Abs() >= time.Millisecond {
+		if n > b.count {
+			return res, fail(http.StatusConflict, "%d tasks were shown; %d match now. Reload the list and look again.", b.count, n)
+		}
+	}
+	return res, q.partly(&res, q.bulkShown(ctx, b, f, &res))
+}
+
+// bulkShown changes what was shown of what a filter finds. What matches by now without having been shown is left as it is.
+func (q *request) bulkShown(ctx context.Context, b bulk, f filter, res *result) error {
+	read, met := 0, 0
+	for rows, err := range q.s.walk(ctx, f, b.asOf, batchSize) {
+		if err != nil {
+			return err
+		}
+		part, left := make([]pick, 0, len(rows)), []skipped{}
+		for _, r := range rows {
+			switch {
+			case b.action == Reschedule && r.State == outbox.StatePending && r.RunAt.Sub(b.at).Abs() < time.Millisecond:
+				// What has been rescheduled comes again, at its new place: in this walk, or when a change that was cut short is repeated.
+			case b.shown == nil || b.shown[markOf(r)]:
 				part = append(part, pick{r.ID, r.Version})
+			case len(b.shown) < maxCount: // otherwise there was more than what the set has
+				left = append(left, skipped{r.ID, "changed"})
 			}
 		}
-		if err := q.batch(ctx, b, part, &res); err != nil {
-			return res, q.partly(&res, err)
+		if err := q.batch(ctx, b, part, res); err != nil {
+			return err
 		}
-		done += len(p.rows)
-		if f.Cursor = p.older; f.Cursor == nil {
-			return res, nil
+		res.skip(left...)
+		read += len(rows)
+		met += len(part)
+		if b.shown == nil && read >= maxCount || read >= 2*maxCount || len(b.shown) == maxCount && met == maxCount {
+			res.More = true
+			break
 		}
 	}
-	res.More = true
-	return res, nil
+	return nil
 }
+
+// destroys says whether an action takes something away, so that pages ask first.
+func destroys(a Action) bool { return a == Cancel || a == Discard }
 
 // partly reports what was done before an error, if something was: that has been committed.
 func (q *request) partly(res *result, err error) error {
@@ -161,11 +180,15 @@ func (q *request) batch(ctx context.Context, b bulk, part []pick, res *result) e
 		return err
 	}
 	res.Changed += changed
+	res.skip(left...)
+	return nil
+}
+
+func (res *result) skip(left ...skipped) {
 	for _, s := range left {
 		res.counts[s.Reason]++
 	}
 	res.Skipped = append(res.Skipped, left[:min(len(left), maxSkipped-len(res.Skipped))]...)
-	return nil
 }
 
 // summary is the part of a URL that says what was done: enumerated words and numbers only.

@@ -67,7 +67,7 @@ type stall struct {
 
 func (s *stall) Trace(ctx context.Context, _ time.Time, fc func() (string, int64), _ error) {
 	text, _ := fc()
-	if strings.Contains(text, "LIMIT 101") && s.after.Add(-1) == 0 {
+	if strings.HasSuffix(text, "LIMIT 100") && s.after.Add(-1) == 0 {
 		<-ctx.Done()
 	}
 }
@@ -109,6 +109,7 @@ func TestBulkIsCutShort(t *testing.T) {
 var (
 	asOf  = regexp.MustCompile(`name="asof" value="([^"]+)"`)
 	total = regexp.MustCompile(`name="count" value="([^"]+)"`)
+	which = regexp.MustCompile(`name="shown" value="([^"]+)"`)
 )
 
 func TestBulk(t *testing.T) {
@@ -156,9 +157,13 @@ func TestBulk(t *testing.T) {
 			v := url.Values{"action": {"cancel"}, "filter": {"state=scheduled&queue=bulk"}, "all": {"1"}, "confirmed": {"yes"},
 				"asof": {strings.ReplaceAll(at[1], "&#43;", "+")}, "count": {n[1]}}
 			late := d.create(outbox.Queue("bulk"), outbox.StartAfter(time.Hour))
+			has(t, status(t, d.post("tasks/bulk", v), 400), "needs shown")
+			v.Set("action", "run_now")
 			v.Set("count", "229")
 			has(t, status(t, d.post("tasks/bulk", v), 409), "229 tasks were shown; 230 match now")
+			v.Set("action", "cancel")
 			v.Set("count", n[1])
+			v.Set("shown", which.FindStringSubmatch(text)[1])
 			w := d.post("tasks/bulk", v)
 			status(t, w, 303)
 			has(t, w.Header().Get("Location"), "n=230")
@@ -199,7 +204,7 @@ func TestBulkStopsHalfWay(t *testing.T) {
 		ctx, stop := context.WithCancel(t.Context())
 		reads := 0
 		db.Logger = stopper{db.Logger, func(text string) {
-			if strings.HasSuffix(text, "LIMIT 101") {
+			if strings.HasSuffix(text, "LIMIT 100") {
 				if reads++; reads == 2 {
 					stop()
 				}
@@ -210,7 +215,7 @@ func TestBulkStopsHalfWay(t *testing.T) {
 			d.create(outbox.StartAfter(time.Hour))
 		}
 		ask := func(ctx context.Context, count int) map[string]any {
-			body := fmt.Sprintf(`{"action":"cancel","filter":{"state":"scheduled"},"as_of":%q,"count":%d}`, time.Now().Add(time.Minute).Format(time.RFC3339), count)
+			body := fmt.Sprintf(`{"action":"run_now","filter":{"state":"scheduled"},"as_of":%q,"count":%d}`, time.Now().Add(time.Minute).Format(time.RFC3339), count)
 			r := httptest.NewRequestWithContext(ctx, "POST", "/ops/outbox/api/v1/tasks/bulk", strings.NewReader(body))
 			r.Header.Set("Content-Type", "application/json")
 			w := httptest.NewRecorder()
@@ -223,7 +228,7 @@ func TestBulkStopsHalfWay(t *testing.T) {
 		if n := len(d.audit()); n != 100 {
 			t.Errorf("%d rows of audit", n)
 		}
-		if got := ask(t.Context(), 50); got["changed"] != 50.0 || got["more"] != nil {
+		if got := ask(t.Context(), 150); got["changed"] != 50.0 || got["more"] != nil {
 			t.Errorf("the second says %v", got)
 		}
 	})

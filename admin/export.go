@@ -21,7 +21,7 @@ type exporter interface {
 // export streams what a list shows, all of its pages, up to maxCount tasks, as CSV or as one JSON document a line.
 func (q *request) export() error {
 	v := q.r.URL.Query()
-	if err := only(v, append(slices.Clone(filterParams), "format")...); err != nil {
+	if err := only(v, append(slices.Clone(findParams), "format")...); err != nil {
 		return err
 	}
 	format := v.Get("format")

@@ -51,7 +51,10 @@ const (
 	maxParam     = 255
 )
 
-var filterParams = []string{"state", "func", "queue", "key", "id", "args", "error", "from", "to", "limit", "cursor"}
+var (
+	findParams   = []string{"state", "func", "queue", "key", "id", "args", "error", "from", "to"}
+	filterParams = append(slices.Clone(findParams), "limit", "cursor")
+)
 
 // noticeParams say what the last form has done; see notice.
 var noticeParams = []string{"did", "n", "skipped"}

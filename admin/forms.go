@@ -99,7 +99,7 @@ func (q *request) change(c change) (string, error) {
 
 // bulkForm changes the picked tasks, or all that the list showed. What destroys asks first.
 func (q *request) bulkForm() error {
-	v, err := q.form("action", "pick", "all", "filter", "asof", "count", "at", "reason", "confirmed")
+	v, err := q.form("action", "pick", "all", "filter", "asof", "count", "shown", "at", "reason", "confirmed")
 	if err != nil {
 		return err
 	}
@@ -135,7 +135,10 @@ func (q *request) bulkForm() error {
 		if bad != nil || wrong != nil || !storable(asOf) {
 			return fail(http.StatusBadRequest, "asof and count must be those of the list.")
 		}
-		b.filter, b.asOf, b.count, n = &f, asOf, count, count
+		if b.shown, err = parseShown(v.Get("shown")); err != nil {
+			return err
+		}
+		b.filter, b.asOf, b.count, n = &f, asOf, count, min(count, maxCount)
 	} else {
 		for _, text := range v["pick"] {
 			id, version, ok := cutLast(text, ".")
@@ -152,7 +155,7 @@ func (q *request) bulkForm() error {
 			return fail(http.StatusBadRequest, "At most %d tasks can be picked.", maxLimit)
 		}
 	}
-	if (b.action == Cancel || b.action == Discard) && v.Get("confirmed") != "yes" {
+	if destroys(b.action) && v.Get("confirmed") != "yes" {
 		return q.render(http.StatusOK, "confirm", "Are you sure?", confirmation{Action: b.action, Count: n, All: b.filter != nil, Form: v, Back: f.url()})
 	}
 	res, err := q.bulk(b)

@@ -57,7 +57,7 @@ func everyRoute(waits, bad string) []route {
 		list = append(list, route{path: "tasks/" + id, status: 200}, route{path: "api/v1/tasks/" + id, status: 200})
 	}
 	for _, a := range []admin.Action{admin.Rerun, admin.RunNow, admin.Reschedule, admin.Cancel, admin.Discard} {
-		at, atJSON, shown := url.Values{"version": {"1"}}, "", `"filter":{"state":"failed"},"as_of":"2020-01-01T00:00:00Z","count":1`
+		at, atJSON, shown := url.Values{"version": {"1"}}, "", `"filter":{"state":"failed"},"as_of":"2020-01-01T00:00:00Z","count":1,"shown":"AAAAAAA"`
 		if a == admin.Reschedule {
 			at.Set("at", "2099-01-01")
 			atJSON = `,"at":"2099-01-01"`
@@ -67,7 +67,7 @@ func everyRoute(waits, bad string) []route {
 			route{path: "tasks/gone/" + string(a), form: at, needs: needs, status: 404},
 			route{path: "api/v1/tasks/gone/" + string(a), json: `{"version":1` + atJSON + `}`, needs: needs, status: 404},
 			route{path: "tasks/bulk", form: url.Values{"action": {string(a)}, "pick": {"gone.1"}, "confirmed": {"yes"}, "at": at["at"]}, needs: needs, status: 303},
-			route{path: "tasks/bulk", form: url.Values{"action": {string(a)}, "all": {"1"}, "filter": {"state=failed"}, "asof": {"2020-01-01T00:00:00Z"}, "count": {"1"},
+			route{path: "tasks/bulk", form: url.Values{"action": {string(a)}, "all": {"1"}, "filter": {"state=failed"}, "asof": {"2020-01-01T00:00:00Z"}, "count": {"1"}, "shown": {"AAAAAAA"},
 				"confirmed": {"yes"}, "at": at["at"]}, needs: needs, status: 303},
 			route{path: "api/v1/tasks/bulk", json: `{"action":"` + string(a) + `","tasks":[{"id":"gone","version":1}]` + atJSON + `}`, needs: needs, status: 200},
 			route{path: "api/v1/tasks/bulk", json: `{"action":"` + string(a) + `",` + shown + atJSON + `}`, needs: needs, status: 200})

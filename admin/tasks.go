@@ -14,6 +14,7 @@ type list struct {
 	Tabs         []tab
 	Functions    []string
 	Total        int // of the filter, -1 if unknown
+	Shown        string
 	Bulk         []Action
 	AsOf         string
 	Partial      bool // the search has stopped before its end
@@ -76,9 +77,9 @@ func (q *request) list() error {
 	switch {
 	case len(l.Bulk) == 0 || f.Args != "" && q.s.opts.Redact != nil:
 	case f.Cursor == nil && p.older == nil:
-		l.Total = len(p.rows)
+		l.Total, l.Shown = len(p.rows), seal(p.rows)
 	default:
-		if l.Total, err = q.s.count(q.ctx, f, at); err != nil {
+		if l.Shown, l.Total, err = q.s.seen(q.ctx, f, at); err != nil {
 			l.Total = -1 // the list is there all the same
 		}
 	}

@@ -106,7 +106,7 @@ var funcs = template.FuncMap{
 	"rowState": func(r row, at time.Time) string { return r.state(at) },
 	"link":     func(f filter) string { return f.url() },
 	"export": func(f filter, format string) string {
-		f.Cursor = nil
+		f.Cursor, f.Limit = nil, defaultLimit
 		v := f.values()
 		v.Set("format", format)
 		return "export?" + v.Encode()
