@@ -113,10 +113,12 @@ func (q *request) apiList() error {
 		set, n := seal(p.rows), len(p.rows)
 		if p.older != nil {
 			if set, n, err = q.s.seen(q.ctx, f, at); err != nil {
-				return err
+				q.problem(err) // the list is there all the same
 			}
 		}
-		out.AsOf, out.Count, out.Shown = at.Format(time.RFC3339Nano), &n, set
+		if err == nil {
+			out.AsOf, out.Count, out.Shown = at.Format(time.RFC3339Nano), &n, set
+		}
 	}
 	return q.json(out, `"as_of":"`+out.AsOf+`"`)
 }

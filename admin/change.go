@@ -105,7 +105,8 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 		created = again.ID
 		after["task"] = again.ID
 	case RunNow:
-		if err := outbox.Reschedule(tx, c.id, time.Now(), outbox.IfVersion(c.version)); err != nil {
+		past := time.Unix(0, 0) // which means now, by the database's clock
+		if err := outbox.Reschedule(tx, c.id, past, outbox.IfVersion(c.version)); err != nil {
 			return "", err
 		}
 		after["state"], after["version"], after["run_at"] = outbox.StatePending, c.version+1, "now"

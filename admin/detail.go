@@ -68,7 +68,7 @@ func (d detail) title() string {
 
 // load reads a task with all that belongs to it, as far as the sender may see it.
 func (q *request) load(id string) (d detail, err error) {
-	at, err := q.s.now(q.ctx)
+	at, err := q.now()
 	if err != nil {
 		return d, err
 	}

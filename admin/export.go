@@ -35,7 +35,7 @@ func (q *request) export() error {
 	ctx, cancel := context.WithTimeout(q.r.Context(), exportTimeout)
 	defer cancel()
 	q.ctx, q.limit = ctx, exportTimeout
-	at, err := q.s.now(ctx)
+	at, err := q.now()
 	if err != nil {
 		return err
 	}

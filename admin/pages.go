@@ -33,7 +33,14 @@ func (v view) Live() bool { return v.q.r.Method != http.MethodPost && v.Page != 
 func (v view) Asset(name string) string { return v.Up + "assets/" + assets[name].name }
 
 func (q *request) render(status int, name, title string, data any) error {
-	v := view{q: q, Title: title, Site: q.s.opts.Title, Page: name, Up: q.up, Actor: q.actor.Name, At: time.Now().UTC(), Notice: q.said, Data: data}
+	if name != "error" { // which must do without a database
+		q.now() // or not: what is shown then is what was known before
+	}
+	v := view{q: q, Title: title, Site: q.s.opts.Title, Page: name, Up: q.up, Actor: q.actor.Name, At: q.at, Notice: q.said, Data: data}
+	if v.At.IsZero() {
+		v.At = time.Now()
+	}
+	v.At = v.At.UTC()
 	var out bytes.Buffer
 	if err := pages[name].ExecuteTemplate(&out, "layout.html", v); err != nil {
 		q.s.opts.Logger.Error("outbox admin: render", "page", name, "err", err)
@@ -59,7 +66,7 @@ type overview struct {
 	figures
 	Span  string
 	Spans []string
-	Stale time.Time
+	Stale string // why these are the figures of a while ago
 	Empty bool
 	Max   int
 	Busy  []function // those with the most to tell
@@ -89,7 +96,10 @@ func (q *request) overview() error {
 	if err != nil && stale.IsZero() {
 		return err
 	}
-	o := overview{figures: f, Span: span, Spans: []string{"1h", "24h", "7d"}, Stale: stale}
+	o := overview{figures: f, Span: span, Spans: []string{"1h", "24h", "7d"}}
+	if err != nil {
+		o.Stale = q.problem(err).Detail
+	}
 	n := 0
 	for _, c := range f.Counts {
 		n += c
@@ -122,7 +132,7 @@ func (q *request) functions() error {
 }
 
 func (q *request) allFunctions() ([]function, error) {
-	at, err := q.s.now(q.ctx)
+	at, err := q.now()
 	if err != nil {
 		return nil, err
 	}
@@ -145,7 +155,7 @@ func (q *request) allProcesses() ([]process, error) {
 	if err := only(q.r.URL.Query()); err != nil {
 		return nil, err
 	}
-	at, err := q.s.now(q.ctx)
+	at, err := q.now()
 	if err != nil {
 		return nil, err
 	}

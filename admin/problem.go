@@ -86,7 +86,7 @@ func (q *request) problem(err error) *problem {
 		}
 	}
 	p, logged := q.s.explain(err, q.limit)
-	if logged {
+	if logged && q.r.Context().Err() == nil { // somebody is still there
 		q.s.opts.Logger.Error("outbox admin: request failed", "status", p.Status, "page", q.page, "err", err)
 	}
 	return p

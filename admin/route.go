@@ -32,6 +32,16 @@ type request struct {
 	may   map[Action]bool
 	back  string // where to go on after an error, relative to the root
 	said  *notice
+	at    time.Time // by the database's clock, once it has been asked
+}
+
+// now is when this request is, for all that it shows: by one clock, and that the database's.
+func (q *request) now() (time.Time, error) {
+	var err error
+	if q.at.IsZero() {
+		q.at, err = q.s.now(q.ctx)
+	}
+	return q.at, err
 }
 
 // ServeHTTP is the way of every request: headers, cross-site check, permission, page.

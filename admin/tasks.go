@@ -50,7 +50,7 @@ func (q *request) list() error {
 	}
 	l.Newer, l.Older = link(p.newer), link(p.older)
 	l.Partial = len(p.rows) < f.Limit && p.older != nil
-	counts, _, _ := cache(q.ctx, q.s, "counts", func() (map[string]int, error) {
+	counts, _, err := cache(q.ctx, q.s, "counts", func() (map[string]int, error) {
 		m := map[string]int{}
 		for _, state := range states[1:] {
 			n, err := q.s.count(q.ctx, filter{State: state}, at)
@@ -61,6 +61,9 @@ func (q *request) list() error {
 		}
 		return m, nil
 	})
+	if err != nil {
+		q.problem(err) // the list is there all the same
+	}
 	for _, state := range states {
 		n, ok := counts[state]
 		if !ok {
@@ -80,7 +83,8 @@ func (q *request) list() error {
 		l.Total, l.Shown = len(p.rows), seal(p.rows)
 	default:
 		if l.Shown, l.Total, err = q.s.seen(q.ctx, f, at); err != nil {
-			l.Total = -1 // the list is there all the same
+			l.Total = -1
+			q.problem(err)
 		}
 	}
 	if !q.can(ViewArgs) {
@@ -118,7 +122,7 @@ func (q *request) find(v url.Values) (f filter, p page, at time.Time, err error)
 	if f, err = q.parseFilter(v); err != nil {
 		return f, p, at, err
 	}
-	if at, err = q.s.now(q.ctx); err != nil {
+	if at, err = q.now(); err != nil {
 		return f, p, at, err
 	}
 	p, err = q.s.fetch(q.ctx, f, at)
