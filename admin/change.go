@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -18,7 +19,7 @@ import (
 // changes are the actions on a task, as they stand in URLs.
 var changes = []Action{Rerun, RunNow, Reschedule, Cancel, Discard}
 
-const maxReason = 1000
+const maxReason = 1000 // characters
 
 // change is what somebody wants to do with one task.
 type change struct {
@@ -31,19 +32,10 @@ type change struct {
 }
 
 func checkReason(s string) error {
-	if len(s) > maxReason || !utf8.ValidString(s) || containsNUL(s) {
-		return fail(http.StatusBadRequest, "A reason is a text of at most %d bytes.", maxReason)
+	if utf8.RuneCountInString(s) > maxReason || !utf8.ValidString(s) || strings.ContainsRune(s, 0) {
+		return fail(http.StatusBadRequest, "A reason is a text of at most %s characters.", num(maxReason))
 	}
 	return nil
-}
-
-func containsNUL(s string) bool {
-	for i := range len(s) {
-		if s[i] == 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // apply changes one task and writes the audit, in one transaction. It returns the new task's id, of a re-run.

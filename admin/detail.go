@@ -24,8 +24,8 @@ type detail struct {
 	Args    string
 	Partly  bool   // what is shown of the arguments is what the redactor has left
 	Editor  string // what the field for other arguments starts with
-	Reason  string // that was typed with it
-	Refused string // why these arguments were not taken
+	Refused string // why a form was not taken
+	typed   typed  // and what was in it
 	Result  string
 	Errors  outbox.Attempts
 	Process *process
@@ -51,14 +51,42 @@ func (q *request) detail(id string) error {
 	return q.render(http.StatusOK, "detail", d.title(), d)
 }
 
-// refused shows the task again with arguments that were not taken, so that nobody has to type them twice.
-func (q *request) refused(id, args, reason string, p *problem) error {
+// typed is what somebody has written into a form of a task's page.
+type typed struct {
+	action     Action // or EditArgs, a re-run's other form
+	at, reason string
+}
+
+// refused shows the task again with a form that was not taken, so that nobody has to type it twice.
+func (q *request) refused(id string, form typed, args []byte, p *problem) error {
 	d, err := q.load(id)
 	if err != nil {
 		return err
 	}
-	d.Editor, d.Reason, d.Refused = args, reason, p.Detail
+	d.typed, d.Refused = form, p.Detail
+	if args != nil {
+		d.typed.action, d.Editor = EditArgs, string(args)
+	}
 	return q.render(p.Status, "detail", d.title(), d)
+}
+
+// Open says whether the form of an action is the one that was not taken.
+func (d detail) Open(a Action) bool { return d.typed.action == a }
+
+// Reason is what was typed into the form of an action.
+func (d detail) Reason(a Action) string {
+	if d.Open(a) {
+		return d.typed.reason
+	}
+	return ""
+}
+
+// Start is the time in the field for another one.
+func (d detail) Start() string {
+	if at, err := parseTime(d.typed.at); err == nil && d.Open(Reschedule) {
+		return fieldTime(at)
+	}
+	return d.Common.RunAt.UTC().Format("2006-01-02T15:04")
 }
 
 // title tells a task from others of its function.

@@ -40,16 +40,16 @@ func (q *request) changeForm(id string, action Action) error {
 	if c.version, err = strconv.ParseInt(v.Get("version"), 10, 64); err != nil {
 		return fail(http.StatusBadRequest, "version must be a number.")
 	}
-	if c.at, err = startOf(action, v.Get("at")); err != nil {
-		return err
-	}
 	if v.Has("args") {
 		c.args = []byte(v.Get("args"))
 	}
-	created, err := q.change(c)
+	created := ""
+	if c.at, err = startOf(action, v.Get("at")); err == nil {
+		created, err = q.change(c)
+	}
 	var p *problem
-	if errors.As(err, &p) && p.Status == http.StatusUnprocessableEntity && c.args != nil {
-		return q.refused(id, string(c.args), c.reason, p)
+	if errors.As(err, &p) && (p.Status == http.StatusBadRequest || p.Status == http.StatusUnprocessableEntity && c.args != nil) {
+		return q.refused(id, typed{action, v.Get("at"), c.reason}, c.args, p)
 	}
 	if err != nil {
 		return err
@@ -103,17 +103,11 @@ func (q *request) bulkForm() error {
 	if err != nil {
 		return err
 	}
-	b := bulk{action: Action(v.Get("action")), reason: strings.TrimSpace(v.Get("reason"))}
-	if !slices.Contains(bulkActions, b.action) {
+	action := Action(v.Get("action"))
+	if !slices.Contains(bulkActions, action) {
 		return fail(http.StatusBadRequest, "action must be one of: %s.", accepted(bulkActions))
 	}
-	if err := q.need(b.action); err != nil {
-		return err
-	}
-	if b.at, err = startOf(b.action, v.Get("at")); err != nil {
-		return err
-	}
-	if err := checkReason(b.reason); err != nil {
+	if err := q.need(action); err != nil {
 		return err
 	}
 	back, err := url.ParseQuery(v.Get("filter"))
@@ -128,35 +122,16 @@ func (q *request) bulkForm() error {
 		return err
 	}
 	q.back = f.url()
-	n := len(v["pick"])
-	if v.Get("all") != "" {
-		asOf, bad := time.Parse(time.RFC3339Nano, v.Get("asof"))
-		count, wrong := strconv.Atoi(v.Get("count"))
-		if bad != nil || wrong != nil || !storable(asOf) {
-			return fail(http.StatusBadRequest, "asof and count must be those of the list.")
-		}
-		if b.shown, err = parseShown(v.Get("shown")); err != nil {
-			return err
-		}
-		b.filter, b.asOf, b.count, n = &f, asOf, count, min(count, maxCount)
-	} else {
-		for _, text := range v["pick"] {
-			id, version, ok := cutLast(text, ".")
-			number, bad := strconv.ParseInt(version, 10, 64)
-			if !ok || bad != nil {
-				return fail(http.StatusBadRequest, "pick must be an id, a dot and a version.")
-			}
-			b.picked = append(b.picked, pick{id, number})
-		}
-		if n == 0 {
-			return fail(http.StatusBadRequest, "No task is picked: tick some, or choose all that match.")
-		}
-		if n > maxLimit {
-			return fail(http.StatusBadRequest, "At most %d tasks can be picked.", maxLimit)
-		}
+	b, err := readBulk(v, &f)
+	var p *problem
+	if errors.As(err, &p) {
+		return q.listAgain(back, v, p)
+	}
+	if err != nil {
+		return err
 	}
 	if destroys(b.action) && v.Get("confirmed") != "yes" {
-		return q.render(http.StatusOK, "confirm", "Are you sure?", confirmation{Action: b.action, Count: n, All: b.filter != nil, Form: v, Back: f.url()})
+		return q.render(http.StatusOK, "confirm", "Are you sure?", confirmation{Action: b.action, Count: min(b.count, maxCount), All: b.filter != nil, Form: v, Back: f.url()})
 	}
 	res, err := q.bulk(b)
 	if err != nil {
@@ -169,6 +144,42 @@ func (q *request) bulkForm() error {
 		to.Set("skipped", s)
 	}
 	return q.see("tasks?" + to.Encode())
+}
+
+// readBulk reads what the form of a list asks for.
+func readBulk(v url.Values, f *filter) (b bulk, err error) {
+	b = bulk{action: Action(v.Get("action")), reason: strings.TrimSpace(v.Get("reason"))}
+	if b.at, err = startOf(b.action, v.Get("at")); err != nil {
+		return b, err
+	}
+	if err := checkReason(b.reason); err != nil {
+		return b, err
+	}
+	if v.Get("all") != "" {
+		asOf, bad := time.Parse(time.RFC3339Nano, v.Get("asof"))
+		count, wrong := strconv.Atoi(v.Get("count"))
+		if bad != nil || wrong != nil || !storable(asOf) {
+			return b, fail(http.StatusBadRequest, "asof and count must be those of the list.")
+		}
+		b.filter, b.asOf, b.count = f, asOf, count
+		b.shown, err = parseShown(v.Get("shown"))
+		return b, err
+	}
+	for _, text := range v["pick"] {
+		id, version, ok := cutLast(text, ".")
+		number, bad := strconv.ParseInt(version, 10, 64)
+		if !ok || bad != nil {
+			return b, fail(http.StatusBadRequest, "pick must be an id, a dot and a version.")
+		}
+		b.picked = append(b.picked, pick{id, number})
+	}
+	switch b.count = len(b.picked); {
+	case b.count == 0:
+		return b, fail(http.StatusBadRequest, "No task is picked: tick some, or choose all that match.")
+	case b.count > maxLimit:
+		return b, fail(http.StatusBadRequest, "At most %d tasks can be picked.", maxLimit)
+	}
+	return b, nil
 }
 
 func accepted(list []Action) string {

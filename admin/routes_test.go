@@ -195,7 +195,7 @@ func TestWhatWasTypedStays(t *testing.T) {
 		hasNot(t, text, "data-live")
 		has(t, status(t, d.postJSON("api/v1/tasks/"+bad.ID+"/rerun", fmt.Sprintf(`{"version":%d,"args":{"to":7}}`, bad.Version)), 422), "key \\\"to\\\"", "string")
 		has(t, status(t, d.post("tasks/"+bad.ID+"/rerun", form(99)), 409), `href="./../../tasks/`+bad.ID+`">See it as it is now`)
-		has(t, status(t, d.post("tasks/bulk", url.Values{"action": {"rerun"}, "filter": {"state=failed&func=mail.send"}}), 400), `href="./../tasks?func=mail.send&amp;state=failed">Back`)
+		has(t, status(t, d.post("tasks/bulk", url.Values{"action": {"rerun"}, "filter": {"state=failed&func=mail.send"}}), 400), "No task is picked", "Failed tasks</h1>", `name="func" value="mail.send"`)
 		hasNot(t, status(t, d.post("tasks/nope/cancel", form(1)), 404), "tasks/nope")
 
 		// Stored arguments that do not fit any more: why may quote them, so it is said to those who may see them.

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -18,6 +19,19 @@ type list struct {
 	Bulk         []Action
 	AsOf         string
 	Partial      bool // the search has stopped before its end
+	again
+}
+
+// again is a form of the list that was not taken, with what was in it.
+type again struct {
+	Refused, Reason, Start string
+	Picked                 []string
+	All                    bool
+}
+
+// Has says whether a row was picked, at this version.
+func (a again) Has(r row) bool {
+	return slices.Contains(a.Picked, r.ID+"."+strconv.FormatInt(r.Version, 10))
 }
 
 type tab struct {
@@ -35,11 +49,24 @@ func (q *request) list() error {
 	if q.said, err = parseNotice(v); err != nil {
 		return err
 	}
+	return q.showList(http.StatusOK, v, again{})
+}
+
+// listAgain shows the list with the form that was not taken, so that nobody has to tick and type twice.
+func (q *request) listAgain(filter, form url.Values, p *problem) error {
+	a := again{Refused: p.Detail, Reason: form.Get("reason"), Picked: form["pick"], All: form.Get("all") != ""}
+	if at, err := parseTime(form.Get("at")); err == nil {
+		a.Start = fieldTime(at)
+	}
+	return q.showList(p.Status, filter, a)
+}
+
+func (q *request) showList(status int, v url.Values, a again) error {
 	f, p, at, err := q.find(v)
 	if err != nil {
 		return err
 	}
-	l := list{Filter: f, Rows: p.rows, Total: -1, AsOf: at.Format(time.RFC3339Nano)}
+	l := list{again: a, Filter: f, Rows: p.rows, Total: -1, AsOf: at.Format(time.RFC3339Nano)}
 	link := func(c *cursor) string {
 		if c == nil {
 			return ""
@@ -99,7 +126,7 @@ func (q *request) list() error {
 			}
 		}
 	}
-	return q.render(http.StatusOK, "list", stateNames[f.State]+" tasks", l)
+	return q.render(status, "list", stateNames[f.State]+" tasks", l)
 }
 
 // bulkOf are the actions that make sense for all tasks of a state.
