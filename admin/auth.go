@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -19,6 +20,12 @@ const (
 	iterations = 600_000 // what OWASP asks for
 	realm      = `Basic realm="outbox", charset="UTF-8"`
 )
+
+// maxWaiting is how many requests wait for a password to be tried; each costs some tenths of a second.
+const maxWaiting = 16
+
+// errBusy is for those beyond.
+var errBusy = errors.New("admin: too many passwords wait to be tried")
 
 // errBasic makes the browser ask for a password; the application's own way to sign in must not.
 var errBasic = fmt.Errorf("%w: basic", ErrUnauthenticated)
@@ -40,7 +47,7 @@ func HashPassword(password string) (string, error) {
 // password with every request.
 //
 // Names and passwords are compared in constant time, one at a time, so that guessing cannot take all processors; who is
-// in already does not wait for it. It does not slow down who guesses otherwise. To let some users do less, wrap it:
+// in already does not wait for it, and of others at most 16 do: who comes then is told to try again (503). It does not slow down who guesses otherwise. To let some users do less, wrap it:
 //
 //	basic := admin.BasicAuth(users)
 //	authorize := func(r *http.Request, a admin.Action) (admin.Actor, error) {
@@ -54,7 +61,11 @@ func BasicAuth(users map[string]string) func(*http.Request, Action) (Actor, erro
 	if len(users) == 0 {
 		panic("admin: BasicAuth without users")
 	}
-	b := &basic{users: map[string]hash{}, key: make([]byte, 32), turn: make(chan struct{}, 1), known: map[string][]byte{}}
+	return newBasic(users).authorize
+}
+
+func newBasic(users map[string]string) *basic {
+	b := &basic{users: map[string]hash{}, key: make([]byte, 32), turn: make(chan struct{}, 1), waiting: make(chan struct{}, maxWaiting), known: map[string][]byte{}}
 	rand.Read(b.key)
 	for name, text := range users {
 		h, err := parseHash(text)
@@ -62,9 +73,11 @@ func BasicAuth(users map[string]string) func(*http.Request, Action) (Actor, erro
 			panic(fmt.Sprintf("admin: BasicAuth: user %q needs a name without colon and what HashPassword returns", name))
 		}
 		b.users[name] = h
-		b.none = h
+		if h.rounds > b.none.rounds {
+			b.none = h
+		}
 	}
-	return b.authorize
+	return b
 }
 
 type hash struct {
@@ -74,10 +87,11 @@ type hash struct {
 
 type basic struct {
 	users map[string]hash
-	none  hash // unknown names cost as much
+	none  hash // unknown names cost as much as the most expensive
 	key   []byte
 
-	turn chan struct{} // held while a password is tried
+	turn    chan struct{} // held while a password is tried
+	waiting chan struct{} // held meanwhile, and while another is
 
 	mu    sync.Mutex
 	known map[string][]byte // of each user, the MAC of the password that was right: the next request is quick
@@ -93,6 +107,12 @@ func (b *basic) authorize(r *http.Request, _ Action) (Actor, error) {
 	sum := mac.Sum(nil)
 	if b.knows(name, sum) { // without waiting for those who guess
 		return Actor{Name: name}, nil
+	}
+	select {
+	case b.waiting <- struct{}{}:
+		defer func() { <-b.waiting }()
+	default:
+		return Actor{}, errBusy
 	}
 	select {
 	case b.turn <- struct{}{}:

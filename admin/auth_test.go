@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"net/http"
 	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -97,4 +98,52 @@ func TestGuessingHoldsUpNobody(t *testing.T) {
 	}
 	giveUp() // whoever has gone is not tried
 	guesses.Wait()
+}
+
+// TestMoreGuessesThanWait: beyond those that wait for their turn, who asks is told to come again, and costs nothing.
+func TestMoreGuessesThanWait(t *testing.T) {
+	salt := make([]byte, 16)
+	sum, err := pbkdf2.Key(sha256.New, "right", salt, 200_000, sha256.Size)
+	must(t, err)
+	enc := base64.RawStdEncoding.EncodeToString
+	d := open(t, testutil.SQLite(t), admin.Options{Authorize: admin.BasicAuth(map[string]string{"alice": "pbkdf2-sha256$200000$" + enc(salt) + "$" + enc(sum)})})
+	var guesses sync.WaitGroup
+	var busy, wrong atomic.Int64
+	for range 100 {
+		guesses.Go(func() {
+			w := d.send("GET", "api/v1/audit", "", "", "Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte("alice:wrong")))
+			switch {
+			case w.Code == 503 && w.Header().Get("Retry-After") != "":
+				busy.Add(1)
+			case w.Code == 401:
+				wrong.Add(1)
+			default:
+				t.Errorf("status %d", w.Code)
+			}
+		})
+	}
+	guesses.Wait()
+	if busy.Load() == 0 || wrong.Load() < 16 {
+		t.Errorf("%d are told to come again, %d that they are wrong", busy.Load(), wrong.Load())
+	}
+}
+
+// TestUnknownNamesCostTheMost: by how long an answer takes nobody learns who is a user.
+func TestUnknownNamesCostTheMost(t *testing.T) {
+	salt := make([]byte, 16)
+	hash := func(rounds int) string {
+		sum, err := pbkdf2.Key(sha256.New, "right", salt, rounds, sha256.Size)
+		must(t, err)
+		enc := base64.RawStdEncoding.EncodeToString
+		return "pbkdf2-sha256$" + strconv.Itoa(rounds) + "$" + enc(salt) + "$" + enc(sum)
+	}
+	users := map[string]string{"slow": hash(400_000)}
+	for range 10 {
+		users["quick"+strconv.Itoa(len(users))] = hash(100_000)
+	}
+	for range 3 { // the order of a map changes
+		if rounds := admin.RoundsOfUnknown(users); rounds != 400_000 {
+			t.Errorf("an unknown name costs %d rounds", rounds)
+		}
+	}
 }

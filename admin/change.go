@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -14,6 +15,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // changes are the actions on a task, as they stand in URLs.
@@ -59,27 +61,17 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 	if err != nil {
 		return "", err
 	}
+	if err := s.allows(ctx, tx, task, past, c); err != nil {
+		return "", err
+	}
 	before := map[string]any{}
 	path := ""
 	if task != nil {
 		path = task.Func
 		before["state"], before["version"], before["run_at"] = task.State, task.Version, task.RunAt.UTC()
-		if task.Version != c.version {
-			return "", changed(string(task.State), task.Version)
-		}
 	} else {
 		path = past.Func
 		before["state"], before["version"], before["reason"] = past.Status, past.Version, past.Reason
-		if past.Version != c.version {
-			return "", changed(string(past.Status), past.Version)
-		}
-		if past.RerunID != nil && (c.action == Rerun || c.action == Discard) {
-			return "", &problem{Type: "about:blank", Title: "Conflict", Status: http.StatusConflict,
-				Detail: "The task has been re-run already, as " + *past.RerunID + ".", Now: &now{string(past.Status), past.Version}}
-		}
-	}
-	if task == nil && c.action != Rerun && c.action != Discard {
-		return "", changed(string(past.Status), past.Version)
 	}
 	after := map[string]any{}
 	created := ""
@@ -113,9 +105,6 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 		}
 		after["state"] = outbox.StatusCancelled
 	case Discard:
-		if task != nil || past.Status != outbox.StatusError {
-			return "", fail(http.StatusConflict, "Only a failed task can be discarded.")
-		}
 		r, err := tx.Statement.ConnPool.ExecContext(ctx,
 			s.d.Rebind("DELETE FROM {history} WHERE id = ? AND status = 'error' AND rerun_id IS NULL"), c.id)
 		if err != nil {
@@ -133,9 +122,46 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 		Reason: c.reason, Before: encode(before), After: encode(after)})
 }
 
-func changed(state string, version int64) error {
-	return &problem{Type: "about:blank", Title: "Conflict", Status: http.StatusConflict,
-		Detail: fmt.Sprintf("The task has changed since it was shown: it is %s now, version %d.", state, version), Now: &now{state, version}}
+// allows says whether a task is as it was shown, and whether it can be changed like that; if not, the error has what it is.
+func (s *site) allows(ctx context.Context, tx *gorm.DB, task *outbox.TaskModel, past *outbox.HistoryModel, c change) error {
+	var is now
+	if task != nil {
+		is = now{string(task.State), task.Version}
+	} else {
+		is = now{stateOf(past.Status, past.RerunID != nil), past.Version}
+	}
+	ofEnded := c.action == Rerun || c.action == Discard
+	text, cause := "", error(nil)
+	switch {
+	case is.Version != c.version:
+		text = "The task has changed since it was shown: it is {state} now, version " + strconv.FormatInt(is.Version, 10) + "."
+	case is.State == running && !ofEnded:
+		text, cause = "The task is running, so it can be neither cancelled nor changed.", outbox.ErrRunning
+	case task != nil && ofEnded:
+		text = "The task is {state}: it has not ended, so it can be neither re-run nor discarded."
+	case past != nil && !ofEnded:
+		text = "The task has ended: it is {state}."
+	case past != nil && past.RerunID != nil:
+		text = "The task has been re-run already, as " + *past.RerunID + "."
+	case c.action == Discard && is.State != failed:
+		text = "Only a failed task can be discarded; this one is {state}."
+	default:
+		return nil
+	}
+	if is.State == pending { // or scheduled, which the clock tells
+		clock, err := s.d.Clock(ctx, tx.Statement.ConnPool)
+		if err != nil {
+			return err
+		}
+		at, err := dialect.ParseTime(clock)
+		if err != nil {
+			return err
+		}
+		is.State = row{State: task.State, RunAt: task.RunAt}.state(at)
+	}
+	p := fail(http.StatusConflict, "%s", strings.ReplaceAll(text, "{state}", is.State))
+	p.Now, p.cause = &is, cause
+	return p
 }
 
 func encode(v any) outbox.JSON {

@@ -126,7 +126,7 @@ func TestChanges(t *testing.T) {
 				has(t, status(t, d.post(path, form(version)), 409), "has changed", "Nothing was changed")
 			}
 			got := d.postJSON("api/v1/tasks/"+task.ID+"/cancel", `{"version":7}`)
-			if p := decode[struct{ Current struct{ State, Version any } }](t, status(t, got, 409)); p.Current.State != "pending" || p.Current.Version != 1.0 {
+			if p := decode[struct{ Current struct{ State, Version any } }](t, status(t, got, 409)); p.Current.State != "scheduled" || p.Current.Version != 1.0 {
 				t.Errorf("it does not say what became of it: %+v", p)
 			}
 			if len(d.audit()) != n || d.task(task.ID).Version != 1 {

@@ -64,9 +64,9 @@ func only(v url.Values, names ...string) error {
 	for name, values := range v {
 		switch {
 		case !slices.Contains(names, name) && len(names) == 0:
-			return fail(http.StatusBadRequest, "There is no parameter %s. There are none here.", shorten(name, 60))
+			return fail(http.StatusBadRequest, "There is no parameter %s. There are none here.", shorten(clean(name), 60))
 		case !slices.Contains(names, name):
-			return fail(http.StatusBadRequest, "There is no parameter %s. There are: %s.", shorten(name, 60), strings.Join(names, ", "))
+			return fail(http.StatusBadRequest, "There is no parameter %s. There are: %s.", shorten(clean(name), 60), strings.Join(names, ", "))
 		case len(values) > 1 && name != "pick":
 			return fail(http.StatusBadRequest, "%s is given twice.", name)
 		}
@@ -77,7 +77,10 @@ func only(v url.Values, names ...string) error {
 // parseFilter reads a filter, and refuses what it does not know with what it does.
 func parseFilter(v url.Values) (f filter, err error) {
 	text := func(name string) string {
-		s := strings.TrimSpace(v.Get(name))
+		s := v.Get(name)
+		if name != "key" { // which may begin and end with spaces
+			s = strings.TrimSpace(s)
+		}
 		switch {
 		case err != nil:
 		case len(s) > maxParam || !utf8.ValidString(s) || strings.ContainsRune(s, 0):

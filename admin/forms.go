@@ -2,6 +2,7 @@ package admin
 
 import (
 	"errors"
+	"mime"
 	"net/http"
 	"net/url"
 	"slices"
@@ -16,6 +17,9 @@ func itoa(n int) string { return strconv.Itoa(n) }
 
 // form reads a form that may have these fields.
 func (q *request) form(fields ...string) (url.Values, error) {
+	if kind, _, err := mime.ParseMediaType(q.r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
+		return nil, fail(http.StatusUnsupportedMediaType, "A form must be of type application/x-www-form-urlencoded.")
+	}
 	if err := q.r.ParseForm(); err != nil {
 		var big *http.MaxBytesError
 		if asMax(err, &big) {

@@ -19,6 +19,7 @@ type problem struct {
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
 	Now    *now   `json:"current,omitempty"` // what the task has become
+	cause  error
 }
 
 // now is what a task is at the moment.
@@ -28,6 +29,8 @@ type now struct {
 }
 
 func (p *problem) Error() string { return p.Title + ": " + p.Detail }
+
+func (p *problem) Unwrap() error { return p.cause }
 
 func fail(status int, format string, args ...any) *problem {
 	return &problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: fmt.Sprintf(format, args...)}

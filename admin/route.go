@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"slices"
@@ -178,10 +179,19 @@ func (q *request) need(a Action) error {
 	if err == nil && actor.Name == "" {
 		err = errors.New("an actor without a name")
 	}
+	level := slog.LevelWarn
+	if errors.Is(err, ErrUnauthenticated) {
+		level = slog.LevelDebug // how a browser begins
+	}
+	if err != nil && q.r.Context().Err() == nil {
+		q.s.opts.Logger.Log(q.r.Context(), level, "outbox admin: refused", "action", a, "err", err)
+	}
 	switch {
 	case err == nil:
 		q.actor, q.may[a] = actor, true
 		return nil
+	case errors.Is(err, errBusy):
+		return fail(http.StatusServiceUnavailable, "Too many are signing in. Try again.")
 	case errors.Is(err, ErrUnauthenticated):
 		if errors.Is(err, errBasic) {
 			q.w.Header().Set("WWW-Authenticate", realm)

@@ -59,3 +59,14 @@ func TestFormsComeBack(t *testing.T) {
 		t.Error("something was changed")
 	}
 }
+
+// TestKeysAreFoundAsTheyAre, with spaces at their ends.
+func TestKeysAreFoundAsTheyAre(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		d := open(t, db, admin.Options{})
+		task := d.create(outbox.StartAfter(time.Hour), outbox.Key(" k "))
+		text := status(t, d.get("tasks?key="+url.QueryEscape(" k ")), 200)
+		has(t, text, `id="t-`+task.ID, `name="key" value=" k "`)
+		hasNot(t, status(t, d.get("tasks?key=k"), 200), `id="t-`)
+	})
+}
