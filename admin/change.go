@@ -118,7 +118,7 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 	default:
 		return "", fmt.Errorf("no such change: %q", c.action)
 	}
-	return created, s.record(ctx, tx, outbox.AuditModel{Actor: actor.Name, Action: string(c.action), TaskID: c.id, Func: path,
+	return created, s.record(ctx, tx, outbox.AuditModel{Actor: auditName(actor), Action: string(c.action), TaskID: c.id, Func: path,
 		Reason: c.reason, Before: encode(before), After: encode(after)})
 }
 
@@ -181,9 +181,12 @@ func (s *site) record(ctx context.Context, tx *gorm.DB, m outbox.AuditModel) err
 	quote := tx.Statement.Quote // not every database takes these names as they are
 	_, err = tx.Statement.ConnPool.ExecContext(ctx, s.d.Rebind(`
 INSERT INTO {audit} (id, at, actor, action, task_id, func, reason, `+quote("before")+`, `+quote("after")+`) VALUES (?, {now}, ?, ?, ?, ?, ?, ?, ?)`),
-		id.String(), shorten(clean(m.Actor), 200), m.Action, m.TaskID, m.Func, m.Reason, m.Before.String(), m.After.String())
+		id.String(), m.Actor, m.Action, m.TaskID, m.Func, m.Reason, m.Before.String(), m.After.String())
 	return err
 }
+
+// auditName is how the audit names somebody.
+func auditName(a Actor) string { return shorten(clean(a.Name), 200) }
 
 // clean makes a name storable.
 func clean(s string) string {

@@ -32,16 +32,14 @@ type detail struct {
 	Audit   []outbox.AuditModel
 	Actions []Action
 	Known   bool // some live process runs the function
-	Limits  struct{ Success, Error string }
 }
 
 func (q *request) detail(id string) error {
 	v := q.r.URL.Query()
-	err := only(v, noticeParams...)
-	if err == nil {
-		q.said, err = parseNotice(v)
+	if err := only(v, noticeParams...); err != nil {
+		return err
 	}
-	if err != nil {
+	if err := q.noticed(v); err != nil {
 		return err
 	}
 	d, err := q.load(id)

@@ -87,7 +87,7 @@ func TestMarkup(t *testing.T) {
 			t.Errorf("%s has no colour", state)
 		}
 	}
-	has(t, status(t, d.get("tasks?did=rerun&n=2"), 200), `<p class="notice" role="status">2 tasks re-run.</p>`, `<p id="banner" role="status"`)
+	has(t, status(t, d.get("tasks?did=reschedule&n=1"), 200), `<p class="notice" role="status">1 task rescheduled.</p>`, `<p id="banner" role="status"`)
 	has(t, status(t, d.get("tasks/"+tasks["failed"]), 200), "(", " ago)", " UTC", "Start") // relative, absolute and zone, to be read without a pointer
 }
 

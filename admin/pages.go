@@ -17,7 +17,6 @@ type view struct {
 	Page   string
 	Up     string
 	Actor  string
-	Query  string
 	At     time.Time
 	Notice *notice
 	Data   any

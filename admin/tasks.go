@@ -45,8 +45,7 @@ func (q *request) list() error {
 	if err := only(v, append(slices.Clone(filterParams), noticeParams...)...); err != nil {
 		return err
 	}
-	var err error
-	if q.said, err = parseNotice(v); err != nil {
+	if err := q.noticed(v); err != nil {
 		return err
 	}
 	return q.showList(http.StatusOK, v, again{})

@@ -85,7 +85,6 @@ var funcs = template.FuncMap{
 	"since":  func(t, at time.Time) string { return span(at.Sub(t)) },
 	"iso":    iso,
 	"utc":    inUTC,
-	"form":   func(t time.Time) string { return t.UTC().Format("2006-01-02T15:04") },
 	"field":  fieldTime,
 	"clock":  func(t time.Time) string { return t.UTC().Format("01-02 15:04") },
 	"span":   span,
@@ -104,7 +103,6 @@ var funcs = template.FuncMap{
 		return *s
 	},
 	"rowState": func(r row, at time.Time) string { return r.state(at) },
-	"link":     func(f filter) string { return f.url() },
 	"export": func(f filter, format string) string {
 		f.Cursor, f.Limit = nil, defaultLimit
 		v := f.values()
@@ -117,10 +115,8 @@ var funcs = template.FuncMap{
 		f.Error = strings.TrimSuffix(f.Error, "…")
 		return f.url()
 	},
-	"of":      func(v view, d any) map[string]any { return map[string]any{"V": v, "D": d} },
 	"px":      pixels,
 	"sub":     func(a, b int) int { return a - b },
-	"add":     func(a, b int) int { return a + b },
 	"mul":     func(a, b int) int { return a * b },
 	"millis":  func(ms int64) string { return span(time.Duration(ms) * time.Millisecond) },
 	"deref":   func(t *time.Time) time.Time { return *t },

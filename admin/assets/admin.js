@@ -6,6 +6,15 @@
   const banner = document.getElementById("banner");
   const say = (text) => { banner.textContent = text; banner.hidden = !text; };
 
+  // What a form has done is said once: not again after a reload, nor to whom the URL is sent. A refresh leaves it alone.
+  const notice = main.querySelector(".notice");
+  if (notice) {
+    main.before(notice);
+    const here = new URL(location.href);
+    for (const name of ["did", "n", "skipped"]) here.searchParams.delete(name);
+    history.replaceState(history.state, "", here);
+  }
+
   const theme = document.getElementById("theme");
   theme.hidden = false;
   theme.addEventListener("click", () => {
@@ -121,7 +130,8 @@
   const live = document.getElementById("live");
   let on = true, wait = every, timer = 0, tag = "", asking = false;
   try { on = sessionStorage.getItem("outbox-live") !== "off"; } catch { /* then it is on */ }
-  const show = () => { live.setAttribute("aria-pressed", on); live.textContent = on ? "● Live" : "‖ Paused"; };
+  const show = () => { live.textContent = on ? "● Live" : "‖ Paused"; live.title = on ? "Pause the refresh" : "Refresh again"; };
+  const stop = (text) => { say(text); on = false; show(); };
   const later = () => { clearTimeout(timer); if (on && !document.hidden) timer = setTimeout(refresh, wait); };
   function refresh() {
     if (asking) return;
@@ -136,11 +146,10 @@
       if (x.status === 304) { wait = every; return later(); } // what is shown is what came last, its banner included
       const next = x.response && x.response.getElementById("main");
       if (x.status === 401 || x.status === 403 || x.responseURL.split("?")[0] !== location.href.split("#")[0].split("?")[0]) {
-        say("You are signed out. Reload the page to sign in.");
-        on = false; show();
-        return;
+        return stop("You are signed out. Reload the page to sign in.");
       }
-      if (x.status !== 200 || !next) return bad();
+      if (x.status === 404) return stop("This task is gone: it is not in history any more.");
+      if (x.status !== 200 || !next) return bad("The last refresh failed; what is shown may be old.");
       wait = every;
       say("");
       morph(main, next);
@@ -151,13 +160,15 @@
       later();
     };
     x.onloadend = () => { asking = false; };
-    x.onerror = x.ontimeout = bad;
+    x.ontimeout = () => bad("The last refresh failed; what is shown may be old.");
+    // No answer, or one that sends the browser to another origin, where a script may not follow.
+    x.onerror = () => bad("The last refresh got no answer; what is shown may be old. Perhaps you are signed out: reload the page.");
     x.send();
   }
-  function bad() {
+  function bad(text) {
     wait = Math.min(wait * 2, longest);
     tag = ""; // the next answer is shown whole, and with it this goes
-    say("The last refresh failed; what is shown may be old. Trying again in " + wait / 1000 + " s.");
+    say(text + " Trying again in " + wait / 1000 + " s.");
     later();
   }
   live.hidden = false;

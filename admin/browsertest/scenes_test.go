@@ -95,7 +95,7 @@ func eachScene(t *testing.T, look func(t *testing.T, ctx context.Context, name s
 		pages := everyState(t, s)
 		for name, page := range map[string]string{"overview": "", "a week": "?range=7d", "tasks": "tasks", "list of due": "tasks?state=pending",
 			"list of later": "tasks?state=scheduled", "list of failed": "tasks?state=failed", "list of running": "tasks?state=running", "no match": "tasks?state=done&func=nobody",
-			"a notice": "tasks?state=failed&did=rerun&n=3&skipped=running.2", "functions": "functions", "processes": "processes", "audit": "audit",
+			"a notice": "tasks?state=failed&did=cancel&n=1&skipped=running.2", "functions": "functions", "processes": "processes", "audit": "audit",
 			"part of the audit": "audit?action=cancel", "not found": "nowhere", "no task": "tasks/nowhere", "a bad filter": "tasks?state=odd"} {
 			pages[name] = page
 		}
