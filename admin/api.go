@@ -27,6 +27,7 @@ type taskJSON struct {
 	Version     int64      `json:"version"`
 	CreatedAt   time.Time  `json:"created_at"`
 	StartedAt   *time.Time `json:"started_at,omitempty"`
+	ProcessID   *string    `json:"process_id,omitempty"` // of the run that is on, or was the last
 	FinishedAt  *time.Time `json:"finished_at,omitempty"`
 	Reason      string     `json:"reason,omitempty"`
 	Error       string     `json:"error,omitempty"` // its beginning
@@ -46,7 +47,7 @@ func (r row) state(at time.Time) string {
 
 func (r row) json(at time.Time) taskJSON {
 	t := taskJSON{ID: r.ID, State: r.state(at), Func: r.Func, Key: r.Key, Queue: r.Queue, Priority: r.Priority, RunAt: r.RunAt.UTC(),
-		Attempt: r.Attempt, MaxAttempts: r.MaxAttempts, Version: r.Version, CreatedAt: r.CreatedAt.UTC(), Reason: string(r.Reason), RerunID: r.RerunID}
+		Attempt: r.Attempt, MaxAttempts: r.MaxAttempts, Version: r.Version, CreatedAt: r.CreatedAt.UTC(), ProcessID: r.ProcessID, Reason: string(r.Reason), RerunID: r.RerunID}
 	if r.StartedAt != nil {
 		t.StartedAt = utc(*r.StartedAt)
 	}
@@ -110,7 +111,7 @@ func (q *request) apiList() error {
 		out.NextCursor = p.older.String()
 	}
 	if f.Cursor == nil && len(bulkOf(f.State)) > 0 && (f.Args == "" || q.s.opts.Redact == nil) { // what a change of all that match needs
-		set, n := seal(p.rows), len(p.rows)
+		set, n := sealRows(p.rows), len(p.rows)
 		if p.older != nil {
 			if set, n, err = q.s.seen(q.ctx, f, at); err != nil {
 				q.problem(err) // the list is there all the same
@@ -133,7 +134,7 @@ func (q *request) apiDetail(id string) error {
 	}
 	c := d.Common
 	t := row{ID: c.ID, Func: c.Func, Key: c.Key, Queue: c.Queue, Priority: c.Priority, RunAt: c.RunAt, State: c.State, Attempt: c.Attempt,
-		MaxAttempts: c.MaxAttempts, Version: c.Version, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt}
+		MaxAttempts: c.MaxAttempts, Version: c.Version, CreatedAt: c.CreatedAt, StartedAt: c.StartedAt, ProcessID: c.ProcessID}
 	if h := d.Past; h != nil {
 		t.Status, t.Reason, t.Error, t.FinishedAt, t.RerunID = h.Status, h.Reason, h.Error, &h.FinishedAt, h.RerunID
 	}

@@ -122,7 +122,7 @@ func (q *request) bulkShown(ctx context.Context, b bulk, f filter, res *result) 
 			switch {
 			case b.action == Reschedule && r.State == outbox.StatePending && r.RunAt.Sub(b.at).Abs() < time.Millisecond:
 				// What has been rescheduled comes again, at its new place: in this walk, or when a change that was cut short is repeated.
-			case b.shown == nil || b.shown[markOf(r)]:
+			case b.shown == nil || b.shown[markOf(r.ID, r.Version)]:
 				part = append(part, pick{r.ID, r.Version})
 			case len(b.shown) < maxCount: // otherwise there was more than what the set has
 				left = append(left, skipped{r.ID, "changed"})

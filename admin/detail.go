@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"net/http"
+	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/gorm-outbox/outbox"
@@ -26,6 +28,8 @@ type detail struct {
 	Editor  string // what the field for other arguments starts with
 	Refused string // why a form was not taken
 	typed   typed  // and what was in it
+	List    filter // to go back to
+	Origin  string // the same, for forms, if the task was opened from it
 	Result  string
 	Errors  outbox.Attempts
 	Process *process
@@ -36,10 +40,13 @@ type detail struct {
 
 func (q *request) detail(id string) error {
 	v := q.r.URL.Query()
-	if err := only(v, noticeParams...); err != nil {
+	if err := only(v, append(slices.Clone(noticeParams), "list")...); err != nil {
 		return err
 	}
 	if err := q.noticed(v); err != nil {
+		return err
+	}
+	if err := q.from(v.Get("list")); err != nil {
 		return err
 	}
 	d, err := q.load(id)
@@ -66,6 +73,42 @@ func (q *request) refused(id string, form typed, args []byte, p *problem) error 
 		d.typed.action, d.Editor = EditArgs, string(args)
 	}
 	return q.render(p.Status, "detail", d.title(), d)
+}
+
+// from keeps the list from which a task was opened.
+func (q *request) from(text string) error {
+	if text == "" {
+		return nil
+	}
+	v, err := url.ParseQuery(text)
+	if err == nil {
+		err = only(v, filterParams...)
+	}
+	if err != nil {
+		return fail(http.StatusBadRequest, "list must be the filter of a list.")
+	}
+	f, err := q.parseFilter(v)
+	q.origin = &f
+	return err
+}
+
+// Back is the link to the list.
+func (d detail) Back() string { return d.List.url() }
+
+// Head is the beginning of the error, and Stack what follows it in the traces of panics and their like.
+func (d detail) Head() string  { head, _ := fold(d.Past.Error); return head }
+func (d detail) Stack() string { _, rest := fold(d.Past.Error); return rest }
+
+// fold leaves out the lines after the first eight, if there are many.
+func fold(text *string) (head, rest string) {
+	if text == nil {
+		return "", ""
+	}
+	lines := strings.SplitAfter(*text, "\n")
+	if len(lines) <= 12 {
+		return *text, ""
+	}
+	return strings.Join(lines[:8], ""), strings.Join(lines[8:], "")
 }
 
 // Open says whether the form of an action is the one that was not taken.
@@ -144,6 +187,10 @@ func (q *request) load(id string) (d detail, err error) {
 		}
 		d.Known = d.Known || !p.Silent && slices.Contains(p.Functions, c.Func)
 	}
+	d.List = filter{State: d.State, Limit: defaultLimit}
+	if q.origin != nil {
+		d.List, d.Origin = *q.origin, q.origin.values().Encode()
+	}
 	ids := []string{id}
 	if c.RerunOf != nil {
 		ids = append(ids, *c.RerunOf)
@@ -159,8 +206,11 @@ func actionsOf(d detail) []Action {
 		return nil
 	case d.Task != nil:
 		list := []Action{RunNow, Reschedule, Cancel}
-		if d.State == pending {
+		switch d.State {
+		case pending:
 			list = list[1:] // it is due already
+		case parked: // until a process runs the function, there is little else to do
+			list = []Action{Cancel, RunNow, Reschedule}
 		}
 		return list
 	case d.Past.RerunID != nil:

@@ -30,6 +30,7 @@ var states = []string{all, pending, scheduled, running, parked, failed, handled,
 // filter is what a list shows. All of it is in the URL, so that a URL shows the same to everybody who may see it.
 type filter struct {
 	State, Func, Queue, Key, ID string
+	Process                     string
 	Args, Error                 string // parts of the text
 	From, To                    time.Time
 	Limit                       int
@@ -52,7 +53,7 @@ const (
 )
 
 var (
-	findParams   = []string{"state", "func", "queue", "key", "id", "args", "error", "from", "to"}
+	findParams   = []string{"state", "func", "queue", "key", "id", "process", "args", "error", "from", "to"}
 	filterParams = append(slices.Clone(findParams), "limit", "cursor")
 )
 
@@ -99,7 +100,7 @@ func parseFilter(v url.Values) (f filter, err error) {
 		}
 		return t
 	}
-	f = filter{State: text("state"), Func: text("func"), Queue: text("queue"), Key: text("key"), ID: text("id"),
+	f = filter{State: text("state"), Func: text("func"), Queue: text("queue"), Key: text("key"), ID: text("id"), Process: text("process"),
 		Args: text("args"), Error: text("error"), From: instant("from"), To: instant("to"), Limit: defaultLimit}
 	if f.State == "" {
 		f.State = all
@@ -173,6 +174,7 @@ func (f filter) values() url.Values {
 	set("queue", f.Queue)
 	set("key", f.Key)
 	set("id", f.ID)
+	set("process", f.Process)
 	set("args", f.Args)
 	set("error", f.Error)
 	set("from", formTime(f.From))
@@ -204,6 +206,14 @@ func (f filter) url() string {
 	return "tasks"
 }
 
+// origin is the part of a task's URL that says from which list it was opened.
+func (f filter) origin() string {
+	if v := f.values().Encode(); v != "" {
+		return "?list=" + url.QueryEscape(v)
+	}
+	return ""
+}
+
 func (f filter) with(state string) filter {
 	f.State, f.Cursor = state, nil
 	return f
@@ -211,7 +221,7 @@ func (f filter) with(state string) filter {
 
 // Narrowed says whether the filter is more than a state.
 func (f filter) Narrowed() bool {
-	return f.Func+f.Queue+f.Key+f.ID+f.Args+f.Error != "" || !f.From.IsZero() || !f.To.IsZero()
+	return f.Func+f.Queue+f.Key+f.ID+f.Process+f.Args+f.Error != "" || !f.From.IsZero() || !f.To.IsZero()
 }
 
 func shorten(s string, runes int) string {

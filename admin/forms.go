@@ -36,9 +36,17 @@ func (q *request) changeForm(id string, action Action) error {
 	if err := q.need(action); err != nil {
 		return err
 	}
-	v, err := q.form("version", "at", "args", "reason")
+	v, err := q.form("version", "at", "args", "reason", "list")
 	if err != nil {
 		return err
+	}
+	if err := q.from(v.Get("list")); err != nil {
+		return err
+	}
+	list := filter{State: failed, Limit: defaultLimit}
+	if q.origin != nil {
+		list = *q.origin
+		q.back += list.origin()
 	}
 	c := change{action: action, id: id, reason: strings.TrimSpace(v.Get("reason"))}
 	if c.version, err = strconv.ParseInt(v.Get("version"), 10, 64); err != nil {
@@ -62,10 +70,15 @@ func (q *request) changeForm(id string, action Action) error {
 	if created != "" {
 		target = created
 	}
+	to, query := "tasks/"+url.PathEscape(target), url.Values{}
 	if action == Discard {
-		return q.see("tasks?state=failed&did=discard&n=1")
+		to, query = "tasks", list.values()
+	} else if q.origin != nil {
+		query.Set("list", list.values().Encode())
 	}
-	return q.see("tasks/" + url.PathEscape(target) + "?did=" + string(action) + "&n=1")
+	query.Set("did", string(action))
+	query.Set("n", "1")
+	return q.see(to + "?" + query.Encode())
 }
 
 // startOf reads the new start, which belongs to Reschedule. Other buttons of the same form send theirs empty or not.

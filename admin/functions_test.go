@@ -8,6 +8,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
+	"github.com/gorm-outbox/outbox/testutil"
 )
 
 type functionJSON struct {
@@ -67,4 +68,16 @@ func TestFailedOfAFunction(t *testing.T) {
 			has(t, status(t, d.get(page), 200), `state=failed&amp;func=mail.send">1</a>`)
 		}
 	})
+}
+
+// TestFunctionsLinkWhereAnIndexServes: the names of functions lead to lists that do not walk a table.
+func TestFunctionsLinkWhereAnIndexServes(t *testing.T) {
+	d := open(t, testutil.SQLite(t), admin.Options{})
+	d.failed()
+	must(t, d.db.Create(&outbox.ProcessModel{ID: "p-1", Host: "h", Functions: outbox.JSON(`["mail.send"]`), StartedAt: time.Now(), BeatAt: time.Now()}).Error)
+	for _, page := range []string{"", "functions", "processes"} {
+		text := status(t, d.get(page), 200)
+		has(t, text, `tasks?state=failed&amp;func=mail.send"><bdi>mail.send`)
+		hasNot(t, text, "tasks?func=")
+	}
 }

@@ -114,7 +114,7 @@ func (s *site) query(ctx context.Context, src source, f filter) *gorm.DB {
 		tx = tx.Where(w, params[:n]...)
 		params = params[n:]
 	}
-	for column, value := range map[string]string{"func": f.Func, "queue": f.Queue, "key": f.Key, "id": f.ID} {
+	for column, value := range map[string]string{"func": f.Func, "queue": f.Queue, "key": f.Key, "id": f.ID, "process_id": f.Process} {
 		if value != "" {
 			tx = tx.Where(s.db.Statement.Quote(column)+" = ?", value)
 		}
@@ -224,7 +224,12 @@ func (s *site) fetch(ctx context.Context, f filter, at time.Time) (page, error) 
 }
 
 // part reads a source from a cursor on, in the cursor's direction.
-func (s *site) part(ctx context.Context, src source, f filter, c *cursor, limit int) ([]row, error) {
+func (s *site) part(ctx context.Context, src source, f filter, c *cursor, limit int) (rows []row, err error) {
+	return rows, s.ordered(ctx, src, f, c).Limit(limit).Find(&rows).Error
+}
+
+// ordered is the statement of a part, but for its limit.
+func (s *site) ordered(ctx context.Context, src source, f filter, c *cursor) *gorm.DB {
 	tx := s.query(ctx, src, f).Select(strings.NewReplacer("{key}", s.db.Statement.Quote("key"), "{args}", s.d.Text("args")).Replace(src.columns))
 	desc := src.desc != (c != nil && c.back)
 	sign, direction := ">", ""
@@ -244,8 +249,7 @@ func (s *site) part(ctx context.Context, src source, f filter, c *cursor, limit 
 		}
 		tx = tx.Order(src.order + direction + ", id" + direction)
 	}
-	var rows []row
-	return rows, tx.Limit(limit).Find(&rows).Error
+	return tx
 }
 
 // place is a row's time in the order of the list.

@@ -14,6 +14,9 @@ import (
 	"github.com/gorm-outbox/outbox/admin"
 )
 
+// walking marks what no index serves: it is measured, and docs/admin.md says so.
+const walking = "walks: tasks?"
+
 // TestMillion measures the pages on a million tasks and a million rows of history: make bench-admin.
 func TestMillion(t *testing.T) {
 	rows := os.Getenv("OUTBOX_ADMIN_ROWS")
@@ -26,17 +29,19 @@ func TestMillion(t *testing.T) {
 		some := d.create(outbox.Key("the-one"), outbox.StartAfter(time.Hour))
 		for _, page := range []string{"", "?range=7d", "tasks", "tasks?state=pending", "tasks?state=scheduled", "tasks?state=running", "tasks?state=parked",
 			"tasks?state=failed", "tasks?state=done", "tasks?key=the-one", "tasks?key=key-77", "tasks?state=done&key=key-77", "tasks?id=" + some.ID,
-			"tasks/" + some.ID, "functions", "processes", "audit", "api/v1/tasks?state=scheduled&limit=200"} {
+			"tasks?state=failed&func=mail.send", "tasks?state=failed&func=nobody", "tasks?state=failed&func=mail.send&error=dial+tcp", "tasks?state=failed&error=nobody",
+			"tasks?state=running&func=nobody", "tasks?state=parked&func=nobody", "tasks?state=failed&from=2020-01-01", "tasks/" + some.ID, "functions", "processes", "audit", "api/v1/tasks?state=scheduled&limit=200",
+			walking + "func=nobody", walking + "state=done&func=nobody", walking + "state=scheduled&func=nobody", walking + "error=nobody"} {
 			var took []time.Duration
 			for range 5 {
 				again := open2(t, d) // nothing remembered
 				begin := time.Now()
-				status(t, again.get(page), 200)
+				status(t, again.get(strings.Replace(page, walking, "tasks?", 1)), 200)
 				took = append(took, time.Since(begin))
 			}
 			slices.Sort(took)
 			t.Logf("%-40s best %v, median %v, worst %v", cmp.Or(page, "overview"), took[0].Round(time.Millisecond), took[2].Round(time.Millisecond), took[4].Round(time.Millisecond))
-			if took[2] > 300*time.Millisecond {
+			if took[2] > 300*time.Millisecond && !strings.HasPrefix(page, walking) {
 				t.Errorf("%s takes %v", page, took[2])
 			}
 		}

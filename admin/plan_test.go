@@ -55,7 +55,7 @@ func TestPlans(t *testing.T) {
 		some := d.create(outbox.Key("the-one"), outbox.StartAfter(time.Hour))
 		for _, page := range []string{"", "tasks", "tasks?state=pending", "tasks?state=scheduled", "tasks?state=running", "tasks?state=parked",
 			"tasks?state=failed", "tasks?state=handled", "tasks?state=done", "tasks?state=cancelled", "tasks?key=key-77",
-			"tasks?state=done&key=key-77", "tasks?id=" + some.ID, "tasks/" + some.ID, "functions", "export?format=csv&state=failed"} {
+			"tasks?state=done&key=key-77", "tasks?id=" + some.ID, "tasks?state=running&process=p-1", "tasks?state=failed&func=nobody", "tasks?state=running&func=nobody", "tasks?state=parked&func=nobody", "tasks/" + some.ID, "functions", "export?format=csv&state=failed"} {
 			again := open2(t, d)
 			heard.take()
 			status(t, again.get(page), 200)

@@ -21,19 +21,20 @@ const (
 
 // request is one request on its way.
 type request struct {
-	s     *site
-	w     http.ResponseWriter
-	r     *http.Request
-	ctx   context.Context // with the limit
-	limit time.Duration   // of a page, or of what may take longer
-	actor Actor
-	page  string // for the log: which page, without what the sender put into it
-	up    string // from the request's URL to the root of the pages: "./" or "../"…
-	api   bool
-	may   map[Action]bool
-	back  string // where to go on after an error, relative to the root
-	said  *notice
-	at    time.Time // by the database's clock, once it has been asked
+	s      *site
+	w      http.ResponseWriter
+	r      *http.Request
+	ctx    context.Context // with the limit
+	limit  time.Duration   // of a page, or of what may take longer
+	actor  Actor
+	page   string // for the log: which page, without what the sender put into it
+	up     string // from the request's URL to the root of the pages: "./" or "../"…
+	api    bool
+	may    map[Action]bool
+	back   string  // where to go on after an error, relative to the root
+	origin *filter // the list from which a task was opened, if that is known
+	said   *notice
+	at     time.Time // by the database's clock, once it has been asked
 }
 
 // now is when this request is, for all that it shows: by one clock, and that the database's.

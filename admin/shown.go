@@ -4,10 +4,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
+	"errors"
 	"iter"
 	"net/http"
 	"strconv"
 	"time"
+
+	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
 )
@@ -18,19 +21,26 @@ type shown map[mark]bool
 
 type mark [5]byte
 
-func markOf(r row) mark {
-	sum := sha256.Sum256([]byte(r.ID + "." + strconv.FormatInt(r.Version, 10)))
+func markOf(id string, version int64) mark {
+	sum := sha256.Sum256([]byte(id + "." + strconv.FormatInt(version, 10)))
 	return mark(sum[:])
 }
 
 // seal is a set as a form and JSON have it.
-func seal(rows []row) string {
-	var text []byte
-	for _, r := range rows {
-		m := markOf(r)
+func seal(marks []mark) string {
+	text := make([]byte, 0, len(marks)*len(mark{}))
+	for _, m := range marks {
 		text = append(text, m[:]...)
 	}
 	return base64.RawURLEncoding.EncodeToString(text)
+}
+
+func sealRows(rows []row) string {
+	marks := make([]mark, len(rows))
+	for i, r := range rows {
+		marks[i] = markOf(r.ID, r.Version)
+	}
+	return seal(marks)
 }
 
 // parseShown reads a set; the empty text is none.
@@ -49,18 +59,42 @@ func parseShown(text string) (shown, error) {
 	return set, nil
 }
 
-// seen is the set of what a filter finds, of maxCount tasks at most, and how many it finds, up to one more than that.
+// seen is the set of what a filter finds, of maxCount tasks at most and in the order of walk, and how many it finds, up to one
+// more than that.
 func (s *site) seen(ctx context.Context, f filter, at time.Time) (set string, n int, err error) {
-	var all []row
-	for rows, err := range s.walk(ctx, f, at, maxCount+1) {
-		if err != nil {
+	list, err := s.sources(ctx, f, at)
+	if err != nil {
+		return "", 0, err
+	}
+	var marks []mark
+	for _, src := range list {
+		src.columns = "id, version"
+		if err := s.scan(s.ordered(ctx, src, f, nil).Limit(maxCount+1-len(marks)), &marks); err != nil {
 			return "", 0, err
 		}
-		if all = append(all, rows...); len(all) > maxCount {
-			return seal(all[:maxCount]), maxCount + 1, nil
+		if len(marks) > maxCount {
+			return seal(marks[:maxCount]), len(marks), nil
 		}
 	}
-	return seal(all), len(all), nil
+	return seal(marks), len(marks), nil
+}
+
+// scan reads ids and versions, past GORM's models: there may be ten thousand.
+func (s *site) scan(tx *gorm.DB, marks *[]mark) error {
+	rows, err := tx.Rows()
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		var version int64
+		if err := rows.Scan(&id, &version); err != nil {
+			return err
+		}
+		*marks = append(*marks, markOf(id, version))
+	}
+	return errors.Join(rows.Err(), rows.Close())
 }
 
 // walk reads all that a filter finds, some rows at a time: table by table and lane by lane, each in the order of its index,

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/gorm-outbox/outbox"
 )
 
 type list struct {
@@ -18,7 +20,9 @@ type list struct {
 	Shown        string
 	Bulk         []Action
 	AsOf         string
-	Partial      bool // the search has stopped before its end
+	Partial      bool              // the search has stopped before its end
+	Hosts        map[string]string // of the processes that run what is listed
+	Here         string            // the list's filter, for the way back to it
 	again
 }
 
@@ -75,6 +79,17 @@ func (q *request) showList(status int, v url.Values, a again) error {
 		return g.url()
 	}
 	l.Newer, l.Older = link(p.newer), link(p.older)
+	l.Here = f.origin()
+	if slices.ContainsFunc(p.rows, func(r row) bool { return r.State == outbox.StateRunning }) {
+		processes, err := q.s.listProcesses(q.ctx, at)
+		if err != nil {
+			return err
+		}
+		l.Hosts = map[string]string{}
+		for _, p := range processes {
+			l.Hosts[p.ID] = p.Host
+		}
+	}
 	l.Partial = len(p.rows) < f.Limit && p.older != nil
 	counts, _, err := cache(q.ctx, q.s, "counts", func() (map[string]int, error) {
 		m := map[string]int{}
@@ -106,7 +121,7 @@ func (q *request) showList(status int, v url.Values, a again) error {
 	switch {
 	case len(l.Bulk) == 0 || f.Args != "" && q.s.opts.Redact != nil:
 	case f.Cursor == nil && p.older == nil:
-		l.Total, l.Shown = len(p.rows), seal(p.rows)
+		l.Total, l.Shown = len(p.rows), sealRows(p.rows)
 	default:
 		if l.Shown, l.Total, err = q.s.seen(q.ctx, f, at); err != nil {
 			l.Total = -1
@@ -133,7 +148,9 @@ func bulkOf(state string) []Action {
 	switch state {
 	case pending:
 		return []Action{Reschedule, Cancel}
-	case scheduled, parked:
+	case parked: // until a process runs the function, there is little else to do
+		return []Action{Cancel, RunNow, Reschedule}
+	case scheduled:
 		return []Action{RunNow, Reschedule, Cancel}
 	case failed:
 		return []Action{Rerun, Discard}

@@ -123,6 +123,7 @@ var funcs = template.FuncMap{
 	"took":    func(d *time.Duration) string { return span(*d) },
 	"between": func(a *time.Time, b time.Time) string { return span(b.Sub(*a)) },
 	"bars":    heights,
+	"lines":   func(s string) int { return strings.Count(strings.TrimSuffix(s, "\n"), "\n") + 1 },
 	"why":     why,
 	"raw":     func(j outbox.JSON) string { return j.String() },
 }

@@ -30,7 +30,7 @@
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-copy]");
     if (!button) return;
-    navigator.clipboard.writeText(document.getElementById(button.dataset.copy).textContent).then(
+    navigator.clipboard.writeText(button.dataset.copy.split(" ").map((id) => document.getElementById(id).textContent).join("")).then(
       () => { said.textContent = "Copied."; button.classList.add("copied"); },
       () => { said.textContent = "The browser does not allow it."; });
     said.textContent = "";
