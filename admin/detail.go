@@ -172,6 +172,10 @@ func (q *request) load(id string) (d detail, err error) {
 			d.Editor = d.Args
 		}
 	}
+	if d.Errors == nil {
+		d.Errors = outbox.Attempts{}
+	}
+	d.Actions = []Action{}
 	for _, a := range actionsOf(d) {
 		if q.can(a) {
 			d.Actions = append(d.Actions, a)

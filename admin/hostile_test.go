@@ -4,8 +4,11 @@ import (
 	"encoding/csv"
 	"encoding/json"
 	"html"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -30,9 +33,28 @@ X-Frame-Options: DENY
 
 func TestHeaders(t *testing.T) {
 	d := open(t, testutil.SQLite(t), admin.Options{})
-	for page, want := range map[string]int{"": 200, "tasks": 200, "api/v1/tasks": 200, "export?format=csv": 200, "tasks/nope": 404, "api/v1/x": 404, "tasks?x=1": 400} {
-		w := d.get(page)
-		status(t, w, want)
+	task, bad := d.create(outbox.StartAfter(time.Hour)), d.failed()
+	const form, document = "application/x-www-form-urlencoded", "application/json"
+	tag := d.get("tasks?state=done").Header().Get("ETag")
+	for page, answer := range map[string]struct {
+		w    *httptest.ResponseRecorder
+		want int
+	}{
+		"overview": {d.get(""), 200}, "tasks": {d.get("tasks"), 200}, "JSON": {d.get("api/v1/tasks"), 200}, "export": {d.get("export?format=csv"), 200},
+		"no task": {d.get("tasks/nope"), 404}, "no resource": {d.get("api/v1/x"), 404}, "no asset": {d.get("assets/x"), 404}, "odd": {d.get("tasks?x=1"), 400},
+		"not modified":  {d.send("GET", "tasks?state=done", "", "", "If-None-Match", tag), 304},
+		"method":        {d.send("PUT", "tasks", "", ""), 405},
+		"type":          {d.send("POST", "tasks/"+task.ID+"/cancel", "text/plain", "version=1"), 415},
+		"conflict":      {d.send("POST", "tasks/"+task.ID+"/cancel", form, "version=9"), 409},
+		"JSON conflict": {d.send("POST", "api/v1/tasks/"+task.ID+"/cancel", document, `{"version":9}`), 409},
+		"too large":     {d.send("POST", "tasks/"+task.ID+"/cancel", form, strings.Repeat("x", 1<<20+1)), 413},
+		"cross-site":    {d.send("POST", "tasks/"+task.ID+"/cancel", form, "version=1", "Sec-Fetch-Site", "cross-site"), 403},
+		"refused":       {d.send("POST", "tasks/"+bad.ID+"/rerun", form, "version="+strconv.FormatInt(bad.Version, 10)+"&args={"), 422},
+		"confirm":       {d.send("POST", "tasks/bulk", form, "action=cancel&pick="+task.ID+".1"), 200},
+		"redirect":      {d.send("POST", "tasks/"+task.ID+"/cancel", form, "version=1"), 303},
+	} {
+		w := answer.w
+		status(t, w, answer.want)
 		var got strings.Builder
 		for _, line := range strings.Split(strings.TrimSpace(goldenHeaders), "\n") {
 			name, _, _ := strings.Cut(line, ":")
@@ -41,7 +63,7 @@ func TestHeaders(t *testing.T) {
 		if got.String() != goldenHeaders {
 			t.Errorf("%s:\n%s", page, got.String())
 		}
-		if len(w.Header()["Content-Type"]) != 1 {
+		if n := len(w.Header()["Content-Type"]); n != 1 && answer.want != 303 && answer.want != 304 {
 			t.Errorf("%s: Content-Type %v", page, w.Header()["Content-Type"])
 		}
 	}
@@ -59,6 +81,10 @@ func TestAssets(t *testing.T) {
 		w := d.get(m[1])
 		size += len(status(t, w, 200))
 		has(t, w.Header().Get("Cache-Control"), "immutable")
+		has(t, w.Header().Get("Content-Security-Policy"), "default-src 'none'")
+		if w.Header().Get("X-Content-Type-Options") != "nosniff" || w.Header().Get("Cross-Origin-Resource-Policy") != "same-origin" {
+			t.Errorf("%s: headers %v", m[1], w.Header())
+		}
 	}
 	if size > 60_000 {
 		t.Errorf("the assets have %d bytes", size)
@@ -108,7 +134,10 @@ var hostile = []string{
 
 func TestHostileTexts(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		d := open(t, db, admin.Options{})
+		name := ""
+		d := open(t, db, admin.Options{Title: hostile[1], Authorize: func(*http.Request, admin.Action) (admin.Actor, error) {
+			return admin.Actor{Name: name + "alice"}, nil
+		}})
 		ids := map[string]bool{}
 		for i, text := range hostile {
 			doc := func(v any) outbox.JSON {
@@ -129,21 +158,40 @@ func TestHostileTexts(t *testing.T) {
 			must(t, db.Create(&h).Error)
 			h.ID, h.RerunID = past+"r", &rerun
 			must(t, db.Create(&h).Error)
+			for _, state := range []outbox.State{outbox.StateRunning, outbox.StateParked} {
+				must(t, db.Create(&outbox.TaskModel{ID: id + string(state)[:1], Func: text, Args: doc(text), Queue: short, RunAt: now, State: state, Version: 1, ProcessID: &process,
+					StartedAt: &now, Errors: attempts, CreatedAt: now, MaxAttempts: 1}).Error)
+				ids[id+string(state)[:1]] = true
+			}
+			for _, status := range []outbox.Status{outbox.StatusSuccess, outbox.StatusCancelled} {
+				h.ID, h.Status, h.RerunID, h.ProcessID = past+string(status)[:1], status, nil, &process
+				must(t, db.Create(&h).Error)
+				ids[h.ID] = true
+			}
 			must(t, db.Create(&outbox.ProcessModel{ID: process, Host: text, Functions: doc([]string{text}), Queues: doc([]string{text}), StartedAt: now, BeatAt: now}).Error)
-			must(t, db.Create(&outbox.AuditModel{ID: past, At: now, Actor: text, Action: "rerun", TaskID: past, Func: text, Reason: text, Before: doc(text), After: doc(text)}).Error)
+			must(t, db.Create(&outbox.AuditModel{ID: past, At: now, Actor: text, Action: short[:min(len(short), 32)], TaskID: past, Func: text, Reason: text, Before: doc(text), After: doc(text)}).Error)
 			ids[id], ids[past], ids[past+"r"] = true, true, true
 		}
-		pages := []string{"", "tasks", "tasks?state=failed", "tasks?state=handled", "tasks?state=scheduled", "functions", "processes", "audit"}
+		pages := []string{"", "tasks", "tasks?state=failed", "tasks?state=handled", "tasks?state=scheduled", "tasks?state=running", "tasks?state=parked",
+			"tasks?state=done", "tasks?state=cancelled", "functions", "processes", "audit"}
 		for id := range ids {
 			pages = append(pages, "tasks/"+url.PathEscape(id))
 		}
 		for _, text := range hostile {
 			q := url.QueryEscape(text)
-			pages = append(pages, "tasks?func="+q, "tasks?error="+q, "tasks?args="+q, "tasks?key="+q, "audit?actor="+q, "audit?task="+url.QueryEscape(shortened(text, 36)))
+			pages = append(pages, "tasks?func="+q, "tasks?error="+q, "tasks?args="+q, "tasks?key="+q, "tasks?process="+url.QueryEscape(shortened(text, 36)), "audit?actor="+q, "audit?task="+url.QueryEscape(shortened(text, 36)))
 		}
-		for _, page := range pages {
+		for i, page := range pages {
+			name = hostile[i%len(hostile)]
 			body := status(t, d.get(page), 200)
 			sound(t, page, body)
+		}
+		for _, text := range hostile { // asked whether to, and back again with what was typed
+			v := url.Values{"action": {"cancel"}, "filter": {"state=failed&func=" + url.QueryEscape(text)}, "pick": {text + ".1"}, "reason": {text}, "at": {text}}
+			name = text
+			sound(t, "confirm", status(t, d.post("tasks/bulk", v), 200))
+			v.Set("action", "reschedule")
+			sound(t, "again", status(t, d.post("tasks/bulk", v), 400))
 		}
 		for _, text := range hostile { // reflected in errors
 			q := url.QueryEscape(text)
@@ -158,7 +206,7 @@ func TestHostileTexts(t *testing.T) {
 		t.Run("CSV holds no formulas", func(t *testing.T) {
 			rows, err := csv.NewReader(strings.NewReader(status(t, d.get("export?format=csv"), 200))).ReadAll()
 			must(t, err)
-			if len(rows) != 1+3*len(hostile) {
+			if len(rows) != 1+7*len(hostile) {
 				t.Errorf("%d rows", len(rows))
 			}
 			for _, row := range rows {

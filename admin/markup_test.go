@@ -101,8 +101,20 @@ func TestChartSaysWhatItShows(t *testing.T) {
 	must(t, err)
 	d.failed()
 	d.failed()
+	must(t, d.db.Model(&outbox.HistoryModel{}).Where("1 = 1").Update("finished_at", time.Now().Add(-20*time.Minute)).Error) // in one bar
 	text := status(t, d.get(""), 200)
-	has(t, text, `role="img" aria-label="Tasks that ended in the last 1h; the table below has the numbers"`)
+	has(t, text, `role="img" aria-label="Tasks that ended in the last 1h: 3 succeeded, 2 failed, at most 5 in 2 minutes; the table below has the numbers"`)
+	ends := regexp.MustCompile(`<p class="ends"><time datetime="([^"]+)"[^>]*>\d\d-\d\d \d\d:\d\d</time> <time datetime="([^"]+)"[^>]*>\d\d-\d\d \d\d:\d\d</time></p>`).FindStringSubmatch(text)
+	if ends == nil {
+		t.Fatal("the chart has no times at its ends")
+	}
+	from, err := time.Parse(time.RFC3339, ends[1])
+	must(t, err)
+	to, err := time.Parse(time.RFC3339, ends[2])
+	must(t, err)
+	if to.Sub(from) != time.Hour || time.Until(to) < 0 || time.Until(to) > 2*time.Minute {
+		t.Errorf("it goes from %s to %s", from, to)
+	}
 	bars := map[string]int{}
 	for _, m := range regexp.MustCompile(`<rect class="(ok|bad)"[^>]* height="(\d+)"/>`).FindAllStringSubmatch(text, -1) {
 		n, _ := strconv.Atoi(m[2])

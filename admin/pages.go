@@ -67,9 +67,14 @@ type overview struct {
 	Spans []string
 	Stale string // why these are the figures of a while ago
 	Empty bool
-	Max   int
+	Max   int    // of one bar
+	Says  string // what the chart shows, in words
+	Ends  [2]time.Time
 	Busy  []function // those with the most to tell
 }
+
+// barNames are how long a bar of the chart is.
+var barNames = map[string]string{"1h": "2 minutes", "24h": "an hour", "7d": "6 hours"}
 
 // busiest is how many functions the overview shows.
 const busiest = 8
@@ -104,8 +109,19 @@ func (q *request) overview() error {
 		n += c
 	}
 	o.Empty = n == 0
+	ok, bad, more := 0, 0, ""
 	for _, b := range f.Buckets {
 		o.Max = max(o.Max, b.OK+b.Failed)
+		ok, bad = ok+b.OK, bad+b.Failed
+		if b.OK > maxCount || b.Failed > maxCount {
+			more = " at least" // is counted no further
+		}
+	}
+	r := ranges[span]
+	step := r.length / time.Duration(r.bars)
+	o.Says = "Tasks that ended in the last " + span + ":" + more + " " + grouped(ok) + " succeeded, " + grouped(bad) + " failed, at most " + grouped(o.Max) + " in " + barNames[span]
+	if n := len(f.Buckets); n > 0 {
+		o.Ends = [2]time.Time{f.Buckets[0].From, f.Buckets[n-1].From.Add(step)}
 	}
 	o.Busy = slices.Clone(f.Functions)
 	slices.SortStableFunc(o.Busy, func(a, b function) int {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
+	"github.com/gorm-outbox/outbox/testutil"
 )
 
 // TestApplicationsCallbacks: what an application does to its own queries does not change what the pages show.
@@ -105,4 +106,16 @@ func TestETag(t *testing.T) {
 			status(t, d.send("GET", path, "", "", "If-None-Match", tag), 200)
 		}
 	})
+}
+
+// TestListsAreNeverNull: what has nothing in it is an empty list, so that a program need not ask.
+func TestListsAreNeverNull(t *testing.T) {
+	d := open(t, testutil.SQLite(t), admin.Options{})
+	hasNot(t, status(t, d.get("api/v1/overview"), 200), "null")
+	task := d.create()
+	must(t, d.db.Model(task).Updates(map[string]any{"state": "running", "process_id": "p-1"}).Error)
+	must(t, d.db.Create(&outbox.ProcessModel{ID: "p-1", Functions: outbox.JSON(`null`), Queues: outbox.JSON(`null`), StartedAt: time.Now(), BeatAt: time.Now()}).Error)
+	for _, page := range []string{"tasks/" + task.ID, "tasks?state=failed", "functions", "processes", "audit", "overview"} {
+		hasNot(t, status(t, d.get("api/v1/"+page), 200), "null")
+	}
 }

@@ -241,7 +241,7 @@ func (s *site) listProcesses(ctx context.Context, at time.Time) ([]process, erro
 
 func texts(j outbox.JSON) []string {
 	list := []string{}
-	if len(j) > 0 && json.Unmarshal(j, &list) != nil {
+	if len(j) > 0 && json.Unmarshal(j, &list) != nil || list == nil { // of null
 		return []string{}
 	}
 	return list

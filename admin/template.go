@@ -183,11 +183,15 @@ func num(n int) string {
 	if n > maxCount {
 		n, suffix = maxCount, "+"
 	}
+	return grouped(n) + suffix
+}
+
+func grouped(n int) string {
 	s := itoa(n)
 	for i := len(s) - 3; i > 0; i -= 3 {
 		s = s[:i] + "," + s[i:]
 	}
-	return s + suffix
+	return s
 }
 
 // span writes a duration with the one or two units that matter.

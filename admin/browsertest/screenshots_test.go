@@ -40,7 +40,8 @@ func TestScreenshots(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	pages := map[string]string{"overview": "", "failed": "tasks?state=failed", "tasks": "tasks", "functions": "functions", "processes": "processes", "audit": "audit"}
+	pages := map[string]string{"overview": "", "failed": "tasks?state=failed", "tasks": "tasks", "functions": "functions", "processes": "processes", "audit": "audit",
+		"empty": "tasks?state=cancelled&func=nobody", "error": "tasks/nowhere", "confirm": "tasks?state=failed"}
 	for state, page := range everyState(t, s) {
 		pages["task-"+state] = page
 	}
@@ -50,7 +51,7 @@ func TestScreenshots(t *testing.T) {
 		t.Fatal(err)
 	}
 	pages["task-failed"] = "tasks/" + url.PathEscape(bad.ID)
-	ctx := browser(t, s.Server)
+	ctx := browser(t, s.Server, "/nowhere")
 	for name, page := range pages {
 		for _, theme := range []string{"light", "dark", "phone"} {
 			width, height := int64(1200), int64(780)
@@ -63,7 +64,11 @@ func TestScreenshots(t *testing.T) {
 			}
 			var picture []byte
 			run(t, ctx, emulation.SetEmulatedMedia().WithFeatures([]*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}),
-				chromedp.EmulateViewport(width, height), chromedp.Navigate(s.URL+"/ops/"+page), chromedp.WaitReady("#main"), chromedp.CaptureScreenshot(&picture))
+				chromedp.EmulateViewport(width, height), chromedp.Navigate(s.URL+"/ops/"+page), chromedp.WaitReady("#main"))
+			if name == "confirm" {
+				run(t, ctx, chromedp.Click("[name=pick]", chromedp.ByQuery), chromedp.Click("button.danger", chromedp.ByQuery), chromedp.WaitVisible("[name=confirmed] + label"))
+			}
+			run(t, ctx, chromedp.CaptureScreenshot(&picture))
 			if err := os.WriteFile(filepath.Join(dir, name+"-"+theme+".png"), small(t, picture), 0o644); err != nil {
 				t.Fatal(err)
 			}

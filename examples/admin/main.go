@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -42,6 +43,14 @@ func main() {
 	}
 }
 
+// withC says what to do when Go has found no C compiler, and so left SQLite out.
+func withC(err error) error {
+	if strings.Contains(err.Error(), "CGO_ENABLED") {
+		return errors.New("the SQLite driver of this example needs a C compiler: install gcc or clang, and run it again with CGO_ENABLED=1")
+	}
+	return err
+}
+
 // run serves the pages until ctx is done.
 func run(ctx context.Context, out io.Writer, addr, path string) (err error) {
 	if path == "" {
@@ -54,7 +63,7 @@ func run(ctx context.Context, out io.Writer, addr, path string) (err error) {
 	}
 	db, err := gorm.Open(sqlite.Open("file:"+path+"?_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate"), &gorm.Config{Logger: logger.Discard})
 	if err != nil {
-		return err
+		return withC(err)
 	}
 	pool, err := db.DB()
 	if err != nil {

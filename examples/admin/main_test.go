@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"path/filepath"
@@ -64,5 +65,15 @@ func TestTheShopShowsWhatItDoes(t *testing.T) {
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWithoutACompiler(t *testing.T) {
+	err := withC(errors.New("Binary was compiled with 'CGO_ENABLED=0', go-sqlite3 requires cgo to work. This is a stub"))
+	if !strings.Contains(err.Error(), "needs a C compiler") {
+		t.Errorf("it says %v", err)
+	}
+	if err := errors.New("disk full"); withC(err) != err {
+		t.Error("other errors are not as they were")
 	}
 }
