@@ -13,12 +13,15 @@ import (
 // guardedTx is the transaction that a transactional handler gets. It cannot end it, and it cannot use it once it has
 // returned. GORM's nested transactions work: they are savepoints.
 type guardedTx struct {
-	*sql.Tx
+	Tx     *sql.Tx // not embedded, for its other methods would pass the guard by
 	s      *store
 	use    sync.RWMutex // held by each statement, so that none is under way when the transaction is finished
 	closed atomic.Bool
 	ended  atomic.Bool // the handler tried to commit or roll back
 	undone atomic.Bool // the transaction is gone, and statements would be committed one by one
+
+	mu    sync.Mutex
+	stmts []*sql.Stmt // what was prepared, which goes past the guard when it is executed
 }
 
 var _ gorm.Tx = (*guardedTx)(nil)
@@ -41,6 +44,18 @@ func (g *guardedTx) close() {
 	g.use.Lock()
 	defer g.use.Unlock()
 	g.closed.Store(true)
+	for _, s := range g.stmts {
+		_ = s.Close() // after the execution that is under way; an error is of a connection that has other troubles
+	}
+	g.stmts = nil
+}
+
+// prepared notes a statement, to be closed with the handle. The caller holds use.
+func (g *guardedTx) prepared(s *sql.Stmt) *sql.Stmt {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.stmts = append(g.stmts, s)
+	return s
 }
 
 // check lets a statement through, or says why not. The caller holds use.
@@ -61,7 +76,21 @@ func (g *guardedTx) PrepareContext(ctx context.Context, query string) (*sql.Stmt
 	if err := g.check(ctx); err != nil {
 		return nil, err
 	}
-	return g.Tx.PrepareContext(ctx, query)
+	s, err := g.Tx.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return g.prepared(s), nil
+}
+
+// StmtContext is what GORM executes prepared statements through, of which it keeps those of earlier transactions, too.
+func (g *guardedTx) StmtContext(ctx context.Context, stmt *sql.Stmt) *sql.Stmt {
+	g.use.RLock()
+	defer g.use.RUnlock()
+	if err := g.check(ctx); err != nil {
+		return g.Tx.StmtContext(refused{ctx, err}, stmt)
+	}
+	return g.prepared(g.Tx.StmtContext(ctx, stmt))
 }
 
 func (g *guardedTx) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
@@ -86,12 +115,24 @@ func (g *guardedTx) QueryRowContext(ctx context.Context, query string, args ...a
 	g.use.RLock()
 	defer g.use.RUnlock()
 	if err := g.check(ctx); err != nil {
-		// A *sql.Row cannot be made with an error of our own; a context that has ended gives one that touches nothing.
-		ended, cancel := context.WithCancelCause(ctx)
-		cancel(err)
-		return g.Tx.QueryRowContext(ended, query, args...)
+		return g.Tx.QueryRowContext(refused{ctx, err}, query, args...)
 	}
 	return g.Tx.QueryRowContext(ctx, query, args...)
+}
+
+// refused is a context that has ended with an error of our own. A *sql.Row and a *sql.Stmt, which cannot be made with one,
+// have it from the context, and touch nothing.
+type refused struct {
+	context.Context
+	err error
+}
+
+func (r refused) Err() error { return r.err }
+
+func (r refused) Done() <-chan struct{} {
+	over := make(chan struct{})
+	close(over)
+	return over
 }
 
 // handlerDB is the *gorm.DB that a handler gets for a transaction.

@@ -371,6 +371,9 @@ func txOver(conn gorm.ConnPool) func() bool {
 	if !ok {
 		return nil
 	}
+	if guarded, ok := tx.(*guardedTx); ok {
+		tx = guarded.Tx // which the guard would ask with a statement, and call closed when it is not over yet
+	}
 	// StmtContext looks whether the transaction is over before it looks at the statement, and reports either from Close.
 	// The statement is of no database, so nothing can be executed.
 	return func() bool {

@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"testing"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 type effect struct {
@@ -190,32 +192,75 @@ func TestOutcomeOfALostClaimIsRefused(t *testing.T) {
 	})
 }
 
-// The handle is closed from the handler's return on, thus also while the run still works on the transaction.
+// finishing calls somebody when a run's outcome is about to be written.
+type finishing struct {
+	dialect.Dialect
+	call func()
+}
+
+func (f finishing) Move(ctx context.Context, c dialect.Conn, from dialect.From, outcomes []dialect.Outcome) ([]string, error) {
+	f.call()
+	return f.Dialect.Move(ctx, c, from, outcomes)
+}
+
+// The handle is closed from the handler's return on, thus also while the run still works on the transaction, where what a
+// goroutine of the handler's wrote would be committed.
 func TestClosedTransaction(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		kept := make(chan gorm.ConnPool, 1)
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
-			p.Handle("keeps", func(_ context.Context, tx *gorm.DB) error { kept <- tx.Statement.ConnPool; return nil })
-		})
-		create(t, db, "keeps", nil)
-		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
-			t.Fatal(n, err)
+		const write, read = "INSERT INTO effects (task, what) VALUES ('late', 'late')", "SELECT 1"
+		if err := db.AutoMigrate(&effect{}); err != nil {
+			t.Fatal(err)
 		}
-		tx, ctx := <-kept, context.Background()
-		_, execErr := tx.ExecContext(ctx, "SELECT 1")
-		rows, queryErr := tx.QueryContext(ctx, "SELECT 1")
-		stmt, prepareErr := tx.PrepareContext(ctx, "SELECT 1")
-		for what, err := range map[string]error{"Exec": execErr, "Query": queryErr, "Prepare": prepareErr} {
-			if !errors.Is(err, outbox.ErrTxClosed) {
-				t.Errorf("%s: %v", what, err)
+		var tx gorm.Tx
+		var session *gorm.DB
+		var own *sql.Stmt
+		p := install(t, db, quick(), func(p *outbox.Plugin) {
+			p.Handle("keeps", func(ctx context.Context, db *gorm.DB) (err error) {
+				tx, session = db.Statement.ConnPool.(gorm.Tx), db.WithContext(context.WithoutCancel(ctx)).Session(&gorm.Session{PrepareStmt: true})
+				if own, err = tx.PrepareContext(context.WithoutCancel(ctx), write); err != nil {
+					return err
+				}
+				var n int
+				return errors.Join(session.Exec(write).Error, session.Raw(read).Row().Scan(&n)) // so that they are prepared
+			})
+		})
+		tried := false
+		try := func() {
+			tried = true
+			ctx := context.Background()
+			_, execErr := tx.ExecContext(ctx, write)
+			rows, queryErr := tx.QueryContext(ctx, read)
+			stmt, prepareErr := tx.PrepareContext(ctx, write)
+			_, stmtErr := tx.StmtContext(ctx, own).ExecContext(ctx)
+			var n int
+			for what, err := range map[string]error{
+				"Exec": execErr, "Query": queryErr, "Prepare": prepareErr, "Stmt": stmtErr,
+				"QueryRow":                      tx.QueryRowContext(ctx, read).Scan(&n),
+				"a prepared session's Exec":     session.Exec(write).Error,
+				"a prepared session's Create":   session.Create(&effect{"late", "late"}).Error,
+				"a prepared session's Find":     session.Raw(read).Find(&n).Error,
+				"a prepared session's Row":      session.Raw(read).Row().Scan(&n),
+				"a prepared session's new text": session.Exec(write + " ").Error,
+			} {
+				if !errors.Is(err, outbox.ErrTxClosed) {
+					t.Errorf("%s: %v", what, err)
+				}
+			}
+			if rows != nil || stmt != nil {
+				t.Error("got rows or a statement")
+			}
+			if _, err := own.ExecContext(ctx); err == nil {
+				t.Error("a statement that the handler prepared itself: it was executed")
 			}
 		}
-		if rows != nil || stmt != nil {
-			t.Error("got rows or a statement")
+		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return finishing{d, try} })
+		create(t, db, "keeps", nil)
+		if n, err := p.RunDue(t.Context()); n != 1 || err != nil || !tried {
+			t.Fatal(n, err, tried)
 		}
-		// A row that was asked for on the finished *sql.Tx says sql.ErrTxDone.
-		if err := tx.QueryRowContext(ctx, "SELECT 1").Err(); !errors.Is(err, context.Canceled) {
-			t.Errorf("QueryRow: %v", err)
+		if n := effects(t, db, "late"); n != 1 {
+			t.Errorf("%d effects, of which one was in time", n)
 		}
+		try() // when the transaction is over, too
 	})
 }
