@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -57,6 +58,9 @@ func TestHandlerEndsItsTransaction(t *testing.T) {
 				if tt.name == "DDL" && d.name == "mysql" { // where it commits what came before
 					tt.kept, tt.says = 1, "cannot be taken back"
 				}
+				if d.name == "postgres" && slices.Contains([]string{"COMMIT", "COMMIT behind another statement", "ROLLBACK"}, tt.name) {
+					tt.kept++ // what follows commits by itself there, where nobody asks: the error says that something stays
+				}
 				db := d.open(t, d.dsn(t), nil)
 				var runs atomic.Int32
 				p := install(t, db, quick(patient), func(p *outbox.Plugin) {
@@ -80,8 +84,7 @@ func TestHandlerEndsItsTransaction(t *testing.T) {
 					t.Errorf("%s %s after %d runs, %d effects: %s", h.Status, h.Reason, runs.Load(), n, text(h))
 				case tt.says != "" && (h.Status != outbox.StatusError || h.Reason != outbox.ReasonTransaction || !strings.Contains(text(h), tt.says)):
 					t.Errorf("%s %s: %s; want %q", h.Status, h.Reason, text(h), tt.says)
-				case tt.kept < 2 && n != tt.kept && !(d.name != "sqlite" && tt.says == "cannot be taken back" && n <= 2):
-					// There what follows a raw COMMIT commits by itself: the error says that something stays.
+				case n != tt.kept:
 					t.Errorf("%d effects, want %d", n, tt.kept)
 				case tt.says == "cannot be taken back" && runs.Load() != 1:
 					t.Errorf("it ran %d times, though what it had done could stay", runs.Load())
@@ -151,7 +154,8 @@ func TestSwallowedDeadlock(t *testing.T) {
 	})
 }
 
-// On MySQL a statement that follows a deadlock is committed by itself, so that such a run cannot be taken back as a whole.
+// On MySQL a statement that follows a deadlock would be committed by itself, so the handler's are refused from there on. The
+// run is not retried: of a COMMIT of the handler's own the library would see the same.
 func TestSwallowedDeadlockOfMySQL(t *testing.T) {
 	on(t, "mysql", func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
@@ -160,7 +164,8 @@ func TestSwallowedDeadlockOfMySQL(t *testing.T) {
 		holds, waits := make(chan struct{}), make(chan error, 1)
 		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) error {
-				if err := errors.Join(leave(ctx, tx), tx.Exec("UPDATE locks SET n = n + 1 WHERE id = 1").Error); err != nil {
+				prepared := tx.Session(&gorm.Session{PrepareStmt: true})
+				if err := errors.Join(leave(ctx, prepared), tx.Exec("UPDATE locks SET n = n + 1 WHERE id = 1").Error); err != nil {
 					return err
 				}
 				close(holds)
@@ -169,6 +174,11 @@ func TestSwallowedDeadlockOfMySQL(t *testing.T) {
 				// The victim is whose transaction has changed fewer rows.
 				if err := tx.Exec("UPDATE locks SET n = n + 1 WHERE id = 2").Error; err == nil || !strings.Contains(err.Error(), "1213") {
 					return fmt.Errorf("no deadlock: %w", err)
+				}
+				for _, tx := range []*gorm.DB{prepared, tx, prepared} {
+					if err := leave(ctx, tx); err == nil {
+						t.Error("a statement after the transaction was undone went through")
+					}
 				}
 				return nil
 			})
