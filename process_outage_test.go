@@ -56,241 +56,245 @@ const (
 
 func TestOutageLongerThanTheLimit(t *testing.T) {
 	t.Parallel()
-	cluster := testutil.StartPostgres(t)
-	db := processDB(t, cluster.DSN())
-	started, release := make(chan string, 10), make(chan struct{})
-	var logs [2]*processLog
-	var plugins [2]*outbox.Plugin
-	for i := range plugins {
-		logs[i] = &processLog{Handler: slog.DiscardHandler, lines: map[string]int{}}
-		opts := processOptions()
-		opts.Logger = slog.New(logs[i])
-		opts.Queues = []string{"default", fmt.Sprint("only", i)}
-		at := db
-		if i > 0 {
-			at = processDB(t, cluster.DSN())
-		}
-		plugins[i] = install(t, at, opts, func(p *outbox.Plugin) {
-			p.Handle("deaf", func(ctx context.Context) error {
-				task, _ := outbox.TaskFrom(ctx)
-				started <- task.ID
-				<-release
-				return nil
-			})
-			p.Handle("obedient", func(ctx context.Context) error {
-				if task, _ := outbox.TaskFrom(ctx); task.Attempt == 1 {
+	servers(t, func(t *testing.T, server server) {
+		t.Parallel()
+		db := processDB(t, server.dsn)
+		started, release := make(chan string, 10), make(chan struct{})
+		var logs [2]*processLog
+		var plugins [2]*outbox.Plugin
+		for i := range plugins {
+			logs[i] = &processLog{Handler: slog.DiscardHandler, lines: map[string]int{}}
+			opts := processOptions()
+			opts.Logger = slog.New(logs[i])
+			opts.Queues = []string{"default", fmt.Sprint("only", i)}
+			at := db
+			if i > 0 {
+				at = processDB(t, server.dsn)
+			}
+			plugins[i] = install(t, at, opts, func(p *outbox.Plugin) {
+				p.Handle("deaf", func(ctx context.Context) error {
+					task, _ := outbox.TaskFrom(ctx)
 					started <- task.ID
-					<-ctx.Done()
-				}
-				return ctx.Err()
-			}, outbox.Idempotent())
-			p.Handle("quick", func(context.Context) error { return nil })
-		})
-		start(t, plugins[i])
-	}
-	rows := func() (m []outbox.ProcessModel) {
-		if err := db.Order("id").Find(&m).Error; err != nil {
-			t.Fatal(err)
+					<-release
+					return nil
+				})
+				p.Handle("obedient", func(ctx context.Context) error {
+					if task, _ := outbox.TaskFrom(ctx); task.Attempt == 1 {
+						started <- task.ID
+						<-ctx.Done()
+					}
+					return ctx.Err()
+				}, outbox.Idempotent())
+				p.Handle("quick", func(context.Context) error { return nil })
+			})
+			start(t, plugins[i])
 		}
-		return m
-	}
-	eventually(t, "both run", func() bool { return len(rows()) == 2 })
-	before := rows()
-	var deaf, obedient []string
-	for i := range plugins {
-		deaf = append(deaf, create(t, db, "deaf", nil, outbox.Queue(fmt.Sprint("only", i))).ID)
-		obedient = append(obedient, create(t, db, "obedient", nil, outbox.Queue(fmt.Sprint("only", i))).ID)
-	}
-	for range 4 {
-		receive(t, started)
-	}
-	var later []string
-	for i := range 100 {
-		later = append(later, create(t, db, "quick", nil, outbox.StartAfter(time.Duration(i)*40*time.Millisecond)).ID)
-	}
-	cluster.Stop("fast")
-	for _, l := range logs {
-		eventually(t, "the lapse is logged", func() bool { return l.seen()[logLapsed] == 1 })
-	}
-	<-time.After(2 * processLimit) // which is what the test is about
-	for i, l := range logs {
-		for line, n := range l.seen() {
-			if len(line) > len(logWorks) && line[:len(logWorks)] == logWorks {
-				t.Errorf("process %d, during the outage: %d × %q", i, n, line)
+		rows := func() (m []outbox.ProcessModel) {
+			if err := db.Order("id").Find(&m).Error; err != nil {
+				t.Fatal(err)
+			}
+			return m
+		}
+		eventually(t, "both run", func() bool { return len(rows()) == 2 })
+		before := rows()
+		var deaf, obedient []string
+		for i := range plugins {
+			deaf = append(deaf, create(t, db, "deaf", nil, outbox.Queue(fmt.Sprint("only", i))).ID)
+			obedient = append(obedient, create(t, db, "obedient", nil, outbox.Queue(fmt.Sprint("only", i))).ID)
+		}
+		for range 4 {
+			receive(t, started)
+		}
+		var later []string
+		for i := range 100 {
+			later = append(later, create(t, db, "quick", nil, outbox.StartAfter(time.Duration(i)*40*time.Millisecond)).ID)
+		}
+		server.stop()
+		for _, l := range logs {
+			eventually(t, "the lapse is logged", func() bool { return l.seen()[logLapsed] == 1 })
+		}
+		<-time.After(2 * processLimit) // which is what the test is about
+		for i, l := range logs {
+			for line, n := range l.seen() {
+				if len(line) > len(logWorks) && line[:len(logWorks)] == logWorks {
+					t.Errorf("process %d, during the outage: %d × %q", i, n, line)
+				}
 			}
 		}
-	}
-	cluster.Start()
-	for _, id := range append(obedient, later...) {
-		if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Crashes != 0 || h.Attempt-h.Uncounted != 1 {
-			t.Errorf("%+v", h)
+		server.start()
+		for _, id := range append(obedient, later...) {
+			if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Crashes != 0 || h.Attempt-h.Uncounted != 1 {
+				t.Errorf("%+v", h)
+			}
 		}
-	}
-	close(release)
-	for _, id := range deaf {
-		if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
-			t.Errorf("a task of a live process: %+v", h)
+		close(release)
+		for _, id := range deaf {
+			if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+				t.Errorf("a task of a live process: %+v", h)
+			}
 		}
-	}
-	for i, l := range logs {
-		seen := l.seen()
-		for line, n := range seen {
-			switch {
-			case len(line) > len(logFails) && line[:len(logFails)] == logFails:
-				if step := line[len(logFails):]; n != 1 || seen[logWorks+step] != 1 {
-					t.Errorf("process %d: %d × %q, %d × works again", i, n, line, seen[logWorks+step])
-				}
-			case line == logLapsed, line == "outbox: started":
-				if n != 1 {
+		for i, l := range logs {
+			seen := l.seen()
+			for line, n := range seen {
+				switch {
+				case len(line) > len(logFails) && line[:len(logFails)] == logFails:
+					if step := line[len(logFails):]; n != 1 || seen[logWorks+step] != 1 {
+						t.Errorf("process %d: %d × %q, %d × works again", i, n, line, seen[logWorks+step])
+					}
+				case line == logLapsed, line == "outbox: started":
+					if n != 1 {
+						t.Errorf("process %d: %d × %q", i, n, line)
+					}
+				case len(line) > len(logWorks) && line[:len(logWorks)] == logWorks:
+				default:
 					t.Errorf("process %d: %d × %q", i, n, line)
 				}
-			case len(line) > len(logWorks) && line[:len(logWorks)] == logWorks:
-			default:
-				t.Errorf("process %d: %d × %q", i, n, line)
+			}
+			if seen[logFails+"heartbeat"] != 1 {
+				t.Errorf("process %d: its outage was not logged: %v", i, seen)
 			}
 		}
-		if seen[logFails+"heartbeat"] != 1 {
-			t.Errorf("process %d: its outage was not logged: %v", i, seen)
+		after := rows()
+		if len(after) != 2 || after[0].ID != before[0].ID || after[1].ID != before[1].ID {
+			t.Fatalf("process rows %+v, were %+v", after, before)
 		}
-	}
-	after := rows()
-	if len(after) != 2 || after[0].ID != before[0].ID || after[1].ID != before[1].ID {
-		t.Fatalf("process rows %+v, were %+v", after, before)
-	}
-	eventually(t, "both beat", func() bool {
-		now := rows()
-		return now[0].Beats > after[0].Beats && now[1].Beats > after[1].Beats
+		eventually(t, "both beat", func() bool {
+			now := rows()
+			return now[0].Beats > after[0].Beats && now[1].Beats > after[1].Beats
+		})
+		if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+			t.Errorf("%d tasks are left", n)
+		}
 	})
-	if n := count(t, db, &outbox.TaskModel{}); n != 0 {
-		t.Errorf("%d tasks are left", n)
-	}
 }
 
 func TestSessionsTerminatedUnderLoad(t *testing.T) {
 	t.Parallel()
 	const ordinary, transactional, kills = 500, 200, 20
-	cluster := testutil.StartPostgres(t)
-	db := processDB(t, cluster.DSN())
-	opts := processOptions()
-	opts.Concurrency = 20
-	p := install(t, db, opts, func(p *outbox.Plugin) {
-		write := func(ctx context.Context, tx *gorm.DB) error {
-			task, _ := outbox.TaskFrom(ctx)
-			return tx.Create(&effect{Task: task.ID}).Error
-		}
-		p.Handle("ordinary", func(ctx context.Context) error { return write(ctx, db.WithContext(ctx)) })
-		p.Handle("transactional", write)
-	})
-	var batch []outbox.NewTask
-	for i := range ordinary + transactional {
-		task := outbox.NewTask{Func: "ordinary"}
-		if i%7 < 2 {
-			// An error that the handler returns counts, also when it comes from a connection that is gone.
-			task.Func, task.Options = "transactional", []outbox.Option{outbox.MaxAttempts(3 * kills)}
-		}
-		batch = append(batch, task)
-	}
-	tasks, err := outbox.CreateBatch(db, batch...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	start(t, p)
-	// This session is spared.
-	pool, err := db.DB()
-	if err != nil {
-		t.Fatal(err)
-	}
-	own, err := pool.Conn(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer own.Close()
-	number := func(query string) (n int) {
-		if err := own.QueryRowContext(t.Context(), query).Scan(&n); err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	killed := 0
-	for i := range kills {
-		eventually(t, "some have ended", func() bool {
-			return number("SELECT count(*) FROM outbox_history") >= i*(ordinary+transactional)*9/10/kills
+	servers(t, func(t *testing.T, server server) {
+		t.Parallel()
+		db := processDB(t, server.dsn)
+		opts := processOptions()
+		opts.Concurrency = 20
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			write := func(ctx context.Context, tx *gorm.DB) error {
+				task, _ := outbox.TaskFrom(ctx)
+				return tx.Create(&effect{Task: task.ID}).Error
+			}
+			p.Handle("ordinary", func(ctx context.Context) error { return write(ctx, db.WithContext(ctx)) })
+			p.Handle("transactional", write)
 		})
-		killed += number(`SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()`)
-	}
-	if killed < kills {
-		t.Errorf("%d sessions were terminated in %d rounds: nothing was tested", killed, kills)
-	}
-	eventually(t, "all have ended", func() bool { return number("SELECT count(*) FROM outbox_tasks") == 0 })
-	effects := map[string]int{}
-	rows, err := own.QueryContext(t.Context(), "SELECT task, count(*) FROM effects GROUP BY task")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var id sql.NullString
-		var n int
-		if err := rows.Scan(&id, &n); err != nil {
+		var batch []outbox.NewTask
+		for i := range ordinary + transactional {
+			task := outbox.NewTask{Func: "ordinary"}
+			if i%7 < 2 {
+				// An error that the handler returns counts, also when it comes from a connection that is gone.
+				task.Func, task.Options = "transactional", []outbox.Option{outbox.MaxAttempts(3 * kills)}
+			}
+			batch = append(batch, task)
+		}
+		tasks, err := outbox.CreateBatch(db, batch...)
+		if err != nil {
 			t.Fatal(err)
 		}
-		effects[id.String] = n
-	}
-	if err := rows.Err(); err != nil {
-		t.Fatal(err)
-	}
-	again := 0
-	for _, task := range tasks {
-		h := ended(t, db, task.ID)
-		if h.Attempt > 1 {
-			again++
+		start(t, p)
+		// This session is spared.
+		pool, err := db.DB()
+		if err != nil {
+			t.Fatal(err)
 		}
-		if n := effects[task.ID]; task.Func == "transactional" {
-			if n != 1 || h.Status != outbox.StatusSuccess {
+		own, err := pool.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer own.Close()
+		number := func(query string) (n int) {
+			if err := own.QueryRowContext(t.Context(), query).Scan(&n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		killed := 0
+		for i := range kills {
+			eventually(t, "some have ended", func() bool {
+				return number("SELECT count(*) FROM outbox_history") >= i*(ordinary+transactional)*9/10/kills
+			})
+			killed += server.terminate(t, own)
+		}
+		if killed < kills {
+			t.Errorf("%d sessions were terminated in %d rounds: nothing was tested", killed, kills)
+		}
+		eventually(t, "all have ended", func() bool { return number("SELECT count(*) FROM outbox_tasks") == 0 })
+		effects := map[string]int{}
+		rows, err := own.QueryContext(t.Context(), "SELECT task, count(*) FROM effects GROUP BY task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var id sql.NullString
+			var n int
+			if err := rows.Scan(&id, &n); err != nil {
+				t.Fatal(err)
+			}
+			effects[id.String] = n
+		}
+		if err := rows.Err(); err != nil {
+			t.Fatal(err)
+		}
+		again := 0
+		for _, task := range tasks {
+			h := ended(t, db, task.ID)
+			if h.Attempt > 1 {
+				again++
+			}
+			if n := effects[task.ID]; task.Func == "transactional" {
+				if n != 1 || h.Status != outbox.StatusSuccess {
+					t.Errorf("%d effects of %+v", n, h)
+				}
+			} else if n > 1 || h.Status == outbox.StatusSuccess && n != 1 || h.Attempt-h.Uncounted != 1 {
 				t.Errorf("%d effects of %+v", n, h)
 			}
-		} else if n > 1 || h.Status == outbox.StatusSuccess && n != 1 || h.Attempt-h.Uncounted != 1 {
-			t.Errorf("%d effects of %+v", n, h)
 		}
-	}
-	if n := count(t, db, &outbox.HistoryModel{}); n != ordinary+transactional {
-		t.Errorf("%d rows of history, want %d", n, ordinary+transactional)
-	}
-	t.Logf("%d sessions terminated, %d tasks were claimed again", killed, again)
+		if n := count(t, db, &outbox.HistoryModel{}); n != ordinary+transactional {
+			t.Errorf("%d rows of history, want %d", n, ordinary+transactional)
+		}
+		t.Logf("%d sessions terminated, %d tasks were claimed again", killed, again)
+	})
 }
 
 // Run waits for a database that is down when it begins; RunDue says so instead.
 func TestDatabaseIsDownAtTheStart(t *testing.T) {
-	cluster := testutil.StartPostgres(t)
-	db := processDB(t, cluster.DSN())
-	lines := &processLog{Handler: slog.DiscardHandler, lines: map[string]int{}}
-	opts := processOptions()
-	opts.Logger = slog.New(lines)
-	p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
-	id := create(t, db, "quick", nil).ID
+	servers(t, func(t *testing.T, server server) {
+		db := processDB(t, server.dsn)
+		lines := &processLog{Handler: slog.DiscardHandler, lines: map[string]int{}}
+		opts := processOptions()
+		opts.Logger = slog.New(lines)
+		p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
+		id := create(t, db, "quick", nil).ID
 
-	cluster.Stop("fast")
-	if n, err := p.RunDue(t.Context()); n != 0 || err == nil {
-		t.Errorf("RunDue ran %d, %v, without a database", n, err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error)
-	go func() { done <- p.Run(ctx) }()
-	eventually(t, "it is logged", func() bool { return lines.seen()[logFails+"start"] > 0 })
-	cancel()
-	if err := receive(t, done); err != nil {
-		t.Errorf("Run, whose context ended while it waited: %v", err)
-	}
-	start(t, p)
-	eventually(t, "it is logged again", func() bool { return lines.seen()[logFails+"start"] > 1 })
-	cluster.Start()
-	if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
-		t.Errorf("%+v", h)
-	}
-	if n := lines.seen()[logFails+"start"]; n != 2 {
-		t.Errorf("logged %d times, want once a start", n)
-	}
+		server.stop()
+		if n, err := p.RunDue(t.Context()); n != 0 || err == nil {
+			t.Errorf("RunDue ran %d, %v, without a database", n, err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() { done <- p.Run(ctx) }()
+		eventually(t, "it is logged", func() bool { return lines.seen()[logFails+"start"] > 0 })
+		cancel()
+		if err := receive(t, done); err != nil {
+			t.Errorf("Run, whose context ended while it waited: %v", err)
+		}
+		start(t, p)
+		eventually(t, "it is logged again", func() bool { return lines.seen()[logFails+"start"] > 1 })
+		server.start()
+		if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+			t.Errorf("%+v", h)
+		}
+		if n := lines.seen()[logFails+"start"]; n != 2 {
+			t.Errorf("logged %d times, want once a start", n)
+		}
+	})
 }
 
 // A heartbeat that waits for the only write lock does not end the handlers, however short the limit is: whoever holds the lock
