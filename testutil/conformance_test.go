@@ -16,6 +16,7 @@ import (
 func TestConformance(t *testing.T) {
 	t.Run("sqlite", func(t *testing.T) { testutil.Conformance(t, testutil.SQLite) })
 	t.Run("postgres", func(t *testing.T) { testutil.Conformance(t, testutil.Postgres) })
+	t.Run("mysql", func(t *testing.T) { testutil.Conformance(t, testutil.MySQL) })
 }
 
 const brokenEnv = "OUTBOX_TEST_BROKEN"
