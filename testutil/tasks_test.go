@@ -21,6 +21,7 @@ import (
 func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
 	t.Run("sqlite", func(t *testing.T) { test(t, testutil.SQLite(t)) })
 	t.Run("postgres", func(t *testing.T) { test(t, testutil.Postgres(t)) })
+	t.Run("mysql", func(t *testing.T) { test(t, testutil.MySQL(t)) })
 }
 
 // install makes a plugin with a clock and its handlers.
