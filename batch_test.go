@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -247,22 +248,37 @@ func together(n int, f func(i int) error) []error {
 	return errs
 }
 
+// Who holds the key cannot be seen in the snapshot.
 func TestKeyUnderRepeatableRead(t *testing.T) {
-	db := databases[1].open(t) // of PostgreSQL
-	keyed(t, db)
-	tx := db.Begin()
-	defer tx.Rollback()
-	mustRun(t, tx, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-	var n int64
-	if err := tx.Model(&outbox.TaskModel{}).Count(&n).Error; err != nil { // takes the snapshot
-		t.Fatal(err)
-	}
-	create(t, db, cancelOrder, nil, outbox.Key("snapshot"))
-	_, err := outbox.Create(tx, cancelOrder, nil, outbox.Key("snapshot"))
-	var state interface{ SQLState() string }
-	if !errors.As(err, &state) || state.SQLState() != "40001" {
-		t.Errorf("got %v, want the database's 40001, after which the caller runs its transaction again", err)
-	}
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		if db.Name() == "sqlite" {
+			t.Skip("no two transactions write at a time")
+		}
+		keyed(t, db)
+		tx := db.Begin(&sql.TxOptions{Isolation: sql.LevelRepeatableRead})
+		defer tx.Rollback()
+		var n int64
+		if err := tx.Model(&outbox.TaskModel{}).Count(&n).Error; err != nil { // takes the snapshot
+			t.Fatal(err)
+		}
+		holder := create(t, db, cancelOrder, nil, outbox.Key("snapshot"))
+		_, err := outbox.Create(tx, cancelOrder, nil, outbox.Key("snapshot"))
+		if db.Name() == "postgres" {
+			var state interface{ SQLState() string }
+			if !errors.As(err, &state) || state.SQLState() != "40001" {
+				t.Errorf("got %v, want the database's 40001, after which the caller runs its transaction again", err)
+			}
+			return
+		}
+		var duplicate *outbox.DuplicateKeyError
+		if !errors.As(err, &duplicate) || duplicate.ID != holder.ID {
+			t.Errorf("got %v, want the holder %s", err, holder.ID)
+		}
+		if err := tx.Model(&outbox.TaskModel{}).Count(&n).Error; err != nil || n != 0 {
+			t.Errorf("%d tasks, %v: the caller's transaction goes on as it was", n, err)
+		}
+		create(t, tx, cancelOrder, nil, outbox.Key("another"))
+	})
 }
 
 func TestCreateBatch(t *testing.T) {

@@ -170,10 +170,18 @@ func TestRowEditedWhileItRunsEndsAsInterrupted(t *testing.T) {
 }
 
 func TestHandlerThatLosesItsOwnConnection(t *testing.T) {
-	db := testutil.Postgres(t)
-	const suicide = "SELECT pg_terminate_backend(pg_backend_pid())"
+	t.Run("postgres", func(t *testing.T) {
+		losesItsConnection(t, testutil.Postgres(t), "SELECT pg_terminate_backend(pg_backend_pid())")
+	})
+	t.Run("mysql", func(t *testing.T) { losesItsConnection(t, testutil.MySQL(t), "KILL CONNECTION_ID()") })
+}
+
+func losesItsConnection(t *testing.T, db *gorm.DB, suicide string) {
 	p := install(t, db, quick(), func(p *outbox.Plugin) {
-		p.Handle("returns", func(_ context.Context, tx *gorm.DB) error { return tx.Exec(suicide).Error })
+		p.Handle("returns", func(_ context.Context, tx *gorm.DB) error {
+			tx.Exec(suicide) // MySQL may say that the query was interrupted
+			return tx.Exec("SELECT 1").Error
+		})
 		p.Handle("swallows", func(_ context.Context, tx *gorm.DB) error { tx.Exec(suicide); return nil })
 		p.Handle("another", func(context.Context, *gorm.DB) error { return fmt.Errorf("read a file: %w", io.ErrUnexpectedEOF) })
 	})
@@ -324,7 +332,17 @@ func TestWakerThatFails(t *testing.T) {
 
 func TestTransactionThatHangsInItsRollbackBlocksNobody(t *testing.T) {
 	t.Parallel()
-	db := testutil.Postgres(t)
+	t.Run("postgres", func(t *testing.T) {
+		hangsInItsRollback(t, testutil.Postgres(t), "SELECT pg_sleep(5)",
+			"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'")
+	})
+	t.Run("mysql", func(t *testing.T) {
+		hangsInItsRollback(t, testutil.MySQL(t), "SELECT SLEEP(5)",
+			"SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info = 'SELECT SLEEP(5)'")
+	})
+}
+
+func hangsInItsRollback(t *testing.T, db *gorm.DB, sleep, sleeping string) {
 	var ran <-chan string
 	p := install(t, db, quick(), func(p *outbox.Plugin) { ran = notes(p, "note") })
 	stop := startAwake(t, db, p, "note", ran)
@@ -337,12 +355,12 @@ func TestTransactionThatHangsInItsRollbackBlocksNobody(t *testing.T) {
 		defer close(slept)
 		close(begun)
 		// Not with the transaction's context: its end waits for the statement then.
-		tx.WithContext(context.WithoutCancel(ctx)).Exec("SELECT pg_sleep(5)")
+		tx.WithContext(context.WithoutCancel(ctx)).Exec(sleep)
 	}()
 	<-begun
 	eventually(t, "it sleeps", func() bool {
 		var n int64
-		err := db.Raw("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'").Scan(&n).Error
+		err := db.Raw(sleeping).Scan(&n).Error
 		return err == nil && n > 0
 	})
 	cancel()
