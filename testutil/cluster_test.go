@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -68,10 +69,31 @@ func TestCluster(t *testing.T) {
 	}
 }
 
+// kind of throwaway server: where its data and the number of its process are.
+type kind struct {
+	name, data, pid string
+	dsn             func(testing.TB) string
+}
+
+var kinds = []kind{
+	{"postgres", "outbox-pg-*/data", "outbox-pg-*/data/postmaster.pid", testutil.PostgresDSN},
+	{"mysql", "outbox-my-*/data", "outbox-my-*/pid", testutil.MySQLDSN},
+}
+
 // TestClusterEnds has a test binary, this one, go away in every way that leaves it no time to clean up.
 func TestClusterEnds(t *testing.T) {
 	t.Parallel()
 	testutil.StartPostgres(t) // skips where nothing is installed
+	ends(t, kinds[0])
+}
+
+func TestMySQLServerEnds(t *testing.T) {
+	t.Parallel()
+	testutil.StartMySQL(t)
+	ends(t, kinds[1])
+}
+
+func ends(t *testing.T, kind kind) {
 	for _, tt := range []struct {
 		name string
 		end  func(*testing.T, *child)
@@ -94,13 +116,13 @@ func TestClusterEnds(t *testing.T) {
 			c.kill(t)
 		}},
 		{"when the test binary is killed while the server starts", func(t *testing.T, c *child) {
-			eventually(t, "cluster exists", func() bool { return c.glob(t, "outbox-pg-*/data") != "" })
+			eventually(t, "its directory exists", func() bool { return c.glob(t, kind.data) != "" })
 			c.kill(t)
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			c := startChild(t)
+			c := startChild(t, kind)
 			tt.end(t, c)
 			_ = c.cmd.Wait() // by a signal, mostly
 			eventually(t, "directory removed", func() bool { return c.glob(t, "*") == "" })
@@ -114,18 +136,20 @@ func TestClusterEnds(t *testing.T) {
 	}
 }
 
-// TestChild is what TestClusterEnds starts.
+// TestChild is what ends starts.
 func TestChild(t *testing.T) {
-	if os.Getenv("OUTBOX_TEST_CHILD") == "" {
-		t.Skip("for TestClusterEnds")
+	i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == os.Getenv("OUTBOX_TEST_CHILD") })
+	if i < 0 {
+		t.Skip("for TestClusterEnds and TestMySQLServerEnds")
 	}
-	fmt.Println("dsn", testutil.PostgresDSN(t))
+	fmt.Println("dsn", kinds[i].dsn(t))
 	_, _ = os.Stdin.Read(make([]byte, 1))
 	os.Exit(3)
 }
 
-// child is a test binary that has started a cluster, with a directory for temporary files of its own.
+// child is a test binary that has started a server, with a directory for temporary files of its own.
 type child struct {
+	kind   kind
 	cmd    *exec.Cmd
 	stdin  interface{ Close() error }
 	stdout *bufio.Scanner
@@ -134,7 +158,7 @@ type child struct {
 	pid    int // of the server
 }
 
-func startChild(t *testing.T) *child {
+func startChild(t *testing.T, kind kind) *child {
 	t.Helper()
 	// Not t.TempDir, which is closed to other users and too long for a socket.
 	tmp := tempDir(t, "outbox-test-*")
@@ -142,7 +166,7 @@ func startChild(t *testing.T) *child {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestChild$")
-	cmd.Env = append(without(os.Environ(), "OUTBOX_TEST_POSTGRES"), "OUTBOX_TEST_CHILD=1", "TMPDIR="+tmp)
+	cmd.Env = append(without(without(os.Environ(), "OUTBOX_TEST_POSTGRES"), "OUTBOX_TEST_MYSQL"), "OUTBOX_TEST_CHILD="+kind.name, "TMPDIR="+tmp)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -156,7 +180,7 @@ func startChild(t *testing.T) *child {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	return &child{cmd: cmd, stdin: stdin, stdout: bufio.NewScanner(stdout), tmp: tmp}
+	return &child{kind: kind, cmd: cmd, stdin: stdin, stdout: bufio.NewScanner(stdout), tmp: tmp}
 }
 
 // dsn waits until the child has its database.
@@ -180,7 +204,7 @@ func (c *child) dsn(t *testing.T) {
 // server reads the number of the server's process.
 func (c *child) server(t *testing.T) int {
 	t.Helper()
-	b, err := os.ReadFile(c.glob(t, "outbox-pg-*/data/postmaster.pid"))
+	b, err := os.ReadFile(c.glob(t, c.kind.pid))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,11 +241,16 @@ func running(pid int) bool {
 
 func listens(t *testing.T, dsn string) bool {
 	t.Helper()
-	u, err := url.Parse(dsn)
-	if err != nil {
-		t.Fatal(err)
+	_, host, _ := strings.Cut(dsn, "@tcp(") // the Go driver's form for MySQL
+	host, _, ok := strings.Cut(host, ")")
+	if !ok {
+		u, err := url.Parse(dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		host = u.Host
 	}
-	conn, err := net.Dial("tcp", u.Host)
+	conn, err := net.Dial("tcp", host)
 	if err == nil {
 		_ = conn.Close()
 	}
