@@ -282,37 +282,7 @@ SELECT lpad(n::text, 6, '0'), 'a.b', '{}', 'default', 2, now() - interval '1 hou
 		t.Fatal(err)
 	}
 
-	lane := dialect.Lane{Queue: "default", Priority: 2}
-	claim := dialect.ClaimParams{Process: "p", Lanes: []dialect.Lane{lane}, Funcs: []string{"a.b"}, Limit: tasks / 20,
-		Marks: map[dialect.Lane]dialect.Mark{}}
-	version := int64(2)
-	for range 19 { // all but one of the twenty parts
-		var outcomes []dialect.Outcome
-		var last dialect.Mark
-		if err := d.Claim(t.Context(), db, claim, func(r dialect.Row) error {
-			o := dialect.Outcome{Version: &version, Status: "success"}
-			dest := make([]any, len(dialect.Columns))
-			for i, column := range dialect.Columns {
-				switch dest[i] = new(any); column {
-				case "id":
-					dest[i] = &o.ID
-				case "run_at":
-					dest[i] = &last.RunAt
-				}
-			}
-			err := r.Scan(dest...)
-			outcomes, last.ID = append(outcomes, o), o.ID
-			if claim.Marks[lane].Before(last) {
-				claim.Marks[lane] = last
-			}
-			return err
-		}); err != nil || len(outcomes) != claim.Limit {
-			t.Fatal(len(outcomes), err)
-		}
-		if moved, err := d.Move(t.Context(), db, dialect.FromRunning, outcomes); err != nil || len(moved) != len(outcomes) {
-			t.Fatal(len(moved), err)
-		}
-	}
+	claim := worked(t, d, db, tasks)
 	blocks := func(marks map[dialect.Lane]dialect.Mark) (n int) {
 		tx, err := db.BeginTx(t.Context(), nil)
 		if err != nil {
@@ -351,6 +321,43 @@ SELECT lpad(n::text, 6, '0'), 'a.b', '{}', 'default', 2, now() - interval '1 hou
 	if head < 2*behind {
 		t.Errorf("from the head %d blocks, after %d: no dead rows were in the way, so nothing was tested", head, behind)
 	}
+}
+
+// worked claims and finishes all but one of twenty parts of the tasks, and says how the next claim begins.
+func worked(t *testing.T, d dialect.Dialect, db *sql.DB, tasks int) dialect.ClaimParams {
+	t.Helper()
+	lane := dialect.Lane{Queue: "default", Priority: 2}
+	claim := dialect.ClaimParams{Process: "p", Lanes: []dialect.Lane{lane}, Funcs: []string{"a.b"}, Limit: tasks / 20,
+		Marks: map[dialect.Lane]dialect.Mark{}}
+	version := int64(2)
+	for range 19 {
+		var outcomes []dialect.Outcome
+		var last dialect.Mark
+		if err := d.Claim(t.Context(), db, claim, func(r dialect.Row) error {
+			o := dialect.Outcome{Version: &version, Status: "success"}
+			dest := make([]any, len(dialect.Columns))
+			for i, column := range dialect.Columns {
+				switch dest[i] = new(any); column {
+				case "id":
+					dest[i] = &o.ID
+				case "run_at":
+					dest[i] = &last.RunAt
+				}
+			}
+			err := r.Scan(dest...)
+			outcomes, last.ID = append(outcomes, o), o.ID
+			if claim.Marks[lane].Before(last) {
+				claim.Marks[lane] = last
+			}
+			return err
+		}); err != nil || len(outcomes) != claim.Limit {
+			t.Fatal(len(outcomes), err)
+		}
+		if moved, err := d.Move(t.Context(), db, dialect.FromRunning, outcomes); err != nil || len(moved) != len(outcomes) {
+			t.Fatal(len(moved), err)
+		}
+	}
+	return claim
 }
 
 type planNode struct {
