@@ -164,7 +164,7 @@ func TestKeyOfAnUncommittedHolder(t *testing.T) {
 					results <- result{task, err}
 				}()
 				receive(t, began)
-				if db.Name() == "postgres" {
+				if db.Name() != "sqlite" {
 					waitForBlocked(t, db, tx)
 				}
 				select {
@@ -193,14 +193,18 @@ func TestKeyOfAnUncommittedHolder(t *testing.T) {
 // waitForBlocked waits until PostgreSQL has somebody wait for a transaction.
 func waitForBlocked(t *testing.T, db, tx *gorm.DB) {
 	t.Helper()
+	own, blocked := "SELECT pg_backend_pid()", "SELECT count(*) FROM pg_stat_activity WHERE ? = ANY (pg_blocking_pids(pid))"
+	if db.Name() == "mysql" {
+		own, blocked = "SELECT CONNECTION_ID()", `SELECT count(*) FROM information_schema.processlist
+WHERE db = DATABASE() AND id NOT IN (?, CONNECTION_ID()) AND command <> 'Sleep' AND info LIKE '%INSERT INTO%'`
+	}
 	var pid int
-	if err := tx.Raw("SELECT pg_backend_pid()").Scan(&pid).Error; err != nil {
+	if err := tx.Raw(own).Scan(&pid).Error; err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "somebody waits for the transaction", func() bool {
 		var n int64
-		err := db.Raw("SELECT count(*) FROM pg_stat_activity WHERE ? = ANY (pg_blocking_pids(pid))", pid).Scan(&n).Error
-		if err != nil {
+		if err := db.Raw(blocked, pid).Scan(&n).Error; err != nil {
 			t.Fatal(err)
 		}
 		return n > 0
