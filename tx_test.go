@@ -60,6 +60,14 @@ func TestTransactionalHandler(t *testing.T) {
 			"raw commit": func(ctx context.Context, tx *gorm.DB) error {
 				return tx.Exec("COMMIT").Error
 			},
+			"writes after a raw commit": func(ctx context.Context, tx *gorm.DB) error {
+				prepared := tx.Session(&gorm.Session{PrepareStmt: true})
+				if err := errors.Join(write(ctx, prepared), tx.Exec("COMMIT").Error); err != nil {
+					return err
+				}
+				_, _ = write(ctx, prepared), write(ctx, tx)
+				return nil
+			},
 			"swallows an error": func(ctx context.Context, tx *gorm.DB) error {
 				if err := write(ctx, tx); err != nil {
 					return err
@@ -98,8 +106,10 @@ func TestTransactionalHandler(t *testing.T) {
 		}
 		start(t, p)
 		swallowed := outbox.StatusSuccess // an error of one statement undoes nothing else there
+		after := int64(1)                 // what was written before the COMMIT
 		if db.Name() == "postgres" {
 			swallowed = outbox.StatusError
+			after = 3 // nobody asks before each statement
 		}
 		for _, tt := range []struct {
 			path    string
@@ -113,6 +123,7 @@ func TestTransactionalHandler(t *testing.T) {
 			{"commits", outbox.StatusError, outbox.ReasonTransaction, 0},
 			{"rolls back", outbox.StatusError, outbox.ReasonTransaction, 0},
 			{"raw commit", outbox.StatusError, outbox.ReasonTransaction, 0},
+			{"writes after a raw commit", outbox.StatusError, outbox.ReasonTransaction, after},
 			{"swallows an error", swallowed, map[bool]outbox.Reason{true: outbox.ReasonTransaction}[swallowed == outbox.StatusError], int64(map[bool]int{false: 1}[swallowed == outbox.StatusError])},
 			{"nests", outbox.StatusSuccess, outbox.ReasonNone, 1},
 			{"keeps", outbox.StatusSuccess, outbox.ReasonNone, 1},

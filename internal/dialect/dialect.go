@@ -1,5 +1,5 @@
 // Package dialect holds everything that differs between databases: the schema, the statements that change state, the
-// database's clock and the meaning of its errors. Each database is one file and one SQL template; nothing outside this
+// database's clock and the meaning of its errors. Each database has files of its name and one SQL template; nothing outside this
 // package names one.
 //
 // Every statement has a constant text, whatever the number of rows: a group of rows travels as one JSON array in one
