@@ -24,8 +24,9 @@ const (
 type ledger struct {
 	mu      sync.Mutex
 	open    map[string]*entry
-	created int // tasks in all
-	checked int // that have been looked at for the last time
+	leaving []string // looked at for the last time; their rows are to be deleted, or perhaps are already
+	created int      // tasks in all
+	checked int      // that have been looked at for the last time
 	broken  map[string]bool
 }
 
@@ -126,31 +127,32 @@ func (s *soak) check(ctx context.Context) error {
 		}
 		s.report(violations)
 	}
-	var old []string
 	l.mu.Lock()
 	for _, id := range ids {
 		e := l.open[id]
 		e.looked = true
 		if !waiting[id] && time.Since(e.since) > lastLook+firstLook {
-			old = append(old, id)
+			delete(l.open, id)
+			l.leaving = append(l.leaving, id)
+			l.checked++
 		}
 	}
 	l.mu.Unlock()
-	for part := old; len(part) > 0; {
-		n := min(len(part), 500)
-		if err := s.db.WithContext(ctx).Where("id IN ?", part[:n]).Delete(&outbox.HistoryModel{}).Error; err != nil {
+	return s.forget(ctx)
+}
+
+// forget deletes the rows of tasks that have left the ledger. Where that fails, the reply alone may have been lost.
+func (s *soak) forget(ctx context.Context) error {
+	l := &s.ledger
+	for len(l.leaving) > 0 {
+		part := l.leaving[:min(len(l.leaving), 500)]
+		if err := s.db.WithContext(ctx).Where("id IN ?", part).Delete(&outbox.HistoryModel{}).Error; err != nil {
 			return err
 		}
-		if err := s.o.Forget(ctx, part[:n]); err != nil {
+		if err := s.o.Forget(ctx, part); err != nil {
 			return err
 		}
-		l.mu.Lock()
-		for _, id := range part[:n] {
-			delete(l.open, id)
-			l.checked++
-		}
-		l.mu.Unlock()
-		part = part[n:]
+		l.leaving = l.leaving[len(part):]
 	}
 	return nil
 }
