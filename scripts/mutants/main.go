@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"time"
 )
@@ -152,6 +153,20 @@ func (m mutant) try() (caught, output string, err error) {
 	return run(overlay, ".*", "20m")
 }
 
+// outcome is what became of one mutant.
+type outcome struct {
+	caught, output string
+	err            error
+	took           time.Duration
+}
+
+func timed(try func() (caught, output string, err error)) (o outcome) {
+	begun := time.Now()
+	o.caught, o.output, o.err = try()
+	o.took = time.Since(begun)
+	return o
+}
+
 var named = flag.Bool("named", false, "run the named tests only")
 
 func main() {
@@ -176,20 +191,18 @@ func main() {
 		}
 	}
 	bad := 0
-	report := func(name string, expect bool, try func() (string, string, error)) {
-		begun := time.Now()
-		caught, output, err := try()
-		result := "`" + caught + "`"
+	report := func(name string, expect bool, o outcome) {
+		result := "`" + o.caught + "`"
 		switch {
-		case err != nil:
-			result = "**" + err.Error() + "**"
-		case caught == "":
+		case o.err != nil:
+			result = "**" + o.err.Error() + "**"
+		case o.caught == "":
 			result = "nothing"
 		}
-		fmt.Printf("| %s | %s | %.0f |\n", name, result, time.Since(begun).Seconds())
-		if err != nil || (caught != "") != expect {
+		fmt.Printf("| %s | %s | %.0f |\n", name, result, o.took.Seconds())
+		if o.err != nil || (o.caught != "") != expect {
 			bad++
-			fmt.Fprintln(os.Stderr, output)
+			fmt.Fprintln(os.Stderr, o.output)
 		}
 	}
 	fmt.Print("| without | caught by | seconds |\n|---|---|---|\n")
@@ -197,9 +210,23 @@ func main() {
 	for test := range tests {
 		all = append(all, test)
 	}
-	report("(unchanged)", false, func() (string, string, error) { return run("", strings.Join(all, "|"), "10m") })
-	for _, m := range chosen {
-		report(m.name, true, m.try)
+	report("(unchanged)", false, timed(func() (string, string, error) { return run("", strings.Join(all, "|"), "10m") }))
+	// As many at a time as there are processors: a test mostly waits, and what compiles it does not.
+	outcomes, places := make([]chan outcome, len(chosen)), make(chan struct{}, runtime.NumCPU())
+	for i := range outcomes {
+		outcomes[i] = make(chan outcome, 1)
+	}
+	go func() {
+		for i, m := range chosen {
+			places <- struct{}{}
+			go func() {
+				outcomes[i] <- timed(m.try)
+				<-places
+			}()
+		}
+	}()
+	for i, m := range chosen {
+		report(m.name, true, <-outcomes[i])
 	}
 	fmt.Printf("\n%d mutants, %d not as they should be\n", len(chosen), bad)
 	if bad > 0 {
