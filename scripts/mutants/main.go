@@ -211,7 +211,7 @@ func main() {
 		all = append(all, test)
 	}
 	report("(unchanged)", false, timed(func() (string, string, error) { return run("", strings.Join(all, "|"), "10m") }))
-	// As many at a time as there are processors: a test mostly waits, and what compiles it does not.
+	// As many at a time as there are processors, for tests mostly wait.
 	outcomes, places := make([]chan outcome, len(chosen)), make(chan struct{}, runtime.NumCPU())
 	for i := range outcomes {
 		outcomes[i] = make(chan outcome, 1)
