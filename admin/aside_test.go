@@ -18,7 +18,7 @@ func TestWhatFailsAsideIsLogged(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		var said strings.Builder
-		pages, err := admin.New(d.p, admin.Options{Authorize: everything, Logger: slogTo(&said)})
+		pages, err := admin.New(d.p, admin.Options{Authorize: everything, QueryTimeout: time.Minute, Logger: slogTo(&said)})
 		must(t, err)
 		d.h = http.StripPrefix("/ops/outbox", pages)
 		bad := d.failed()

@@ -174,7 +174,7 @@ func must(t *testing.T, err error) {
 // open2 makes the pages anew, without what they remember.
 func open2(t *testing.T, d *desk) *desk {
 	t.Helper()
-	pages, err := admin.New(d.p, admin.Options{Authorize: everything})
+	pages, err := admin.New(d.p, admin.Options{Authorize: everything, QueryTimeout: time.Minute})
 	must(t, err)
 	again := *d
 	again.t, again.h = t, http.StripPrefix("/ops/outbox", pages)

@@ -134,7 +134,7 @@ func TestLogsHoldNoArguments(t *testing.T) {
 		d := open(t, db, admin.Options{})
 		bad, waits := d.failed(), d.create(outbox.StartAfter(time.Hour))
 		var said strings.Builder
-		pages, err := admin.New(d.p, admin.Options{Authorize: everything, Logger: slogTo(&said)})
+		pages, err := admin.New(d.p, admin.Options{Authorize: everything, QueryTimeout: time.Minute, Logger: slogTo(&said)})
 		must(t, err)
 		d.h = http.StripPrefix("/ops/outbox", pages)
 		must(t, db.Exec("ALTER TABLE outbox_audit RENAME TO away").Error)
