@@ -81,7 +81,7 @@ func TestBulkIsCutShort(t *testing.T) {
 		d := open(t, db, admin.Options{})
 		pages, err := admin.New(d.p, admin.Options{Authorize: everything, QueryTimeout: time.Minute, Logger: slogTo(&said)})
 		must(t, err)
-		admin.LimitBulk(pages, 8*time.Second)
+		admin.LimitBulk(pages, 5*time.Second)
 		d.h = http.StripPrefix("/ops/outbox", pages)
 		for range 250 {
 			d.create(outbox.StartAfter(time.Hour))
