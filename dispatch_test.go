@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -147,8 +148,42 @@ func TestShutdown(t *testing.T) {
 	})
 }
 
-func TestRunIsOneAtATimeAndCanBeRepeated(t *testing.T) {
+// slowToCheck are arguments whose check takes longer than the grace of a shutdown.
+type slowToCheck struct{}
+
+func (slowToCheck) Validate() error {
+	time.Sleep(300 * time.Millisecond)
+	return nil
+}
+
+// The run has been claimed before the shutdown, and its handler starts after the grace.
+func TestShutdownBeforeTheHandlerStarts(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		leave := make(chan struct{})
+		defer close(leave)
+		opts := quick()
+		opts.ShutdownGrace, opts.CancelGrace = 100*time.Millisecond, 100*time.Millisecond
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("deaf", func(context.Context, slowToCheck) error { <-leave; return nil })
+		})
+		task := create(t, db, "deaf", slowToCheck{})
+		cancel, done := runAsync(t, p)
+		eventually(t, "the task is claimed", func() bool {
+			waiting, _, err := outbox.Lookup(db, task.ID)
+			return err == nil && waiting.State == outbox.StateRunning
+		})
+		cancel()
+		if err := receive(t, done); err == nil || !strings.Contains(err.Error(), "1 handlers ignored") {
+			t.Errorf("Run: %v", err)
+		}
+		if past := ended(t, db, task.ID); past.Reason != outbox.ReasonInterrupted {
+			t.Errorf("%+v", past)
+		}
+	})
+}
+
+func TestRunIsOneAtATimeAndCanBeRepeated(t *testing.T) {
+	eachDBInTurn(t, func(t *testing.T, db *gorm.DB) {
 		if err := outbox.New(outbox.Options{}).Run(t.Context()); !errors.Is(err, outbox.ErrNotInstalled) {
 			t.Errorf("before Use: %v", err)
 		}

@@ -23,8 +23,20 @@ var databases = []struct {
 	{"mysql", testutil.MySQL, testutil.MySQLDSN},
 }
 
-// eachDB runs a test on a fresh database of each kind, without the plugin.
+// eachDB runs a test on a fresh database of each kind, without the plugin, on all kinds at a time and after the test's own
+// function has returned.
 func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
+	t.Helper()
+	for _, d := range databases {
+		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
+			test(t, d.open(t))
+		})
+	}
+}
+
+// eachDBInTurn is for a test that counts what all tests of this process share, such as goroutines.
+func eachDBInTurn(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
 	t.Helper()
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) { test(t, d.open(t)) })
