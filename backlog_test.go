@@ -47,7 +47,7 @@ func (c claims) Claim(ctx context.Context, conn dialect.Conn, p dialect.ClaimPar
 // exchangingClaims are those of a database that can finish and claim in one statement.
 type exchangingClaims struct{ claims }
 
-func (c exchangingClaims) Exchange(ctx context.Context, conn dialect.Conn, rows []dialect.Outcome, p dialect.ClaimParams, each func(dialect.Row) error) ([]string, error) {
+func (c exchangingClaims) Exchange(ctx context.Context, conn dialect.Conn, rows []dialect.Outcome, p dialect.ClaimParams, each func(dialect.Row) error) ([]string, bool, error) {
 	c.counts.add(p)
 	return c.Dialect.(dialect.Exchanger).Exchange(ctx, conn, rows, p, each)
 }

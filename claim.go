@@ -125,13 +125,7 @@ func (d *dispatcher) start(list []claimed) int {
 	}
 	d.mu.Unlock()
 	d.p.wake.seen(runs)
-	for _, r := range runs {
-		select {
-		case d.next <- r:
-		default:
-			go d.work(r)
-		}
-	}
+	d.run(runs)
 	return got
 }
 

@@ -34,13 +34,11 @@ type dispatcher struct {
 	backlog  backlog
 	minding  atomic.Bool // a heartbeat, or what follows it, waits for the database
 
-	runCtx      context.Context // of the handlers; ends when the grace is over
-	endRuns     context.CancelCauseFunc
 	writeCtx    context.Context // of what must be written after a cancellation
 	stopWriting context.CancelFunc
 	drain       chan struct{} // closed when runs that wait for their turn are to give it up, and idle workers to end
-	next        chan *run     // to an idle worker
-	draining    atomic.Bool   // nothing more is to be started
+	workers     workers
+	draining    atomic.Bool // nothing more is to be started
 	ran         atomic.Int64
 
 	mu       sync.Mutex
@@ -73,7 +71,7 @@ type dispatcher struct {
 func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d := &dispatcher{
 		p: p, store: s, log: p.log, slots: p.opts.Concurrency,
-		drain: make(chan struct{}), next: make(chan *run), runs: map[*run]struct{}{}, hadRun: map[string]bool{}, unserved: map[string]bool{},
+		drain: make(chan struct{}), workers: workers{idle: make(chan struct{})}, runs: map[*run]struct{}{}, hadRun: map[string]bool{}, unserved: map[string]bool{},
 		woken: make(chan struct{}, 1), expected: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 	}
@@ -90,7 +88,6 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 		d.writers = 2
 	}
 	d.finisher = newFinisher(max(d.slots/d.writers, small))
-	d.runCtx, d.endRuns = context.WithCancelCause(context.Background())
 	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())
 	d.lapse = time.AfterFunc(time.Hour, d.lapsed)
 	d.nextDue = time.NewTimer(time.Hour)
@@ -370,11 +367,23 @@ func poke(c chan struct{}) {
 	}
 }
 
-// cancelRuns ends the contexts of the handlers that run now; later ones get a context of their own.
-func (d *dispatcher) cancelRuns(cause error) {
+// loseRuns ends the contexts of the handlers that run now, whose claims are lost.
+func (d *dispatcher) loseRuns() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for r := range d.runs {
-		r.cancel(cause)
+		r.cancel(ErrClaimLost)
+	}
+}
+
+// endRuns ends the contexts of the handlers when the grace of a shutdown is over. Nothing is started any more, so there are no
+// later ones.
+func (d *dispatcher) endRuns() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for r := range d.runs {
+		if r.cancel(errShutdown); r.started.Load() {
+			r.abandonLater(errShutdown)
+		}
 	}
 }

@@ -14,8 +14,7 @@ func (d *dispatcher) shutDown(grace time.Duration) error {
 	if d.restWithin(grace, idle) {
 		return nil
 	}
-	d.cancelRuns(errShutdown)
-	d.endRuns(errShutdown)
+	d.endRuns()
 	// Those that ignore it are abandoned at the end of the grace, which has to be recorded. The others are about to
 	// free their slots once their outcomes are.
 	rest := d.restWithin(d.p.opts.CancelGrace+d.statementLimit(), (*run).leftBehind)

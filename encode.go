@@ -180,18 +180,17 @@ func (w *walker) object(s shape, path string) error {
 
 // keys of an object; most have few, for which a map costs more than it saves.
 type keys struct {
-	few  []string
+	few  [8]string
+	n    int // of the few
 	many map[string]bool
 }
 
-func (k *keys) has(key string) bool { return k.many[key] || slices.Contains(k.few, key) }
+func (k *keys) has(key string) bool { return slices.Contains(k.few[:k.n], key) || k.many[key] }
 
 func (k *keys) add(key string) {
-	if k.few == nil {
-		k.few = make([]string, 0, 8)
-	}
-	if len(k.few) < cap(k.few) {
-		k.few = append(k.few, key)
+	if k.n < len(k.few) {
+		k.few[k.n] = key
+		k.n++
 		return
 	}
 	if k.many == nil {

@@ -84,7 +84,7 @@ func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
 		defer d.lapse.Stop()
 		defer d.nextDue.Stop()
 		defer d.stopWriting()
-		defer d.endRuns(nil)
+		defer d.endRuns()
 		d.backlog.found([]dialect.Lane{someLane})
 		d.lastBeat = time.Now()
 		d.doubt = time.Now()
@@ -199,7 +199,7 @@ func TestLoopGroupWithTwoClaimsOfOneTask(t *testing.T) {
 			r := d.newRun(claimed{task: &TaskModel{ID: "task", Func: "f", MaxAttempts: 1, Version: version}})
 			group = append(group, &pendingEnd{run: r, verdict: decide(r.task, ending{}, d.backoff)})
 		}
-		d.durable(group, map[string]bool{"task": true})
+		d.durable(group, fenced{ids: map[string]bool{"task": true}})
 		if !errors.Is(told[2], ErrClaimLost) || told[4] != nil {
 			t.Errorf("the claims were told %v", told)
 		}
@@ -227,7 +227,7 @@ func TestLoopSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
 		defer d.lapse.Stop()
 		defer d.nextDue.Stop()
 		defer d.stopWriting()
-		defer d.endRuns(nil)
+		defer d.endRuns()
 		defer close(d.drain)
 		d.finisher = newFinisher(simSlots)
 		seen := -1

@@ -259,7 +259,7 @@ func (d *dispatcher) writeOnce(group *[]*pendingEnd, inDoubt, careful bool) erro
 			return err
 		}
 	}
-	d.durable(written, done)
+	d.durable(written, fenced{ids: done})
 	poke(d.slotFree)
 	*group = left
 	return nil
@@ -277,17 +277,17 @@ func split(group []*pendingEnd) (outcomes []dialect.Outcome, requeued []dialect.
 }
 
 // durable releases the runs of a group that is written; those that are not done have lost their claim.
-func (d *dispatcher) durable(group []*pendingEnd, done map[string]bool) {
+func (d *dispatcher) durable(group []*pendingEnd, done fenced) {
 	again := false
 	newest := map[string]int64{} // of a task that this process claimed again after it had lost it, only the last claim was written
-	if len(done) < len(group) {
+	if !done.all && len(done.ids) < len(group) {
 		for _, p := range group {
 			newest[p.run.task.ID] = max(newest[p.run.task.ID], p.run.task.Version)
 		}
 	}
 	for _, p := range group {
 		t := p.run.task
-		p.run.durable(p.ending, p.verdict, !done[t.ID] || t.Version < newest[t.ID])
+		p.run.durable(p.ending, p.verdict, !done.has(t.ID) || t.Version < newest[t.ID])
 		again = again || p.verdict.requeue != nil
 	}
 	if again {

@@ -61,13 +61,18 @@ func (d *dispatcher) processID() string {
 func (d *dispatcher) mayClaim() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return time.Since(d.lastBeat) < d.leaseTime()
+	return d.beatIsRecent()
 }
+
+// beatIsRecent is for who holds d.mu.
+func (d *dispatcher) beatIsRecent() bool { return time.Since(d.lastBeat) < d.leaseTime() }
 
 // stillOurs reports whether a claim may be run: its reply may have come when the handlers of this process had been told to
 // stop, because the last good beat was too old or others had declared the process dead.
 func (d *dispatcher) stillOurs(t *TaskModel) bool {
-	return d.mayClaim() && deref(t.ProcessID) == d.processID()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.beatIsRecent() && deref(t.ProcessID) == d.id
 }
 
 // lapsed is called when the last good beat is too old: others may soon take the tasks over, so handlers are told to stop.
@@ -81,7 +86,7 @@ func (d *dispatcher) lapsed() {
 	}
 	if stale {
 		d.log.Error("outbox: no heartbeat succeeded, handlers are cancelled", "for", d.leaseTime())
-		d.cancelRuns(ErrClaimLost)
+		d.loseRuns()
 	}
 }
 
@@ -127,7 +132,7 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 	buried := err == nil && !alive
 	if buried {
 		d.log.Warn("outbox: this process was declared dead, its claims are lost; it goes on as a new one", "process", d.processID())
-		d.cancelRuns(ErrClaimLost)
+		d.loseRuns()
 		err = d.register(ctx)
 	}
 	if err != nil {

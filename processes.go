@@ -80,9 +80,10 @@ func (s *store) buryOlder(ctx context.Context, before time.Time) (int64, error) 
 // owned are the running tasks of a process.
 func (s *store) owned(ctx context.Context, process string) ([]claimed, error) {
 	var out []claimed
+	var scan claimScan
 	err := s.query(ctx, s.pool, "SELECT {columns} FROM {tasks} WHERE state = 'running' AND process_id = ?", []any{process},
 		func(r *sql.Rows) error {
-			out = append(out, scanClaimed(r))
+			out = append(out, scan.claimed(r))
 			return nil
 		})
 	return out, err
@@ -98,8 +99,9 @@ func (s *store) takeOver(ctx context.Context, limit int, judge func(*TaskModel) 
 			return err
 		}
 		var found []claimed
+		var scan claimScan
 		if err := s.d.Orphans(ctx, tx, limit, func(r dialect.Row) error {
-			found = append(found, scanClaimed(r))
+			found = append(found, scan.claimed(r))
 			return nil
 		}); err != nil {
 			return err

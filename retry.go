@@ -75,9 +75,11 @@ func decide(t *TaskModel, e ending, backoff func(int) time.Duration) verdict {
 	if e.giveBack {
 		return requeue(t, e.delay, 1, 0, nil)
 	}
-	var snooze *snoozeError
-	if errors.As(e.err, &snooze) && e.reason == ReasonFailed {
-		return requeue(t, snooze.d, 1, 0, nil)
+	if e.reason == ReasonFailed {
+		var snooze *snoozeError
+		if errors.As(e.err, &snooze) {
+			return requeue(t, snooze.d, 1, 0, nil)
+		}
 	}
 	if e.reason == ReasonNone || e.reason == ReasonBadResult {
 		o := outcome(t, StatusSuccess, e.reason, e.text)

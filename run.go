@@ -30,6 +30,22 @@ type run struct {
 
 	recorded  atomic.Bool // the outcome is durable, or was refused
 	abandoned atomic.Bool // the handler ignored the end of its context
+
+	base runContext // what ctx begins as
+	end  pendingEnd // its outcome, from finish on
+}
+
+// runContext is the context that tells its task.
+type runContext struct {
+	context.Context
+	task *TaskModel
+}
+
+func (c *runContext) Value(key any) any {
+	if key == (taskKey{}) {
+		return c.task
+	}
+	return c.Context.Value(key)
 }
 
 var (
@@ -41,28 +57,13 @@ var (
 
 func (d *dispatcher) newRun(c claimed) *run {
 	r := &run{d: d, task: c.task, broken: c.err, handler: d.p.registry.lookup(c.task.Func)}
-	r.ctx, r.cancel = context.WithCancelCause(d.runCtx)
+	// It has no parent, which all runs would have to enter and to leave: whoever ends them all knows them.
+	r.base.task = c.task
+	r.base.Context, r.cancel = context.WithCancelCause(context.Background())
+	r.ctx = &r.base
 	r.holds.Store(2)
 	return r
 }
-
-// work runs one task after another, until the dispatcher drains: a new goroutine for each would have to grow its stack each
-// time. One that a handler ends with runtime.Goexit is replaced by the next start.
-func (d *dispatcher) work(r *run) {
-	var reserve [5 << 10]byte // in use, so that the collector does not halve the stack, which the next handler would have to grow again
-	defer keep(&reserve)
-	for {
-		r.execute()
-		select {
-		case r = <-d.next:
-		case <-d.drain:
-			return
-		}
-	}
-}
-
-//go:noinline
-func keep(*[5 << 10]byte) {}
 
 // execute runs the handler and hands the outcome over.
 func (r *run) execute() {
@@ -100,13 +101,22 @@ func (r *run) execute() {
 		}
 	}
 	r.began = time.Now()
-	r.started.Store(true)
 	if limit := time.Duration(r.task.TimeoutMS) * time.Millisecond; limit > 0 {
 		var cancel context.CancelFunc
 		r.ctx, cancel = context.WithTimeoutCause(r.ctx, limit, errTimeout)
 		defer cancel()
+		limited := r.ctx
+		stop := context.AfterFunc(limited, func() {
+			if cause := context.Cause(limited); errors.Is(cause, errTimeout) {
+				r.abandonLater(cause)
+			}
+		})
+		defer stop()
 	}
-	r.ctx = context.WithValue(r.ctx, taskKey{}, r.task)
+	r.started.Store(true)
+	if r.base.Err() != nil && errors.Is(context.Cause(&r.base), errShutdown) {
+		r.abandonLater(errShutdown) // endRuns may not have seen that it has started
+	}
 	for _, hook := range r.d.p.opts.Hooks {
 		r.d.p.guardHook("OnStart", func() {
 			if ctx := hook.OnStart(r.ctx, r.task); ctx != nil {
@@ -114,8 +124,6 @@ func (r *run) execute() {
 			}
 		})
 	}
-	stop := context.AfterFunc(r.ctx, r.abandonLater)
-	defer stop()
 	if r.handler.tx {
 		r.transactional(args)
 		return
@@ -185,11 +193,9 @@ func (r *run) guard(call func() (any, error), then func(result any, e ending)) {
 
 // judge adds to an ending what the run's context and the result say.
 func (r *run) judge(result any, e ending) ending {
-	var permanent *permanentError
-	var snooze *snoozeError
 	switch {
-	case e.reason == ReasonFailed && errors.As(e.err, &snooze):
-	case e.reason == ReasonFailed && errors.As(e.err, &permanent):
+	case e.reason == ReasonFailed && is[*snoozeError](e.err):
+	case e.reason == ReasonFailed && is[*permanentError](e.err):
 		e.reason, e.final = ReasonPermanent, true
 	case e.reason == ReasonFailed && r.ctx.Err() != nil:
 		cause := context.Cause(r.ctx)
@@ -207,6 +213,12 @@ func (r *run) judge(result any, e ending) ending {
 	}
 	e.text = cleanText(e.text, r.d.p.opts.MaxError)
 	return e
+}
+
+// is reports whether err is or wraps an E.
+func is[E error](err error) bool {
+	var e E
+	return errors.As(err, &e)
 }
 
 // encodeResult stores a result, or says why it could not: the handler's work is done either way.
@@ -241,29 +253,24 @@ func (r *run) since() time.Duration {
 	return time.Since(r.began)
 }
 
-// abandonLater is called when the run's context ends: the handler has the grace to return.
-func (r *run) abandonLater() {
-	if r.ended.Load() {
-		return
+// abandonLater is called when the run's context has ended because of its time limit or a shutdown: the handler has the grace
+// to return. After a lost claim nobody waits for it: the claim is another's by now, or will be.
+func (r *run) abandonLater(cause error) {
+	if !r.ended.Load() {
+		time.AfterFunc(r.d.p.opts.CancelGrace, func() { r.abandon(cause) })
 	}
-	cause := context.Cause(r.ctx)
-	time.AfterFunc(r.d.p.opts.CancelGrace, func() { r.abandon(cause) })
 }
 
 // abandon gives up on a handler that ignores its context. What it does is unknown; its slot stays taken.
 func (r *run) abandon(cause error) {
-	var e ending
-	switch {
-	case errors.Is(cause, errTimeout):
-		e = r.failure(ReasonTimeout, fmt.Errorf("%w, and the handler has not returned: the outcome is unknown", cause), true)
-	case errors.Is(cause, errShutdown):
-		e = r.failure(ReasonInterrupted, fmt.Errorf("%w, and the handler has not returned: the outcome is unknown", cause), false)
-	default:
-		return // the claim is another's by now, or will be
-	}
 	if r.ended.Load() {
 		return
 	}
+	reason, final := ReasonInterrupted, false
+	if errors.Is(cause, errTimeout) {
+		reason, final = ReasonTimeout, true
+	}
+	e := r.failure(reason, fmt.Errorf("%w, and the handler has not returned: the outcome is unknown", cause), final)
 	r.d.log.Warn("outbox: handler ignores its context", r.attrs("cause", cause)...)
 	r.abandoned.Store(true)
 	r.finish(e)
@@ -275,8 +282,8 @@ func (r *run) finish(e ending) {
 		r.d.log.Warn("outbox: handler returned after its task was given up", r.attrs("duration", r.since())...)
 		return
 	}
-	v := decide(r.task, e, r.d.backoff)
-	r.d.finisher.add(&pendingEnd{run: r, ending: e, verdict: v})
+	r.end = pendingEnd{run: r, ending: e, verdict: decide(r.task, e, r.d.backoff)}
+	r.d.finisher.add(&r.end)
 }
 
 // durable is called when the outcome is written, or refused for good.

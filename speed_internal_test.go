@@ -121,8 +121,9 @@ func BenchmarkClaimScan(b *testing.B) {
 			b.Fatal(err)
 		}
 		got := 0
+		var scan claimScan
 		for rows.Next() {
-			if c := scanClaimed(rows); c.err != nil || c.task.ID != id {
+			if c := scan.claimed(rows); c.err != nil || c.task.ID != id {
 				b.Fatalf("%+v", c)
 			}
 			got++
@@ -157,7 +158,8 @@ func BenchmarkRun(b *testing.B) {
 			if n += len(group); len(group) == 0 {
 				<-d.finisher.signal
 			}
-			d.durable(group, done)
+			d.durable(group, fenced{ids: done})
+			d.finisher.written()
 		}
 		for d.room() < d.slots {
 			<-d.slotFree

@@ -204,8 +204,9 @@ func (s *store) claimIn(ctx context.Context, c dialect.Conn, plan []dialect.Clai
 			full = true
 			continue
 		}
+		var scan claimScan
 		err := s.d.Claim(ctx, c, p, func(r dialect.Row) error {
-			list = append(list, scanClaimed(r))
+			list = append(list, scan.claimed(r))
 			return nil
 		})
 		if err != nil {
@@ -218,41 +219,50 @@ func (s *store) claimIn(ctx context.Context, c dialect.Conn, plan []dialect.Clai
 
 // exchange is write and claim in one transaction.
 func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued, plan []dialect.ClaimParams, limit int) (
-	done map[string]bool, list []claimed, full bool, err error,
+	done fenced, list []claimed, full bool, err error,
 ) {
 	if d, ok := s.d.(dialect.Exchanger); ok && len(requeued) == 0 && len(plan) == 1 {
 		p := plan[0]
 		p.Limit = min(p.Limit, limit)
-		moved, err := d.Exchange(ctx, s.pool, outcomes, p, func(r dialect.Row) error {
-			list = append(list, scanClaimed(r))
+		var scan claimScan
+		moved, all, err := d.Exchange(ctx, s.pool, outcomes, p, func(r dialect.Row) error {
+			list = append(list, scan.claimed(r))
 			return nil
 		})
 		if err != nil {
-			return nil, nil, false, err
+			return fenced{}, nil, false, err
 		}
-		done = make(map[string]bool, len(moved))
+		done = fenced{all: all, ids: make(map[string]bool, len(moved))}
 		for _, id := range moved {
-			done[id] = true
+			done.ids[id] = true
 		}
 		return done, list, len(list) == p.Limit, nil
 	}
 	over, err := s.takeTurn(ctx)
 	if err != nil {
-		return nil, nil, false, err
+		return fenced{}, nil, false, err
 	}
 	defer over()
 	err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
 		ctx := s.inside(ctx)
-		if done, err = s.writeIn(ctx, s.work(tx), outcomes, requeued); err == nil {
+		if done.ids, err = s.writeIn(ctx, s.work(tx), outcomes, requeued); err == nil {
 			list, full, err = s.claimIn(ctx, s.work(tx), plan, limit)
 		}
 		return err
 	})
 	if err != nil {
-		return nil, nil, false, err
+		return fenced{}, nil, false, err
 	}
 	return done, list, full, nil
 }
+
+// fenced are the tasks of a group that the fence let through: all of them, or those that are listed.
+type fenced struct {
+	all bool
+	ids map[string]bool
+}
+
+func (f fenced) has(id string) bool { return f.all || f.ids[id] }
 
 // inside is the context of a statement of an open transaction. mattn/go-sqlite3, whose statements are kept prepared, hands every
 // row of a query that can be cancelled through a goroutine of its own, which costs as much as the row. Nothing is waited for
@@ -284,11 +294,21 @@ type claimed struct {
 	err  error
 }
 
-func scanClaimed(r dialect.Row) claimed {
-	t := new(TaskModel)
-	err := r.Scan(taskDest(t)...)
+// claimScan reads the rows of one statement. The zero value is ready.
+type claimScan struct {
+	task TaskModel
+	dest []any // its fields
+}
+
+func (s *claimScan) claimed(r dialect.Row) claimed {
+	if s.dest == nil {
+		s.dest = taskDest(&s.task)
+	}
+	s.task = TaskModel{}
+	err := r.Scan(s.dest...)
 	if err == nil {
-		return claimed{task: t}
+		t := s.task
+		return claimed{task: &t}
 	}
 	// Somebody wrote into the row what its types do not hold, as SQLite allows. Fetch what can be fetched.
 	loose := new(TaskModel)

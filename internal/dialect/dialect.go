@@ -187,9 +187,10 @@ type Dialect interface {
 	Schema() []string
 }
 
-// Exchanger is a Dialect that can do in one statement what Move from running and Claim do: all of it or nothing.
+// Exchanger is a Dialect that can do in one statement what Move from running and Claim do: all of it or nothing. All says that
+// every task was moved; then their ids are not listed.
 type Exchanger interface {
-	Exchange(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(Row) error) (moved []string, err error)
+	Exchange(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(Row) error) (moved []string, all bool, err error)
 }
 
 // Version is the schema's version. Migrate takes older tables to it; Run refuses any other.

@@ -132,10 +132,12 @@ WITH o AS MATERIALIZED (
 	p.moveRunning = p.render(running + "\nSELECT id FROM d")
 	p.moveWaiting = p.render(strings.Replace(move, "{fence}",
 		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1) + "\nSELECT id FROM d")
-	// The first row holds, in place of an id, the list of those that were moved. An id that history has already makes it
-	// fail, which leaves it to Move: ON CONFLICT costs more than a tenth of the statement.
+	// The first row holds, in place of an id, the list of those that were moved, or "all". An id that history has already makes
+	// it fail, which leaves it to Move: ON CONFLICT costs more than a tenth of the statement.
 	p.exchange = p.render(strings.Replace(running, "\n	ON CONFLICT (id) DO NOTHING", "", 1) + ", c AS (" + claim("$2", "$3", "$4", "$5", "$6", "$7") + "\n)\n" +
-		"SELECT coalesce(json_agg(id), '[]')::text" + strings.Repeat(", NULL", len(Columns)-1) + " FROM d\n" +
+		"SELECT CASE WHEN (SELECT count(*) FROM c) < 0 THEN '' WHEN (SELECT count(*) FROM d) = (SELECT count(*) FROM o) THEN 'all'" +
+		" ELSE (SELECT coalesce(json_agg(id), '[]')::text FROM d) END" +
+		strings.Repeat(", NULL", len(Columns)-1) + "\n" +
 		"UNION ALL SELECT {columns} FROM c")
 
 	p.requeue = p.render(`
@@ -361,8 +363,7 @@ func (p *postgres) claimArgs(q ClaimParams) []any {
 	return []any{q.Process, encode(nonNil(q.Repeatable)), encode(lanes), q.Until, encode(nonNil(q.Funcs)), q.Limit}
 }
 
-func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(Row) error) ([]string, error) {
-	var moved []string
+func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(Row) error) (moved []string, all bool, err error) {
 	first := true
 	r, err := c.QueryContext(ctx, p.at(about(p.exchange, q)), append([]any{encode(rows)}, p.claimArgs(q)...)...)
 	err = each(r, err, func(r Row) error {
@@ -379,9 +380,12 @@ func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q Claim
 		if err := r.Scan(dest...); err != nil {
 			return err
 		}
+		if all = list == "all"; all {
+			return nil
+		}
 		return json.Unmarshal([]byte(list), &moved)
 	})
-	return moved, err
+	return moved, all, err
 }
 
 func (p *postgres) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error) {
