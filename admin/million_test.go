@@ -48,28 +48,30 @@ func TestMillion(t *testing.T) {
 	})
 }
 
-// fill writes rows: tasks that are due and later, in two queues, and history of the last week, one of a hundred failed.
+// fill writes rows: tasks that are due and later, in two queues, and history of the last week, one of a hundred failed. The order
+// of the ids is that of time, as it is with the library's: a database may keep its rows by them.
 func fill(t *testing.T, db *gorm.DB, rows string) {
 	t.Helper()
 	tasks := `INSERT INTO outbox_tasks (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms, repeatable, version, created_at)
-		SELECT 't-' || i, 'mail.send', '{"to":"someone@example.com"}', CASE WHEN i % 2 = 0 THEN 'mail' ELSE 'default' END, 1 + i % 4, {at+}, 'pending', 0, 0, 0, 1, 0, {false}, 1, {now} FROM {series}`
+		SELECT {t-}, 'mail.send', '{"to":"someone@example.com"}', CASE WHEN i % 2 = 0 THEN 'mail' ELSE 'default' END, 1 + i % 4, {at+}, 'pending', 0, 0, 0, 1, 0, {false}, 1, {now} FROM {series}`
 	history := `INSERT INTO outbox_history (id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes, max_attempts, timeout_ms, version, created_at, started_at, status, reason, error, finished_at)
-		SELECT 'h-' || i, 'mail.send', '{"to":"someone@example.com"}', 'key-' || i, 'default', 2, {at-}, 1, 0, 0, 1, 0, 2, {at-}, {at-},
+		SELECT {h-}, 'mail.send', '{"to":"someone@example.com"}', 'key-' || i, 'default', 2, {at-}, 1, 0, 0, 1, 0, 2, {at-}, {at-},
 		CASE WHEN i % 100 = 0 THEN 'error' ELSE 'success' END, CASE WHEN i % 100 = 0 THEN 'failed' ELSE '' END, CASE WHEN i % 100 = 0 THEN 'dial tcp: timeout' END, {at-} FROM {series}`
 	names := map[string]string{"{now}": "now()", "{false}": "false", "{at+}": "now() + (i - 1000) * interval '1 second'", "{at-}": "now() - i * interval '600 milliseconds'",
-		"{series}": "generate_series(1, " + rows + ") i"}
+		"{series}": "generate_series(1, " + rows + ") i", "{t-}": "'t-' || lpad(i::text, 9, '0')", "{h-}": "'h-' || lpad((1e9 - i)::bigint::text, 9, '0')"}
 	after := "VACUUM ANALYZE"
 	if db.Name() == "sqlite" {
 		at := func(offset string) string {
 			return "strftime('%Y-%m-%d %H:%M:%f', 'now', (" + offset + ") || ' seconds') || '000+00:00'"
 		}
 		names = map[string]string{"{now}": at("0"), "{false}": "0", "{at+}": at("i - 1000"), "{at-}": at("i * -0.6"),
-			"{series}": "(WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < " + rows + ") SELECT i FROM s)"}
+			"{series}": "(WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < " + rows + ") SELECT i FROM s)",
+			"{t-}":     "printf('t-%09d', i)", "{h-}": "printf('h-%09d', 1000000000 - i)"}
 		after = "ANALYZE"
 	}
 	if db.Name() == "mysql" {
 		names = map[string]string{"{now}": "utc_timestamp(6)", "{false}": "false", "{at+}": "utc_timestamp(6) + interval (i - 1000) second",
-			"{at-}": "utc_timestamp(6) - interval i * 600000 microsecond", "'t-' || i": "concat('t-', i)", "'h-' || i": "concat('h-', i)",
+			"{at-}": "utc_timestamp(6) - interval i * 600000 microsecond", "{t-}": "concat('t-', lpad(i, 9, '0'))", "{h-}": "concat('h-', lpad(1000000000 - i, 9, '0'))",
 			"'key-' || i": "concat('key-', i)", ", key,": ", `key`,", "{series}": "(SELECT CAST(seq AS SIGNED) AS i FROM seq_1_to_" + rows + ") s"}
 		after = "ANALYZE TABLE outbox_tasks, outbox_history"
 	}
