@@ -331,3 +331,35 @@ func (s *site) count(ctx context.Context, f filter, at time.Time) (int, error) {
 	}
 	return total, err
 }
+
+// counts are those beside the states, each as count has it.
+func (s *site) counts(ctx context.Context, at time.Time) (map[string]int, error) {
+	m, err := s.failures(ctx)
+	for _, state := range states[1:] {
+		if err != nil {
+			return nil, err
+		}
+		if _, known := m[state]; !known {
+			m[state], err = s.count(ctx, filter{State: state}, at)
+		}
+	}
+	return m, err
+}
+
+// failures counts the failed and the handled in one reading: no index tells them apart, and where the rows are not in memory,
+// reading them is what takes long. When there are more than it reads, the smaller count may be missing.
+func (s *site) failures(ctx context.Context) (map[string]int, error) {
+	const limit = 2*maxCount + 1
+	var read struct{ Ended, Handled int }
+	some := s.read(ctx).Model(&outbox.HistoryModel{}).Select("rerun_id").Where("status = 'error'").Limit(limit)
+	if err := s.read(ctx).Table("(?) AS part", some).Select("count(*) AS ended, count(rerun_id) AS handled").Scan(&read).Error; err != nil {
+		return nil, err
+	}
+	m := map[string]int{}
+	for state, n := range map[string]int{failed: read.Ended - read.Handled, handled: read.Handled} {
+		if n > maxCount || read.Ended < limit {
+			m[state] = min(n, maxCount+1)
+		}
+	}
+	return m, nil
+}

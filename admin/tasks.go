@@ -91,17 +91,7 @@ func (q *request) showList(status int, v url.Values, a again) error {
 		}
 	}
 	l.Partial = len(p.rows) < f.Limit && p.older != nil
-	counts, _, err := cache(q.ctx, q.s, "counts", func() (map[string]int, error) {
-		m := map[string]int{}
-		for _, state := range states[1:] {
-			n, err := q.s.count(q.ctx, filter{State: state}, at)
-			if err != nil {
-				return nil, err
-			}
-			m[state] = n
-		}
-		return m, nil
-	})
+	counts, _, err := cache(q.ctx, q.s, "counts", func() (map[string]int, error) { return q.s.counts(q.ctx, at) })
 	if err != nil {
 		q.problem(err) // the list is there all the same
 	}
