@@ -79,7 +79,10 @@ func (r arrayRow) parse(text string) arrayRow {
 			}
 			r.values, rest = append(r.values, value), rest[n:]
 		} else {
-			n := strings.IndexAny(rest, ",]")
+			n := strings.IndexByte(rest, ',')
+			if n < 0 {
+				n = strings.IndexByte(rest, ']')
+			}
 			if n <= 0 {
 				break
 			}
@@ -96,8 +99,8 @@ func (r arrayRow) parse(text string) arrayRow {
 
 // unquote reads the string at the beginning of s and tells how long it is there; zero when there is none.
 func unquote(s string) (value string, n int) {
-	end := strings.IndexAny(s[1:], `"\`) + 1
-	if end > 0 && s[end] == '"' {
+	end := strings.IndexByte(s[1:], '"') + 1
+	if end > 0 && strings.IndexByte(s[1:end], '\\') < 0 {
 		return s[1:end], end + 1
 	}
 	b := make([]byte, 0, 2*end+64)
