@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS {history} (
     error        longtext     {exact},
     finished_at  datetime(6)  NOT NULL,
     rerun_id     varchar(36)  {exact},
-    INDEX {history.status} (status, finished_at),
+    INDEX {history.status} (status, finished_at, id, rerun_id),
     INDEX {history.key} ({key})
 ) ENGINE=InnoDB;
 CREATE TABLE IF NOT EXISTS {processes} (
