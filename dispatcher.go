@@ -382,8 +382,7 @@ func (d *dispatcher) endRuns() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for r := range d.runs {
-		if r.cancel(errShutdown); r.started.Load() {
-			r.abandonLater(errShutdown)
-		}
+		r.cancel(errShutdown)
+		r.abandonIfOver()
 	}
 }

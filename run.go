@@ -114,9 +114,7 @@ func (r *run) execute() {
 		defer stop()
 	}
 	r.started.Store(true)
-	if r.base.Err() != nil && errors.Is(context.Cause(&r.base), errShutdown) {
-		r.abandonLater(errShutdown) // endRuns may not have seen that it has started
-	}
+	r.abandonIfOver()
 	for _, hook := range r.d.p.opts.Hooks {
 		r.d.p.guardHook("OnStart", func() {
 			if ctx := hook.OnStart(r.ctx, r.task); ctx != nil {
@@ -251,6 +249,14 @@ func (r *run) since() time.Duration {
 		return 0
 	}
 	return time.Since(r.began)
+}
+
+// abandonIfOver is called when a shutdown has ended the contexts, and when the handler is about to start: whichever is later
+// sees both.
+func (r *run) abandonIfOver() {
+	if r.started.Load() && r.base.Err() != nil && errors.Is(context.Cause(&r.base), errShutdown) {
+		r.abandonLater(errShutdown)
+	}
 }
 
 // abandonLater is called when the run's context has ended because of its time limit or a shutdown: the handler has the grace
