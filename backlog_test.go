@@ -52,6 +52,10 @@ func (c exchangingClaims) Exchange(ctx context.Context, conn dialect.Conn, rows 
 	return c.Dialect.(dialect.Exchanger).Exchange(ctx, conn, rows, p, each)
 }
 
+func (c exchangingClaims) Finish(ctx context.Context, conn dialect.Conn, rows []dialect.Outcome) ([]string, bool, error) {
+	return c.Dialect.(dialect.Exchanger).Finish(ctx, conn, rows)
+}
+
 // Behind a transaction that is left open a claim from the head of a lane walks over the dead rows of all earlier ones.
 func TestRefillsBeginWhereTheLastClaimEnded(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {

@@ -11,9 +11,9 @@ import (
 	"github.com/gorm-outbox/outbox/testutil"
 )
 
-// An exchange locks nothing that others claim meanwhile. Its claim follows a row that somebody has claimed since the statement
-// began to its new version, and locks it before it sees that it is not pending any more. So it comes first: behind a finish
-// that takes its time, it would lock all that others have claimed meanwhile, and keep their outcomes waiting for its commit.
+// An exchange of many locks nothing that others claim while it finishes. A claim follows a row that somebody has claimed since its
+// snapshot to the new version, and locks it before it sees that it is not pending any more; in one statement with a finish
+// that takes its time, it would keep their outcomes waiting for its commit.
 func TestExchange(t *testing.T) {
 	t.Parallel()
 	db, err := sql.Open("pgx", testutil.PostgresDSN(t))
@@ -69,7 +69,7 @@ func TestExchange(t *testing.T) {
 
 	begin := func() *sql.Tx {
 		t.Helper()
-		tx, err := db.BeginTx(ctx, nil)
+		tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: d.Isolation()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,9 +83,12 @@ func TestExchange(t *testing.T) {
 	var fresh []string
 	done := make(chan error, 1)
 	go func() {
-		moved, all, err := d.(dialect.Exchanger).Exchange(ctx, exchange, outcomes, claim(10), collect(&fresh))
+		moved, all, err := d.(dialect.Exchanger).Finish(ctx, exchange, outcomes)
 		if err == nil && !all {
 			t.Errorf("only %v were moved", moved)
+		}
+		if err == nil {
+			err = d.Claim(ctx, exchange, claim(10), collect(&fresh))
 		}
 		done <- err
 	}()
@@ -121,9 +124,16 @@ func TestExchange(t *testing.T) {
 		outcomes = append(outcomes, dialect.Outcome{ID: id, Version: &version, Status: "success"})
 	}
 	outcomes[3].Version = &lost
-	var none []string
-	moved, all, err := d.(dialect.Exchanger).Exchange(ctx, db, outcomes, claim(1), collect(&none))
-	if want := slices.Delete(slices.Clone(fresh), 3, 4); err != nil || all || !slices.Equal(slices.Sorted(slices.Values(moved)), slices.Sorted(slices.Values(want))) {
-		t.Errorf("%v were moved, all %v, %v; want %v", moved, all, err, want)
+	listed := func(moved []string, all bool, err error) {
+		t.Helper()
+		if want := slices.Delete(slices.Clone(fresh), 3, 4); err != nil || all || !slices.Equal(slices.Sorted(slices.Values(moved)), slices.Sorted(slices.Values(want))) {
+			t.Errorf("%v were moved, all %v, %v; want %v", moved, all, err, want)
+		}
 	}
+	undone := begin()
+	listed(d.(dialect.Exchanger).Finish(ctx, undone, outcomes))
+	if err := undone.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+	listed(d.(dialect.Exchanger).Exchange(ctx, db, outcomes, claim(1), func(dialect.Row) error { return nil }))
 }

@@ -217,26 +217,43 @@ func (s *store) claimIn(ctx context.Context, c dialect.Conn, plan []dialect.Clai
 	return list, full, nil
 }
 
+// apart is from how many outcomes on an exchange is two statements, although it might be one. A claim locks rows that others
+// have claimed since its snapshot, SKIP LOCKED or not: it follows a row to its newest version and locks that before it looks at
+// the state again. In one statement with a finish of many rows it does so with most of what the other writer has just claimed,
+// whose next exchange then waits for the end of this one. For fewer the round trips cost more than this.
+const apart = 200
+
 // exchange is write and claim in one transaction.
 func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued, plan []dialect.ClaimParams, limit int) (
 	done fenced, list []claimed, full bool, err error,
 ) {
 	if d, ok := s.d.(dialect.Exchanger); ok && len(requeued) == 0 && len(plan) == 1 {
 		p := plan[0]
-		p.Limit = min(p.Limit, limit)
-		var scan claimScan
-		moved, all, err := d.Exchange(ctx, s.pool, outcomes, p, func(r dialect.Row) error {
-			list = append(list, scan.claimed(r))
-			return nil
-		})
+		var moved []string
+		if len(outcomes) < apart {
+			p.Limit = min(p.Limit, limit)
+			var scan claimScan
+			moved, done.all, err = d.Exchange(ctx, s.pool, outcomes, p, func(r dialect.Row) error {
+				list = append(list, scan.claimed(r))
+				return nil
+			})
+			full = len(list) == p.Limit
+		} else {
+			err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
+				if moved, done.all, err = d.Finish(ctx, tx, outcomes); err == nil {
+					list, full, err = s.claimIn(ctx, tx, plan, limit)
+				}
+				return err
+			})
+		}
 		if err != nil {
 			return fenced{}, nil, false, err
 		}
-		done = fenced{all: all, ids: make(map[string]bool, len(moved))}
+		done.ids = make(map[string]bool, len(moved))
 		for _, id := range moved {
 			done.ids[id] = true
 		}
-		return done, list, len(list) == p.Limit, nil
+		return done, list, full, nil
 	}
 	over, err := s.takeTurn(ctx)
 	if err != nil {

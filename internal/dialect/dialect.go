@@ -188,9 +188,11 @@ type Dialect interface {
 }
 
 // Exchanger is a Dialect that can do in one statement what Move from running and Claim do: all of it or nothing. All says that
-// every task was moved; then their ids are not listed.
+// every task was moved; then their ids are not listed. Finish is Move from running that tells the same. An id that history has
+// already is an error of both, and nothing is done.
 type Exchanger interface {
 	Exchange(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(Row) error) (moved []string, all bool, err error)
+	Finish(ctx context.Context, c Conn, rows []Outcome) (moved []string, all bool, err error)
 }
 
 // Version is the schema's version. Migrate takes older tables to it; Run refuses any other.

@@ -98,6 +98,17 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 			}
 			return len(ids), err
 		}},
+		{"finish of an exchange", 3 * planRunning, func(ctx context.Context, c dialect.Conn) (int, error) {
+			e, ok := d.(dialect.Exchanger)
+			if !ok {
+				return 1, nil
+			}
+			ids, all, err := e.Finish(ctx, c, outcomes)
+			if all {
+				return len(outcomes), err
+			}
+			return len(ids), err
+		}},
 		{"cancel", 10, func(ctx context.Context, c dialect.Conn) (int, error) {
 			ids, err := d.Move(ctx, c, dialect.FromWaiting, []dialect.Outcome{{ID: "future-000001", Status: "cancelled"}})
 			return len(ids), err

@@ -18,7 +18,7 @@ var postgresSchema string
 // postgres: version 12 and later. Lists of functions travel as JSON, so that no array type of a driver is needed.
 type postgres struct {
 	base
-	insert, insertKey, insertMany, insertManyKeys, insertAlike, insertAlikeKeys, probe, claim, moveRunning, moveWaiting, exchange, requeue, park, unpark, orphans, prune string
+	insert, insertKey, insertMany, insertManyKeys, insertAlike, insertAlikeKeys, probe, claim, moveRunning, moveWaiting, finish, exchange, requeue, park, unpark, orphans, prune string
 }
 
 const postgresTime = "2006-01-02 15:04:05.999999-07:00"
@@ -61,12 +61,12 @@ FROM (SELECT {now} AS now OFFSET 0) n, json_to_recordset($1::text::json) AS r(id
 	timeout_ms bigint, rerun_of text, meta text)
 {conflict}RETURNING id, run_at, created_at`
 	// Most rows of a batch have the same times, which are told once for all of them.
-	told := func(insert, conflict, ids string) string {
+	counted := func(insert, conflict, ids string) string {
 		return p.render("WITH i AS (" + strings.Replace(insert, "{conflict}", conflict, 1) + "\n)\n" +
 			"SELECT count(*), " + ids + ", run_at, created_at FROM i GROUP BY run_at, created_at")
 	}
-	p.insertMany, p.insertManyKeys = told(insert, "", "json_agg(id)::text"), told(insert, onlyNewKeys, "json_agg(id)::text")
-	p.insertAlike, p.insertAlikeKeys = told(alike, "", "'[]'"), told(alike, onlyNewKeys, "json_agg(id)::text") // without keys it is all or none
+	p.insertMany, p.insertManyKeys = counted(insert, "", "json_agg(id)::text"), counted(insert, onlyNewKeys, "json_agg(id)::text")
+	p.insertAlike, p.insertAlikeKeys = counted(alike, "", "'[]'"), counted(alike, onlyNewKeys, "json_agg(id)::text") // without keys it is all or none
 
 	// The lanes are found by skipping through the claim's index, so their number costs, not that of the tasks. The first
 	// task of each decides whether something is due: for EXISTS (… run_at <= now) the planner may scan the table.
@@ -136,12 +136,14 @@ WITH o AS MATERIALIZED (
 	p.moveRunning = p.render(running + "\nSELECT id FROM d")
 	p.moveWaiting = p.render(strings.Replace(move, "{fence}",
 		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1) + "\nSELECT id FROM d")
-	// The first row holds, in place of an id, the list of those that were moved, or "all". An id that history has already makes
-	// it fail, which leaves it to Move: ON CONFLICT costs more than a tenth of the statement.
-	p.exchange = p.render(strings.Replace(running, "\n	ON CONFLICT (id) DO NOTHING", "", 1) + ", c AS (" + claim("$2", "$3", "$4", "$5", "$6", "$7") + "\n)\n" +
-		"SELECT CASE WHEN (SELECT count(*) FROM c) < 0 THEN '' WHEN (SELECT count(*) FROM d) = (SELECT count(*) FROM o) THEN 'all'" +
-		" ELSE (SELECT coalesce(json_agg(id), '[]')::text FROM d) END" +
-		strings.Repeat(", NULL", len(Columns)-1) + "\n" +
+	// What was moved is told as a list of ids, or as "all". An id that history has already makes these fail, which leaves it to
+	// Move: ON CONFLICT costs more than a tenth of the statement.
+	finish := strings.Replace(running, "\n	ON CONFLICT (id) DO NOTHING", "", 1)
+	const told = `SELECT CASE WHEN (SELECT count(*) FROM d) = (SELECT count(*) FROM o) THEN 'all'
+	ELSE (SELECT coalesce(json_agg(id), '[]')::text FROM d) END`
+	p.finish = p.render(finish + "\n" + told)
+	p.exchange = p.render(finish + ", c AS (" + claim("$2", "$3", "$4", "$5", "$6", "$7") + "\n)\n" +
+		told + strings.Repeat(", NULL", len(Columns)-1) + "\n" +
 		"UNION ALL SELECT {columns} FROM c")
 
 	p.requeue = p.render(`
@@ -216,7 +218,8 @@ func (p *postgres) Latest() string { return "" }
 
 func (p *postgres) Text(column string) string { return "CAST(" + column + " AS text)" }
 
-func (p *postgres) Isolation() sql.IsolationLevel { return sql.LevelDefault }
+// Isolation is not left to default_transaction_isolation: at a higher level a claim fails because of every other one.
+func (p *postgres) Isolation() sql.IsolationLevel { return sql.LevelReadCommitted }
 
 func (p *postgres) Unlock(context.Context, Conn) error { return nil }
 
@@ -367,6 +370,22 @@ func (p *postgres) claimArgs(q ClaimParams) []any {
 	return []any{q.Process, encode(nonNil(q.Repeatable)), encode(lanes), q.Until, encode(nonNil(q.Funcs)), q.Limit}
 }
 
+func (p *postgres) Finish(ctx context.Context, c Conn, rows []Outcome) (moved []string, all bool, err error) {
+	list, err := texts(c.QueryContext(ctx, p.at(p.finish), encode(rows)))
+	if err != nil {
+		return nil, false, err
+	}
+	return allOrListed(list[0])
+}
+
+func allOrListed(text string) (moved []string, all bool, err error) {
+	if text == "all" {
+		return nil, true, nil
+	}
+	err = json.Unmarshal([]byte(text), &moved)
+	return moved, false, err
+}
+
 func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(Row) error) (moved []string, all bool, err error) {
 	first := true
 	r, err := c.QueryContext(ctx, p.at(about(p.exchange, q)), append([]any{encode(rows)}, p.claimArgs(q)...)...)
@@ -381,13 +400,11 @@ func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q Claim
 			dest[i] = new(any)
 		}
 		dest[0] = &list
-		if err := r.Scan(dest...); err != nil {
-			return err
+		err := r.Scan(dest...)
+		if err == nil {
+			moved, all, err = allOrListed(list)
 		}
-		if all = list == "all"; all {
-			return nil
-		}
-		return json.Unmarshal([]byte(list), &moved)
+		return err
 	})
 	return moved, all, err
 }
