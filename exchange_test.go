@@ -3,10 +3,13 @@ package outbox_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/testutil"
 )
@@ -136,4 +139,51 @@ func TestExchange(t *testing.T) {
 		t.Fatal(err)
 	}
 	listed(d.(dialect.Exchanger).Exchange(ctx, db, outcomes, claim(1), func(dialect.Row) error { return nil }))
+}
+
+// failingExchange does what it should and fails, every third time that it claims in a transaction.
+type failingExchange struct {
+	dialect.Dialect
+	dialect.Exchanger
+	claims *atomic.Int64
+}
+
+func (f failingExchange) Claim(ctx context.Context, c dialect.Conn, p dialect.ClaimParams, each func(dialect.Row) error) error {
+	err := f.Dialect.Claim(ctx, c, p, each)
+	if _, inTx := c.(*sql.Tx); inTx && err == nil && f.claims.Add(1)%3 == 0 {
+		err = errors.New("this exchange fails")
+	}
+	return err
+}
+
+// A finish of many and the claim that follows it are one: after a failure nothing of both stays.
+func TestExchangeOfManyIsOne(t *testing.T) {
+	const tasks, slots = 3000, 600
+	db := testutil.Postgres(t)
+	var log logBuffer
+	opts := quick()
+	opts.Concurrency, opts.Logger = slots, log.logger()
+	runs := make([]atomic.Int64, tasks)
+	p := install(t, db, opts, func(p *outbox.Plugin) {
+		p.Handle("count", func(_ context.Context, a struct{ N int }) error { runs[a.N].Add(1); return nil })
+	})
+	batch := make([]outbox.NewTask, tasks)
+	for i := range batch {
+		batch[i] = outbox.NewTask{Func: "count", Args: outbox.Args{"N": i}}
+	}
+	if _, err := outbox.CreateBatch(db, batch...); err != nil {
+		t.Fatal(err)
+	}
+	var claims atomic.Int64
+	p.Intercept(func(d dialect.Dialect) dialect.Dialect { return failingExchange{d, d.(dialect.Exchanger), &claims} })
+	start(t, p)
+	eventually(t, "all have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) == tasks })
+	for i := range runs {
+		if n := runs[i].Load(); n != 1 {
+			t.Errorf("task %d ran %d times", i, n)
+		}
+	}
+	if n, lost := claims.Load(), log.lines("claim lost"); n < 3 || lost > 0 {
+		t.Errorf("after %d claims in exchanges %d were lost", n, lost)
+	}
 }
