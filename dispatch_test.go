@@ -152,7 +152,7 @@ func TestShutdown(t *testing.T) {
 type slowToCheck struct{}
 
 func (slowToCheck) Validate() error {
-	time.Sleep(300 * time.Millisecond)
+	<-time.After(300 * time.Millisecond)
 	return nil
 }
 

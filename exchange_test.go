@@ -95,11 +95,11 @@ func TestExchange(t *testing.T) {
 		}
 		done <- err
 	}()
-	for waiting := 0; waiting == 0; time.Sleep(time.Millisecond) {
-		if err := db.QueryRowContext(ctx, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").Scan(&waiting); err != nil {
-			t.Fatal(err)
-		}
-	}
+	eventually(t, "the finish waits", func() bool {
+		var waiting int
+		err := db.QueryRowContext(ctx, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").Scan(&waiting)
+		return err == nil && waiting > 0
+	})
 	var others []string
 	if err := d.Claim(ctx, db, claim(10), collect(&others)); err != nil || len(others) != 10 {
 		t.Fatalf("%d claimed beside the exchange, %v", len(others), err)

@@ -14,7 +14,7 @@ import (
 func TestWorkersStartEveryRun(t *testing.T) {
 	const n = 50
 	var started, ends atomic.Int64
-	all := make(chan struct{})
+	all, gone := make(chan struct{}), make(chan struct{})
 	p := New(Options{Concurrency: 2 * n, Logger: slog.New(slog.DiscardHandler)})
 	p.Handle("waits", func(context.Context) error {
 		if started.Add(1) == n {
@@ -24,7 +24,9 @@ func TestWorkersStartEveryRun(t *testing.T) {
 		return nil
 	})
 	p.Handle("exits", func(context.Context) error {
-		ends.Add(1)
+		if ends.Add(1) == n {
+			close(gone)
+		}
 		runtime.Goexit()
 		return nil
 	})
@@ -40,14 +42,11 @@ func TestWorkersStartEveryRun(t *testing.T) {
 	}
 	d.start(list[:n])
 	d.start(list[n:])
-	select {
-	case <-all:
-	case <-time.After(30 * time.Second):
-		t.Fatalf("%d of %d have started that wait for each other, %d others have ended", started.Load(), n, ends.Load())
-	}
-	for deadline := time.Now().Add(30 * time.Second); ends.Load() < n; time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d of %d have ended", ends.Load(), n)
+	for _, c := range []chan struct{}{all, gone} {
+		select {
+		case <-c:
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%d of %d have started that wait for each other, %d of as many others have ended", started.Load(), n, ends.Load())
 		}
 	}
 }
