@@ -35,7 +35,7 @@ func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
 	}
 }
 
-// eachDBInTurn is for a test that counts what all tests of this process share, such as goroutines.
+// eachDBInTurn is for a test of what the databases would share, such as the process's goroutines.
 func eachDBInTurn(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
 	t.Helper()
 	for _, d := range databases {
