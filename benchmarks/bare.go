@@ -11,18 +11,18 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// bare is the least that our tables allow: one connection of pgx that claims a group with one statement, runs it in a row
-// and finishes it with one statement. It has no fence, no time limits, no slots and no heartbeat; what it does a second is
-// what the database can do.
+// bare is the least that our tables allow: connections of pgx each of which claims a group with one statement, runs it in a
+// row and finishes it with one statement. It has no fence, no time limits, no slots and no heartbeat; what it does a second
+// is what the database can do.
 type bare struct {
 	*ours
-	dsn   string
-	group int
+	dsn          string
+	conns, group int
 }
 
-func openBare(ctx context.Context, dsn string, group int) (*bare, error) {
+func openBare(ctx context.Context, dsn string, conns, group int) (*bare, error) {
 	o, err := openOursOn(ctx, dsn, outbox.Options{}, 4)
-	return &bare{o, dsn, group}, err
+	return &bare{o, dsn, conns, group}, err
 }
 
 const bareClaim = `
@@ -41,23 +41,29 @@ SELECT id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes
 	version, process_id, rerun_of, errors, meta, created_at, started_at, 'success', '', NULL, NULL, clock_timestamp() FROM d`
 
 func (b *bare) start(ctx context.Context, ran func(int)) (func() error, error) {
-	conn, err := pgx.Connect(ctx, b.dsn)
-	if err != nil {
-		return nil, err
-	}
 	ctx, cancel := context.WithCancel(ctx)
-	over := make(chan error, 1)
-	go func() {
-		err := b.loop(ctx, conn, ran)
-		if errors.Is(err, context.Canceled) {
-			err = nil
-		}
-		over <- errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
-	}()
-	return func() error {
+	over := make(chan error, b.conns)
+	stop := func(begun int) (err error) {
 		cancel()
-		return <-over
-	}, nil
+		for range begun {
+			err = errors.Join(err, <-over)
+		}
+		return err
+	}
+	for i := range b.conns {
+		conn, err := pgx.Connect(ctx, b.dsn)
+		if err != nil {
+			return nil, errors.Join(err, stop(i))
+		}
+		go func() {
+			err := b.loop(ctx, conn, ran)
+			if errors.Is(err, context.Canceled) {
+				err = nil
+			}
+			over <- errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
+		}()
+	}
+	return func() error { return stop(b.conns) }, nil
 }
 
 // loop ends when nothing is due.
@@ -95,6 +101,6 @@ func (b *bare) loop(ctx context.Context, conn *pgx.Conn, ran func(int)) error {
 
 func (b *bench) enterBare(group, n int) entrant {
 	return entrant{fmt.Sprintf("bare loop, groups of %s", format(float64(group))), false, n, b.onServer(func(ctx context.Context, dsn string) (contestant, error) {
-		return openBare(ctx, dsn, group)
+		return openBare(ctx, dsn, 1, group)
 	})}
 }

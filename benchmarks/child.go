@@ -26,7 +26,7 @@ const childEnv = "OUTBOX_BENCH_CHILD"
 
 // job is what a child process does: it dispatches.
 type job struct {
-	Queue string // who: "outbox", "river", "river tuned", "river sql"
+	Queue string // who: "outbox", "bare", "river", "river tuned", "river sql"
 	DSN   string
 	Slots int  // 0 for the default
 	Conns int  // 0 for the pool's default
@@ -101,6 +101,8 @@ func (j job) open(ctx context.Context, c *child) (contestant, error) {
 			opts.Wakers = []outbox.Waker{pgnotify.New(pgnotify.Options{})}
 		}
 		return openOursOn(ctx, j.DSN, opts, j.Conns)
+	case "bare": // as many connections as we write with, and the slots divided among them
+		return openBare(ctx, j.DSN, 2, j.Slots/2)
 	case "river":
 		return openRiverPgx(ctx, j.DSN, riverDefaults)
 	case "river tuned":

@@ -22,8 +22,8 @@ func (b *bench) processes(ctx context.Context) (*result, error) {
 	}
 	defer o.close()
 	const slots = 500 // a process
-	with := func(count int) measure {
-		return measure{name: fmt.Sprintf("outbox, processes: %d", count), ours: true, run: func(ctx context.Context) ([]float64, error) {
+	with := func(name, queue string, count int) measure {
+		return measure{name: fmt.Sprintf("%s, processes: %d", name, count), ours: queue == "outbox", run: func(ctx context.Context) ([]float64, error) {
 			if err := o.load(ctx, n); err != nil {
 				return nil, err
 			}
@@ -31,7 +31,7 @@ func (b *bench) processes(ctx context.Context) (*result, error) {
 			if err != nil {
 				return nil, err
 			}
-			rate, err := together(ctx, o, n, count, job{Queue: "outbox", DSN: dsn, Slots: slots, Conns: conns, Times: true})
+			rate, err := together(ctx, o, n, count, job{Queue: queue, DSN: dsn, Slots: slots, Conns: conns, Times: true})
 			if err != nil {
 				return nil, err
 			}
@@ -42,14 +42,18 @@ func (b *bench) processes(ctx context.Context) (*result, error) {
 			return []float64{rate}, err
 		}}
 	}
-	rows, err := b.interleave(ctx, b.rounds, []measure{with(1), with(4)})
+	const name, bare = "outbox", "two bare loops, groups of 250"
+	rows, err := b.interleave(ctx, b.rounds, []measure{with(name, "outbox", 1), with(name, "outbox", 4), with(bare, "bare", 1), with(bare, "bare", 4)})
 	if err != nil {
 		return nil, err
 	}
 	return &result{
 		Notes:   []string{fmt.Sprintf("%s tasks, %d slots a process, on one database. No task ran twice and the server saw no deadlock, or there were no figures.", format(float64(n)), slots)},
 		Columns: []column{{"rate of all", "tasks/s"}}, Rows: rows,
-		Goals: []goal{b.ratio("four processes, of one", rows, 1, 0, .9)},
+		Goals: []goal{
+			b.ratio("four processes, of one", rows, 1, 0, .9),
+			comparison("two bare loops in each of four processes, of one", rows, 3, 2),
+		},
 	}, nil
 }
 
