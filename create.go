@@ -133,6 +133,8 @@ type pendingTask struct {
 	model *TaskModel
 	row   dialect.NewRow
 	delay time.Duration // until it is due, by this process's clock
+
+	inserted bool
 }
 
 // handle is a caller's *gorm.DB with the plugin that it carries.
@@ -260,7 +262,7 @@ func (h handle) prepared(path string, raw JSON, s settings) (*pendingTask, error
 		at := h.store.d.Time(roundUp(s.at))
 		row.At, row.Past = &at, delay <= 0
 	}
-	return &pendingTask{t, row, delay}, nil
+	return &pendingTask{model: t, row: row, delay: delay}, nil
 }
 
 func (h handle) onCreate(hook Hooks, t *TaskModel) (err error) {
@@ -282,37 +284,44 @@ func (p *Plugin) now() time.Time {
 
 // insert inserts one chunk. A key that is held leaves the chunk's other rows inserted: the caller rolls back.
 func (h handle) insert(tasks []*pendingTask) error {
-	missing := make(map[string]*pendingTask, len(tasks))
-	for _, t := range tasks {
-		missing[t.row.ID] = t
+	find := func(string) *pendingTask { return tasks[0] }
+	if len(tasks) > 1 {
+		byID := make(map[string]*pendingTask, len(tasks))
+		for _, t := range tasks {
+			byID[t.row.ID] = t
+		}
+		find = func(id string) *pendingTask { return byID[id] }
+	}
+	rows := make([]dialect.NewRow, len(tasks))
+	for i, t := range tasks {
+		rows[i], t.inserted = t.row, false
 	}
 	// Between a conflict and the look at who holds the key, the holder may go: then insert again.
 	for range 5 {
-		rows := make([]dialect.NewRow, 0, len(missing))
-		for _, t := range tasks {
-			if missing[t.row.ID] != nil {
-				rows = append(rows, t.row)
-			}
-		}
 		err := h.store.d.Insert(h.ctx, h.traced(), rows, func(r dialect.Row) error {
 			var id string
 			var runAt, createdAt time.Time
 			if err := r.Scan(&id, instant{&runAt}, instant{&createdAt}); err != nil {
 				return err
 			}
-			if t := missing[id]; t != nil {
-				t.model.RunAt, t.model.CreatedAt = runAt, createdAt
-				delete(missing, id)
+			if t := find(id); t != nil {
+				t.model.RunAt, t.model.CreatedAt, t.inserted = runAt, createdAt, true
 			}
 			return nil
 		})
 		if err != nil {
 			return h.store.explain(err)
 		}
-		if len(missing) == 0 {
+		rows = rows[:0]
+		for _, t := range tasks {
+			if !t.inserted {
+				rows = append(rows, t.row)
+			}
+		}
+		if len(rows) == 0 {
 			return nil
 		}
-		if err := h.holder(tasks, missing); err != nil {
+		if err := h.holder(rows); err != nil {
 			return err
 		}
 	}
@@ -320,20 +329,17 @@ func (h handle) insert(tasks []*pendingTask) error {
 }
 
 // holder finds out who holds a key that kept a row out; nil when nobody does any more.
-func (h handle) holder(tasks []*pendingTask, missing map[string]*pendingTask) error {
-	for _, t := range tasks {
-		if missing[t.row.ID] == nil {
-			continue
+func (h handle) holder(missing []dialect.NewRow) error {
+	for _, r := range missing {
+		if r.Key == nil {
+			return fmt.Errorf("the database did not insert the row of task %s", r.ID)
 		}
-		if t.row.Key == nil {
-			return fmt.Errorf("the database did not insert the row of task %s", t.row.ID)
-		}
-		id, found, err := h.store.one(h.ctx, h.traced(), "SELECT id FROM {tasks} WHERE {key} = ?"+h.store.d.Latest(), *t.row.Key)
+		id, found, err := h.store.one(h.ctx, h.traced(), "SELECT id FROM {tasks} WHERE {key} = ?"+h.store.d.Latest(), *r.Key)
 		if err != nil {
 			return err
 		}
 		if found {
-			return &DuplicateKeyError{Key: *t.row.Key, ID: id}
+			return &DuplicateKeyError{Key: *r.Key, ID: id}
 		}
 	}
 	return nil

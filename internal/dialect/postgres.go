@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"math/bits"
 	"slices"
 	"strconv"
@@ -18,7 +19,7 @@ var postgresSchema string
 // postgres: version 12 and later. Lists of functions travel as JSON, so that no array type of a driver is needed.
 type postgres struct {
 	base
-	insert, insertKey, insertMany, insertManyKeys, insertAlike, insertAlikeKeys, probe, claim, moveRunning, moveWaiting, finish, exchange, requeue, park, unpark, orphans, prune string
+	insert, insertPlain, insertKey, insertMany, insertManyKeys, insertAlike, insertAlikeKeys, probe, claim, moveRunning, moveWaiting, finish, exchange, requeue, park, unpark, orphans, prune string
 }
 
 const postgresTime = "2006-01-02 15:04:05.999999-07:00"
@@ -46,6 +47,13 @@ INSERT INTO {tasks} (id, func, args, key, queue, priority, run_at, state, attemp
 	insert := strings.ReplaceAll(into+"\nVALUES ("+values+")\n{conflict}RETURNING id, run_at, created_at", "{start}", start)
 	p.insert = p.render(strings.Replace(insert, "{conflict}", "", 1))
 	p.insertKey = p.render(strings.Replace(insert, "{conflict}", onlyNewKeys, 1))
+	// Most tasks have none of what is NULL here. Each value that is passed or returned costs the driver and the server.
+	p.insertPlain = p.render(strings.ReplaceAll(`
+INSERT INTO {tasks} (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms, repeatable,
+	version, created_at)
+VALUES ($1::text, $2::text, $3::text::json, $4::text, $5::bigint, {start} + $6::bigint * interval '1 microsecond', 'pending', 0, 0, 0,
+	$7::bigint, $8::bigint, false, 1, {start})
+RETURNING run_at, created_at`, "{start}", start))
 	// Of rows that are alike everything else is told once: to take rows of JSON apart costs more than to insert them.
 	alike := into + "\nSELECT " + strings.NewReplacer("$1::text", "r.id", "$3::text::json", "r.args::json", "$4::text", "r.key", "{start}", "n.now").Replace(values) + `
 FROM (SELECT {now} AS now OFFSET 0) n, unnest($1::text::text[], $3::text::text[], $4::text::text[]) AS r(id, args, key)
@@ -252,6 +260,10 @@ func (p *postgres) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row
 		one, many, same = p.insertKey, p.insertManyKeys, p.insertAlikeKeys
 	}
 	n := rows[0]
+	if len(rows) == 1 && n.Key == nil && n.At == nil && n.RerunOf == nil && n.Meta == nil {
+		r, err := c.QueryContext(ctx, p.at(p.insertPlain), n.ID, n.Func, n.Args, n.Queue, n.Priority, n.DelayUS, n.MaxAttempts, n.TimeoutMS)
+		return each(r, err, func(r Row) error { return f(rowWithID{r, n.ID}) })
+	}
 	if len(rows) == 1 {
 		r, err := c.QueryContext(ctx, p.at(one), n.ID, n.Func, n.Args, n.Key, n.Queue, n.Priority, n.At, n.Past, n.DelayUS, n.MaxAttempts,
 			n.TimeoutMS, n.RerunOf, n.Meta)
@@ -288,6 +300,16 @@ func (p *postgres) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row
 		}
 		return nil
 	})
+}
+
+// rowWithID is a row that begins with an id which the database was not asked for.
+type rowWithID struct {
+	Row
+	id string
+}
+
+func (r rowWithID) Scan(dest ...any) error {
+	return errors.Join(assign(dest[0], r.id), r.Row.Scan(dest[1:]...))
 }
 
 // alike reports whether rows differ in their ids, arguments and keys alone.
