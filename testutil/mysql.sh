@@ -23,6 +23,10 @@ clean() {
 trap clean EXIT
 trap 'exit 1' HUP INT TERM
 
+# A server that starts removes temporary tables from there, also another's that is at work.
+mkdir "$dir/tmp" || exit 1
+export TMPDIR="$dir/tmp"
+
 echo "$dir"
 exec 3>&1 >"$dir/log" 2>&1
 "$install" --no-defaults --datadir="$dir/data" --auth-root-authentication-method=normal --skip-test-db </dev/null 3>&- &&

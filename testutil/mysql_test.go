@@ -3,6 +3,7 @@
 package testutil_test
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -94,6 +95,13 @@ func TestMySQLServer(t *testing.T) {
 			if got := scalar[string](t, db, "SELECT @@"+name); got != want {
 				t.Errorf("%s = %s, want %s", name, got, want)
 			}
+		}
+	})
+
+	t.Run("temporary tables are out of another server's reach", func(t *testing.T) {
+		tmp, data := scalar[string](t, db, "SELECT @@tmpdir"), scalar[string](t, db, "SELECT @@datadir")
+		if filepath.Dir(tmp) != filepath.Dir(filepath.Clean(data)) {
+			t.Errorf("they are in %s, the data in %s", tmp, data)
 		}
 	})
 
