@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -109,14 +110,18 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 		for i := range 100 {
 			later = append(later, create(t, db, "quick", nil, outbox.StartAfter(time.Duration(i)*40*time.Millisecond)).ID)
 		}
+		var earlier, lapsed [2]map[string]int // a busy machine may have failed a statement before
+		for i, l := range logs {
+			earlier[i] = l.seen()
+		}
 		server.stop()
-		for _, l := range logs {
-			eventually(t, "the lapse is logged", func() bool { return l.seen()[logLapsed] == 1 })
+		for i, l := range logs {
+			eventually(t, "the lapse is logged", func() bool { lapsed[i] = l.seen(); return lapsed[i][logLapsed] == 1 })
 		}
 		<-time.After(2 * processLimit) // which is what the test is about
 		for i, l := range logs {
 			for line, n := range l.seen() {
-				if len(line) > len(logWorks) && line[:len(logWorks)] == logWorks {
+				if strings.HasPrefix(line, logWorks) && n != lapsed[i][line] {
 					t.Errorf("process %d, during the outage: %d × %q", i, n, line)
 				}
 			}
@@ -137,20 +142,20 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 			seen := l.seen()
 			for line, n := range seen {
 				switch {
-				case len(line) > len(logFails) && line[:len(logFails)] == logFails:
-					if step := line[len(logFails):]; n != 1 || seen[logWorks+step] != 1 {
-						t.Errorf("process %d: %d × %q, %d × works again", i, n, line, seen[logWorks+step])
+				case strings.HasPrefix(line, logFails):
+					if step := line[len(logFails):]; n > earlier[i][line]+1 || seen[logWorks+step] != n {
+						t.Errorf("process %d: %d × %q, %d before the outage, %d × works again", i, n, line, earlier[i][line], seen[logWorks+step])
 					}
 				case line == logLapsed, line == "outbox: started":
 					if n != 1 {
 						t.Errorf("process %d: %d × %q", i, n, line)
 					}
-				case len(line) > len(logWorks) && line[:len(logWorks)] == logWorks:
+				case strings.HasPrefix(line, logWorks):
 				default:
 					t.Errorf("process %d: %d × %q", i, n, line)
 				}
 			}
-			if seen[logFails+"heartbeat"] != 1 {
+			if seen[logFails+"heartbeat"] == 0 {
 				t.Errorf("process %d: its outage was not logged: %v", i, seen)
 			}
 		}

@@ -225,7 +225,9 @@ func TestRunDueBesideOthers(t *testing.T) {
 				const tasks = 200
 				var mu sync.Mutex
 				runs, ran := map[string]int{}, atomic.Int64{}
-				p := install(t, db, processOptions(), func(p *outbox.Plugin) {
+				opts := processOptions()
+				opts.HeartbeatLimit = time.Minute // nobody is taken for dead, however slow the machine is
+				p := install(t, db, opts, func(p *outbox.Plugin) {
 					note := func(ctx context.Context) error {
 						task, _ := outbox.TaskFrom(ctx)
 						mu.Lock()

@@ -57,8 +57,8 @@ func (b *bare) start(ctx context.Context, ran func(int)) (func() error, error) {
 		}
 		go func() {
 			err := b.loop(ctx, conn, ran)
-			if errors.Is(err, context.Canceled) {
-				err = nil
+			if ctx.Err() != nil {
+				err = nil // in whatever form a statement tells that
 			}
 			over <- errors.Join(err, conn.Close(context.WithoutCancel(ctx)))
 		}()

@@ -53,8 +53,8 @@ func (b *bareSQLite) start(ctx context.Context, ran func(int)) (func() error, er
 	over := make(chan error, 1)
 	go func() {
 		err := b.loop(ctx, claim, ran)
-		if errors.Is(err, context.Canceled) {
-			err = nil
+		if ctx.Err() != nil {
+			err = nil // in whatever form a statement tells that
 		}
 		over <- errors.Join(err, claim.Close())
 	}()
