@@ -2,9 +2,9 @@ package outbox
 
 import "context"
 
-// Under load, whoever writes the outcomes of a group claims the next tasks for its slots in the same transaction: that is
-// one commit a group instead of two, and a claim of a whole group instead of many of its parts. A slot still stays taken
-// until its outcome is durable, for the claim becomes so with it.
+// Under load, whoever writes the outcomes of a group claims the next tasks for its slots, as a rule in the same transaction: that
+// is one commit a group instead of two, and a claim of a whole group instead of many of its parts. A slot still stays taken
+// until its outcome is durable: the claim becomes so with it, or later.
 
 // exchange writes a group of outcomes and claims for its slots and for those that are free. It leaves it to writeGroup
 // when nothing is to be claimed, and after an error, which it returns: it may have taken effect nevertheless.
@@ -13,10 +13,21 @@ func (d *dispatcher) exchange(group []*pendingEnd) (written bool, err error) {
 	if own+free == 0 {
 		return false, nil
 	}
-	outcomes, requeued := split(group)
-	plan, left, probe := d.plan("")
 	ctx, cancel := context.WithTimeout(d.writeCtx, d.lockPatience())
 	defer cancel()
+	outcomes, requeued := split(group)
+	if e := d.store.exchanger(requeued); e != nil && len(outcomes) >= apart {
+		done, err := d.store.finish(ctx, e, outcomes)
+		if err != nil {
+			d.exchanged(free)
+			return false, err
+		}
+		d.handOver(own)
+		d.durable(group, done)
+		d.refill(own + free)
+		return true, nil
+	}
+	plan, left, probe := d.plan("")
 	done, list, full, err := d.store.exchange(ctx, outcomes, requeued, plan, own+free)
 	if err != nil {
 		d.mayHaveClaimed()
@@ -30,6 +41,22 @@ func (d *dispatcher) exchange(group []*pendingEnd) (written bool, err error) {
 	d.start(list)
 	d.exchanged(own + free)
 	return true, nil
+}
+
+// refill is the second half of an exchange whose group is written: it claims for the slots that are reserved for that.
+func (d *dispatcher) refill(slots int) {
+	defer d.exchanged(slots)
+	ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
+	defer cancel()
+	plan, left, probe := d.plan("")
+	list, full, err := d.store.claim(ctx, plan, slots)
+	if err != nil {
+		d.mayHaveClaimed()
+		d.wake() // the loop claims now, and tells what keeps it from that
+		return
+	}
+	d.backlog.claimed(list, full || left, probe)
+	d.start(list)
 }
 
 // mayExchange decides for how many slots an exchange may claim: the group's own, and those that are free, which are reserved

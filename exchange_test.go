@@ -3,7 +3,7 @@ package outbox_test
 import (
 	"context"
 	"database/sql"
-	"errors"
+	"database/sql/driver"
 	"slices"
 	"sync/atomic"
 	"testing"
@@ -14,9 +14,7 @@ import (
 	"github.com/gorm-outbox/outbox/testutil"
 )
 
-// An exchange of many locks nothing that others claim while it finishes. A claim follows a row that somebody has claimed since its
-// snapshot to the new version, and locks it before it sees that it is not pending any more; in one statement with a finish
-// that takes its time, it would keep their outcomes waiting for its commit.
+// Which tasks were moved is told for all of them, or one by one when a claim among them was lost.
 func TestExchange(t *testing.T) {
 	t.Parallel()
 	db, err := sql.Open("pgx", testutil.PostgresDSN(t))
@@ -44,9 +42,7 @@ func TestExchange(t *testing.T) {
 	exec(db, `INSERT INTO tasks (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms, repeatable, version, created_at)
 		SELECT 'id-' || i, 'a.b', '{}', 'default', 2, now() - interval '1 hour' + i * interval '1 second', 'pending', 0, 0, 0, 1, 0, false, 1, now()
 		FROM generate_series(100, 129) i`)
-	claim := func(limit int) dialect.ClaimParams {
-		return dialect.ClaimParams{Process: "p", Lanes: []dialect.Lane{{Queue: "default", Priority: 2}}, Funcs: []string{"a.b"}, Limit: limit}
-	}
+	claim := dialect.ClaimParams{Process: "p", Lanes: []dialect.Lane{{Queue: "default", Priority: 2}}, Funcs: []string{"a.b"}, Limit: 10}
 	collect := func(ids *[]string) func(dialect.Row) error {
 		return func(r dialect.Row) error {
 			var id string
@@ -61,111 +57,80 @@ func TestExchange(t *testing.T) {
 		}
 	}
 	var own []string
-	if err := d.Claim(ctx, db, claim(10), collect(&own)); err != nil || len(own) != 10 {
+	if err := d.Claim(ctx, db, claim, collect(&own)); err != nil || len(own) != 10 {
 		t.Fatalf("%d claimed, %v", len(own), err)
 	}
-	var outcomes []dialect.Outcome
-	version := int64(2)
-	for _, id := range own {
-		outcomes = append(outcomes, dialect.Outcome{ID: id, Version: &version, Status: "success"})
-	}
-
-	begin := func() *sql.Tx {
-		t.Helper()
-		tx, err := db.BeginTx(ctx, &sql.TxOptions{Isolation: d.Isolation()})
-		if err != nil {
-			t.Fatal(err)
+	version, lost := int64(2), int64(1)
+	succeeded := func(ids []string) (list []dialect.Outcome) {
+		for _, id := range ids {
+			list = append(list, dialect.Outcome{ID: id, Version: &version, Status: "success"})
 		}
-		return tx
+		return list
 	}
-	lock := begin()
-	defer lock.Rollback()
-	exec(lock, "SELECT 1 FROM tasks WHERE id = $1 FOR UPDATE", own[0])
-	exchange := begin()
-	defer exchange.Rollback()
-	var fresh []string
-	done := make(chan error, 1)
-	go func() {
-		moved, all, err := d.(dialect.Exchanger).Finish(ctx, exchange, outcomes)
-		if err == nil && !all {
-			t.Errorf("only %v were moved", moved)
-		}
-		if err == nil {
-			err = d.Claim(ctx, exchange, claim(10), collect(&fresh))
-		}
-		done <- err
-	}()
-	eventually(t, "the finish waits", func() bool {
-		var waiting int
-		err := db.QueryRowContext(ctx, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").Scan(&waiting)
-		return err == nil && waiting > 0
-	})
-	var others []string
-	if err := d.Claim(ctx, db, claim(10), collect(&others)); err != nil || len(others) != 10 {
-		t.Fatalf("%d claimed beside the exchange, %v", len(others), err)
-	}
-	if err := lock.Commit(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-	if len(fresh) != 10 || slices.ContainsFunc(fresh, func(id string) bool { return slices.Contains(others, id) }) {
-		t.Errorf("the exchange claimed %v, the claim beside it %v", fresh, others)
-	}
-	if _, err := db.ExecContext(ctx, "SELECT 1 FROM tasks WHERE id = ANY ($1) FOR UPDATE NOWAIT", others); err != nil {
-		t.Errorf("the exchange has locked what it did not claim: %v", err)
-	}
-	if err := exchange.Commit(); err != nil {
-		t.Fatal(err)
-	}
-
-	// Which tasks were moved is told one by one when a claim among them was lost.
-	lost := int64(1)
-	outcomes = nil
-	for _, id := range fresh {
-		outcomes = append(outcomes, dialect.Outcome{ID: id, Version: &version, Status: "success"})
-	}
+	outcomes := succeeded(own)
 	outcomes[3].Version = &lost
 	listed := func(moved []string, all bool, err error) {
 		t.Helper()
-		if want := slices.Delete(slices.Clone(fresh), 3, 4); err != nil || all || !slices.Equal(slices.Sorted(slices.Values(moved)), slices.Sorted(slices.Values(want))) {
+		if want := slices.Delete(slices.Clone(own), 3, 4); err != nil || all || !slices.Equal(slices.Sorted(slices.Values(moved)), slices.Sorted(slices.Values(want))) {
 			t.Errorf("%v were moved, all %v, %v; want %v", moved, all, err, want)
 		}
 	}
-	undone := begin()
+	undone, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	listed(d.(dialect.Exchanger).Finish(ctx, undone, outcomes))
 	if err := undone.Rollback(); err != nil {
 		t.Fatal(err)
 	}
-	listed(d.(dialect.Exchanger).Exchange(ctx, db, outcomes, claim(1), func(dialect.Row) error { return nil }))
+	var fresh []string
+	listed(d.(dialect.Exchanger).Exchange(ctx, db, outcomes, claim, collect(&fresh)))
+	if len(fresh) != 10 {
+		t.Errorf("%d were claimed", len(fresh))
+	}
+	if moved, all, err := d.(dialect.Exchanger).Finish(ctx, db, succeeded(fresh)); err != nil || !all || len(moved) > 0 {
+		t.Errorf("%v were moved, all %v, %v", moved, all, err)
+	}
 }
 
-// failingExchange does what it should and fails, every third time that it claims in a transaction.
-type failingExchange struct {
+// losingReplies does what it should, and the reply of every third claim and every fourth finish is lost, the first ones' too.
+type losingReplies struct {
 	dialect.Dialect
 	dialect.Exchanger
-	claims *atomic.Int64
+	claims, finishes *atomic.Int64
 }
 
-func (f failingExchange) Claim(ctx context.Context, c dialect.Conn, p dialect.ClaimParams, each func(dialect.Row) error) error {
-	err := f.Dialect.Claim(ctx, c, p, each)
-	if _, inTx := c.(*sql.Tx); inTx && err == nil && f.claims.Add(1)%3 == 0 {
-		err = errors.New("this exchange fails")
+func (l losingReplies) Claim(ctx context.Context, c dialect.Conn, p dialect.ClaimParams, each func(dialect.Row) error) error {
+	err := l.Dialect.Claim(ctx, c, p, each)
+	if l.claims.Add(1)%3 == 1 && err == nil {
+		err = driver.ErrBadConn
 	}
 	return err
 }
 
-// A finish of many and the claim that follows it are one: after a failure nothing of both stays.
-func TestExchangeOfManyIsOne(t *testing.T) {
+func (l losingReplies) Finish(ctx context.Context, c dialect.Conn, rows []dialect.Outcome) (moved []string, all bool, err error) {
+	moved, all, err = l.Exchanger.Finish(ctx, c, rows)
+	if l.finishes.Add(1)%4 == 1 && err == nil {
+		err = driver.ErrBadConn
+	}
+	return moved, all, err
+}
+
+// Of many, the finish and the claim that follows it succeed or fail each by itself.
+func TestExchangeOfMany(t *testing.T) {
 	const tasks, slots = 3000, 600
 	db := testutil.Postgres(t)
 	var log logBuffer
 	opts := quick()
 	opts.Concurrency, opts.Logger = slots, log.logger()
+	opts.Heartbeat, opts.HeartbeatLimit = 200*time.Millisecond, 20*time.Second
 	runs := make([]atomic.Int64, tasks)
+	var waiting atomic.Int64
+	leave := make(chan struct{})
+	defer close(leave)
 	p := install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("count", func(_ context.Context, a struct{ N int }) error { runs[a.N].Add(1); return nil })
+		p.Handle("wait", func(context.Context) error { waiting.Add(1); <-leave; return nil })
 	})
 	batch := make([]outbox.NewTask, tasks)
 	for i := range batch {
@@ -174,8 +139,10 @@ func TestExchangeOfManyIsOne(t *testing.T) {
 	if _, err := outbox.CreateBatch(db, batch...); err != nil {
 		t.Fatal(err)
 	}
-	var claims atomic.Int64
-	p.Intercept(func(d dialect.Dialect) dialect.Dialect { return failingExchange{d, d.(dialect.Exchanger), &claims} })
+	var claims, finishes atomic.Int64
+	p.Intercept(func(d dialect.Dialect) dialect.Dialect {
+		return losingReplies{d, d.(dialect.Exchanger), &claims, &finishes}
+	})
 	start(t, p)
 	eventually(t, "all have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) == tasks })
 	for i := range runs {
@@ -183,7 +150,21 @@ func TestExchangeOfManyIsOne(t *testing.T) {
 			t.Errorf("task %d ran %d times", i, n)
 		}
 	}
-	if n, lost := claims.Load(), log.lines("claim lost"); n < 3 || lost > 0 {
-		t.Errorf("after %d claims in exchanges %d were lost", n, lost)
+	if claims, finishes, lost := claims.Load(), finishes.Load(), log.lines("claim lost"); claims == 0 || finishes == 0 || lost > 0 {
+		t.Errorf("after %d claims and %d finishes %d claims were lost", claims, finishes, lost)
+	}
+
+	// No slot was lost or won.
+	batch = make([]outbox.NewTask, slots+100)
+	for i := range batch {
+		batch[i].Func = "wait"
+	}
+	if _, err := outbox.CreateBatch(db, batch...); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "every slot is taken", func() bool { return waiting.Load() >= slots })
+	<-time.After(200 * time.Millisecond) // many scans
+	if n := waiting.Load(); n != slots {
+		t.Errorf("%d run in %d slots", n, slots)
 	}
 }

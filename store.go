@@ -217,43 +217,43 @@ func (s *store) claimIn(ctx context.Context, c dialect.Conn, plan []dialect.Clai
 	return list, full, nil
 }
 
-// apart is from how many outcomes on an exchange is two statements, although it might be one. A claim locks rows that others
-// have claimed since its snapshot, SKIP LOCKED or not: it follows a row to its newest version and locks that before it looks at
-// the state again. In one statement with a finish of many rows it does so with most of what the other writer has just claimed,
-// whose next exchange then waits for the end of this one. For fewer the round trips cost more than this.
+// apart is from how many outcomes on they are finished and the next tasks claimed by a transaction each, where one statement
+// might do both. A claim locks rows that others have claimed since its snapshot, SKIP LOCKED or not: it follows a row to its newest
+// version and locks that before it looks at the state again. In one statement with a finish of many rows it does so with most of
+// what the other writer has just claimed, whose next exchange then waits for the end of this one. For fewer the second commit
+// costs more than this.
 const apart = 200
+
+// exchanger is what might finish these and claim in one statement; nil where nothing can.
+func (s *store) exchanger(requeued []dialect.Requeued) dialect.Exchanger {
+	if d, ok := s.d.(dialect.Exchanger); ok && len(requeued) == 0 {
+		return d
+	}
+	return nil
+}
+
+// finish writes outcomes as write does, where there is an exchanger.
+func (s *store) finish(ctx context.Context, d dialect.Exchanger, outcomes []dialect.Outcome) (done fenced, err error) {
+	moved, all, err := d.Finish(ctx, s.pool, outcomes)
+	return fencedBy(moved, all), err
+}
 
 // exchange is write and claim in one transaction.
 func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued, plan []dialect.ClaimParams, limit int) (
 	done fenced, list []claimed, full bool, err error,
 ) {
-	if d, ok := s.d.(dialect.Exchanger); ok && len(requeued) == 0 && len(plan) == 1 {
+	if d := s.exchanger(requeued); d != nil && len(plan) == 1 {
 		p := plan[0]
-		var moved []string
-		if len(outcomes) < apart {
-			p.Limit = min(p.Limit, limit)
-			var scan claimScan
-			moved, done.all, err = d.Exchange(ctx, s.pool, outcomes, p, func(r dialect.Row) error {
-				list = append(list, scan.claimed(r))
-				return nil
-			})
-			full = len(list) == p.Limit
-		} else {
-			err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
-				if moved, done.all, err = d.Finish(ctx, tx, outcomes); err == nil {
-					list, full, err = s.claimIn(ctx, tx, plan, limit)
-				}
-				return err
-			})
-		}
+		p.Limit = min(p.Limit, limit)
+		var scan claimScan
+		moved, all, err := d.Exchange(ctx, s.pool, outcomes, p, func(r dialect.Row) error {
+			list = append(list, scan.claimed(r))
+			return nil
+		})
 		if err != nil {
 			return fenced{}, nil, false, err
 		}
-		done.ids = make(map[string]bool, len(moved))
-		for _, id := range moved {
-			done.ids[id] = true
-		}
-		return done, list, full, nil
+		return fencedBy(moved, all), list, len(list) == p.Limit, nil
 	}
 	over, err := s.takeTurn(ctx)
 	if err != nil {
@@ -277,6 +277,14 @@ func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeu
 type fenced struct {
 	all bool
 	ids map[string]bool
+}
+
+func fencedBy(moved []string, all bool) fenced {
+	f := fenced{all: all, ids: make(map[string]bool, len(moved))}
+	for _, id := range moved {
+		f.ids[id] = true
+	}
+	return f
 }
 
 func (f fenced) has(id string) bool { return f.all || f.ids[id] }
