@@ -93,7 +93,8 @@ func TestExchange(t *testing.T) {
 	}
 }
 
-// losingReplies does what it should, and the reply of every third claim and every fourth finish is lost, the first ones' too.
+// losingReplies does what it should, and the reply of every third claim, from the second one on, and of every fourth finish, from
+// the first one on, is lost.
 type losingReplies struct {
 	dialect.Dialect
 	dialect.Exchanger
@@ -102,7 +103,7 @@ type losingReplies struct {
 
 func (l losingReplies) Claim(ctx context.Context, c dialect.Conn, p dialect.ClaimParams, each func(dialect.Row) error) error {
 	err := l.Dialect.Claim(ctx, c, p, each)
-	if l.claims.Add(1)%3 == 1 && err == nil {
+	if l.claims.Add(1)%3 == 2 && err == nil {
 		err = driver.ErrBadConn
 	}
 	return err
@@ -125,11 +126,20 @@ func TestExchangeOfMany(t *testing.T) {
 	opts.Concurrency, opts.Logger = slots, log.logger()
 	opts.Heartbeat, opts.HeartbeatLimit = 200*time.Millisecond, 20*time.Second
 	runs := make([]atomic.Int64, tasks)
-	var waiting atomic.Int64
+	var waiting, begun, claims, finishes atomic.Int64
 	leave := make(chan struct{})
 	defer close(leave)
+	// However slow the machine is, many end together, and before a claim is lost, whose tasks would have to be given back first.
+	allRun := make(chan struct{})
 	p := install(t, db, opts, func(p *outbox.Plugin) {
-		p.Handle("count", func(_ context.Context, a struct{ N int }) error { runs[a.N].Add(1); return nil })
+		p.Handle("count", func(_ context.Context, a struct{ N int }) error {
+			runs[a.N].Add(1)
+			if begun.Add(1) == slots {
+				close(allRun)
+			}
+			<-allRun
+			return nil
+		})
 		p.Handle("wait", func(context.Context) error { waiting.Add(1); <-leave; return nil })
 	})
 	batch := make([]outbox.NewTask, tasks)
@@ -139,7 +149,6 @@ func TestExchangeOfMany(t *testing.T) {
 	if _, err := outbox.CreateBatch(db, batch...); err != nil {
 		t.Fatal(err)
 	}
-	var claims, finishes atomic.Int64
 	p.Intercept(func(d dialect.Dialect) dialect.Dialect {
 		return losingReplies{d, d.(dialect.Exchanger), &claims, &finishes}
 	})

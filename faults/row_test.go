@@ -19,7 +19,8 @@ func TestRowChangesWhileItRuns(t *testing.T) {
 			refused      bool
 		}{
 			{"deleted", "DELETE FROM outbox_tasks WHERE id = ?", true},
-			{"given back", "UPDATE outbox_tasks SET state = 'parked', version = version + 1, process_id = NULL WHERE id = ?", true},
+			// not to be claimed again: parked it would be unparked
+			{"given back", "UPDATE outbox_tasks SET state = 'pending', run_at = '2999-01-01 00:00:00', version = version + 1, process_id = NULL WHERE id = ?", true},
 			{"fenced off", "UPDATE outbox_tasks SET version = version + 5 WHERE id = ?", true},
 			{"edited in what the fence does not hold", "UPDATE outbox_tasks SET priority = 4, args = '{}' WHERE id = ?", false},
 		} {
