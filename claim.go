@@ -2,7 +2,9 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"fmt"
 	"slices"
 	"time"
 
@@ -267,4 +269,88 @@ func (d *dispatcher) mayReclaim() bool {
 	}
 	d.strays = false
 	return true
+}
+
+// claim takes due tasks for a process, at most limit in all by the claims of a plan one after the other. It reports
+// whether one of them was full. A row that cannot be read comes back as a task with id and version only, and an error
+// that says why.
+func (s *store) claim(ctx context.Context, plan []dialect.ClaimParams, limit int) (list []claimed, full bool, err error) {
+	done, err := s.takeTurn(ctx)
+	if err != nil {
+		return nil, false, err
+	}
+	defer done()
+	if s.d.OneStatement() || len(plan) == 1 && len(plan[0].Lanes) == 1 {
+		list, full, err = s.claimIn(ctx, s.work(nil), plan, limit)
+	} else {
+		err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
+			list, full, err = s.claimIn(ctx, s.work(tx), plan, limit)
+			return err
+		})
+	}
+	if err != nil {
+		return nil, false, err // what was read of a claim that failed is not ours
+	}
+	return list, full, nil
+}
+
+func (s *store) claimIn(ctx context.Context, c dialect.Conn, plan []dialect.ClaimParams, limit int) (list []claimed, full bool, err error) {
+	for _, p := range plan {
+		before := len(list)
+		if p.Limit = min(p.Limit, limit-before); p.Limit == 0 {
+			full = true
+			continue
+		}
+		var scan claimScan
+		err := s.d.Claim(ctx, c, p, func(r dialect.Row) error {
+			list = append(list, scan.claimed(r))
+			return nil
+		})
+		if err != nil {
+			return nil, false, err
+		}
+		full = full || len(list)-before == p.Limit
+	}
+	return list, full, nil
+}
+
+type claimed struct {
+	task *TaskModel
+	err  error
+}
+
+// claimScan reads the rows of one statement. The zero value is ready.
+type claimScan struct {
+	task TaskModel
+	dest []any // its fields
+}
+
+func (s *claimScan) claimed(r dialect.Row) claimed {
+	if s.dest == nil {
+		s.dest = taskDest(&s.task)
+	}
+	s.task = TaskModel{}
+	err := r.Scan(s.dest...)
+	if err == nil {
+		t := s.task
+		return claimed{task: &t}
+	}
+	// Somebody wrote into the row what its types do not hold, as SQLite allows. Fetch what can be fetched.
+	loose := new(TaskModel)
+	dest := make([]any, len(dialect.Columns))
+	for i, column := range dialect.Columns {
+		switch column {
+		case "id":
+			dest[i] = &loose.ID
+		case "version":
+			dest[i] = &loose.Version
+		default:
+			dest[i] = new(any)
+		}
+	}
+	if again := r.Scan(dest...); again != nil {
+		err = errors.Join(err, again)
+	}
+	loose.MaxAttempts, loose.Attempt = 1, 1
+	return claimed{task: loose, err: fmt.Errorf("the row cannot be read: %w", err)}
 }

@@ -195,7 +195,7 @@ func (tx *memTx) finish(t TaskModel, o dialect.Outcome) {
 	tx.put("history "+t.ID, h)
 }
 
-// statement finds out what a text means: one of store.go, or one of memDialect's.
+// statement finds out what a text means: one of the store, or one of memDialect's.
 func (m *memory) statement(query string, args []any) memStatement {
 	text := func(i int) string { return fmt.Sprint(args[i]) }
 	ids := func(tx *memTx, list []string) memResult {

@@ -10,7 +10,7 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// What the statements of store.go are for tasks, these are for the processes' rows, and for the tasks that a process leaves behind.
+// What the statements of claim.go and outcomes.go are for tasks, these are for the processes' rows, and for the tasks that a process leaves behind.
 
 func (s *store) register(ctx context.Context, m ProcessModel) error {
 	_, err := s.exec(ctx, s.pool, `INSERT INTO {processes} (id, host, pid, functions, queues, slots, started_at, beat_at, beats)
