@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -18,11 +20,12 @@ type bare struct {
 	*ours
 	dsn          string
 	conns, group int
+	marked       bool // each connection remembers how far it has come, and its next claim begins there
 }
 
-func openBare(ctx context.Context, dsn string, conns, group int) (*bare, error) {
+func openBare(ctx context.Context, dsn string, conns, group int, marked bool) (*bare, error) {
 	o, err := openOursOn(ctx, dsn, outbox.Options{}, 4)
-	return &bare{o, dsn, conns, group}, err
+	return &bare{o, dsn, conns, group, marked}, err
 }
 
 const bareClaim = `
@@ -31,7 +34,9 @@ WHERE id = ANY (ARRAY(
 	SELECT id FROM outbox_tasks
 	WHERE state = 'pending' AND queue = 'default' AND priority = 2 AND run_at <= (SELECT clock_timestamp())
 	ORDER BY run_at LIMIT $1 FOR UPDATE SKIP LOCKED))
-RETURNING id, args`
+RETURNING id, args, run_at`
+
+var bareClaimMarked = strings.Replace(bareClaim, "ORDER BY run_at", "AND (run_at, id) > ($2, $3) ORDER BY run_at, id", 1)
 
 const bareFinish = `
 WITH d AS (DELETE FROM outbox_tasks WHERE id = ANY ($1) RETURNING *)
@@ -69,16 +74,25 @@ func (b *bare) start(ctx context.Context, ran func(int)) (func() error, error) {
 // loop ends when nothing is due.
 func (b *bare) loop(ctx context.Context, conn *pgx.Conn, ran func(int)) error {
 	var ids []string
+	var id string
+	var args []byte
+	var runAt, lastAt time.Time
+	var last string
 	for {
 		ids = ids[:0]
-		rows, err := conn.Query(ctx, bareClaim, b.group)
+		claim, params := bareClaim, []any{b.group}
+		if b.marked {
+			claim, params = bareClaimMarked, append(params, lastAt, last)
+		}
+		rows, err := conn.Query(ctx, claim, params...)
 		if err != nil {
 			return err
 		}
-		var id string
-		var args []byte
-		_, err = pgx.ForEachRow(rows, []any{&id, &args}, func() error {
+		_, err = pgx.ForEachRow(rows, []any{&id, &args, &runAt}, func() error {
 			ids = append(ids, id)
+			if c := runAt.Compare(lastAt); c > 0 || c == 0 && id > last {
+				lastAt, last = runAt, id
+			}
 			var a number
 			if err := json.Unmarshal(args, &a); err != nil {
 				return err
@@ -101,6 +115,6 @@ func (b *bare) loop(ctx context.Context, conn *pgx.Conn, ran func(int)) error {
 
 func (b *bench) enterBare(group, n int) entrant {
 	return entrant{fmt.Sprintf("bare loop, groups of %s", format(float64(group))), false, n, b.onServer(func(ctx context.Context, dsn string) (contestant, error) {
-		return openBare(ctx, dsn, 1, group)
+		return openBare(ctx, dsn, 1, group, false)
 	})}
 }

@@ -102,7 +102,7 @@ func (j job) open(ctx context.Context, c *child) (contestant, error) {
 		}
 		return openOursOn(ctx, j.DSN, opts, j.Conns)
 	case "bare": // as many connections as we write with, and the slots divided among them
-		return openBare(ctx, j.DSN, 2, j.Slots/2)
+		return openBare(ctx, j.DSN, 2, j.Slots/2, true)
 	case "river":
 		return openRiverPgx(ctx, j.DSN, riverDefaults)
 	case "river tuned":
