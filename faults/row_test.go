@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"gorm.io/gorm"
 
@@ -21,7 +22,8 @@ func TestRowChangesWhileItRuns(t *testing.T) {
 			{"deleted", "DELETE FROM outbox_tasks WHERE id = ?", true},
 			// not to be claimed again: parked it would be unparked
 			{"given back", "UPDATE outbox_tasks SET state = 'pending', run_at = '2999-01-01 00:00:00', version = version + 1, process_id = NULL WHERE id = ?", true},
-			{"fenced off", "UPDATE outbox_tasks SET version = version + 5 WHERE id = ?", true},
+			// nor to be found as a claim of this process without a run
+			{"fenced off", "UPDATE outbox_tasks SET version = version + 5, process_id = 'other' WHERE id = ?", true},
 			{"edited in what the fence does not hold", "UPDATE outbox_tasks SET priority = 4, args = '{}' WHERE id = ?", false},
 		} {
 			for _, kind := range []string{"held", "held.tx"} {
@@ -45,6 +47,10 @@ func TestRowChangesWhileItRuns(t *testing.T) {
 						p.Handle("held.tx", func(ctx context.Context, tx *gorm.DB) error { return errors.Join(leave(ctx, tx), held(ctx)) })
 						p.Handle("fine", fine)
 					})
+					other := outbox.ProcessModel{ID: "other", Functions: outbox.JSON("[]"), StartedAt: time.Now(), BeatAt: time.Now(), Beats: 1}
+					if err := db.Create(&other).Error; err != nil {
+						t.Fatal(err)
+					}
 					stop := start(t, p)
 					task := create(t, db, kind, nil)
 					receive(t, started)
@@ -62,8 +68,8 @@ func TestRowChangesWhileItRuns(t *testing.T) {
 						t.Errorf("another task: %+v", h)
 					}
 					stop()
-					if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
-						t.Errorf("%d process rows are left", n)
+					if n := count(t, db, &outbox.ProcessModel{}); n != 1 {
+						t.Errorf("%d process rows are left, want the other's", n)
 					}
 				})
 			}
