@@ -18,7 +18,7 @@ var mysqlSchema string
 // they are changed, and in READ COMMITTED, where only they are locked and no gap keeps an insert waiting.
 type mysql struct {
 	base
-	instants, insert, inserted, probe, probeNext, lane, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, dropRunning,
+	instants, insert, probe, probeNext, lane, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, dropRunning,
 	dropWaiting, requeue, processes, head, heads, park, unparkable, parked, unpark, orphans, orphaned, prunable, prune, tables string
 }
 
@@ -50,7 +50,6 @@ SELECT r.id, r.func, r.args, r.{key}, r.queue, r.priority, r.at, 'pending', 0, 0
 	r.rerun_of, r.meta, r.created
 FROM ` + jsonTable("id varchar(36)", "func varchar(255)", "args longtext", "key varchar(255)", "queue varchar(64)", "priority smallint",
 		"at varchar(32)", "max_attempts integer", "timeout_ms bigint", "rerun_of varchar(36)", "meta longtext", "created varchar(32)") + " r")
-	m.inserted = m.render("SELECT r.id, r.at, r.created FROM " + jsonTable("id varchar(36)", "at varchar(32)", "created varchar(32)") + " r")
 	// One lane after the other: grouped, the server may read every waiting task, as its statistics please. One statement asks
 	// for the next start time of a lane that has due tasks, in a row of priority 0, and for the lane that follows it.
 	first := `

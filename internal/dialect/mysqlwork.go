@@ -50,12 +50,27 @@ func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) e
 	if err != nil {
 		return err
 	}
-	if len(done) == 0 {
-		return nil
+	// Nothing more is asked: an error now would be one of a creation that has taken effect.
+	for _, r := range done {
+		if err := f(insertedRow{r.ID, r.At, r.Created}); err != nil {
+			return err
+		}
 	}
-	// The caller reads rows of the database.
-	r, err = c.QueryContext(ctx, m.inserted, encode(done))
-	return each(r, err, f)
+	return nil
+}
+
+// insertedRow is what an INSERT that returns rows would return.
+type insertedRow [3]string
+
+func (r insertedRow) Scan(dest ...any) error {
+	for i, d := range dest {
+		if scanner, ok := d.(sql.Scanner); !ok {
+			*d.(*string) = r[i]
+		} else if err := scanner.Scan(r[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func mysqlDuplicate(err error) bool {
