@@ -47,11 +47,18 @@ func (d *dispatcher) claim(ctx context.Context, until string) (n int, more bool,
 		return 0, true, nil
 	}
 	defer d.unreserve(limit)
+	waiting, cancel := context.WithTimeout(ctx, d.statementLimit())
+	defer cancel()
+	over, err := d.store.takeTurn(waiting)
+	if err != nil {
+		return 0, false, err
+	}
 	plan, left, probe := d.plan(until)
 	// Not cut short by a shutdown: what has been claimed is to be known.
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
 	defer cancel()
 	list, full, err := d.store.claim(limited, plan, limit)
+	over()
 	if err != nil {
 		d.mayHaveClaimed()
 		return 0, false, err
@@ -271,15 +278,11 @@ func (d *dispatcher) mayReclaim() bool {
 	return true
 }
 
-// claim takes due tasks for a process, at most limit in all by the claims of a plan one after the other. It reports
+// claim takes due tasks for a process, at most limit in all by the claims of a plan one after the other. The turn is the
+// caller's. It reports
 // whether one of them was full. A row that cannot be read comes back as a task with id and version only, and an error
 // that says why.
 func (s *store) claim(ctx context.Context, plan []dialect.ClaimParams, limit int) (list []claimed, full bool, err error) {
-	done, err := s.takeTurn(ctx)
-	if err != nil {
-		return nil, false, err
-	}
-	defer done()
 	if s.d.OneStatement() || len(plan) == 1 && len(plan[0].Lanes) == 1 {
 		list, full, err = s.claimIn(ctx, s.work(nil), plan, limit)
 	} else {

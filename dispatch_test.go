@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/testutil"
 )
 
 // runAsync runs the plugin for tests that look at what Run returns.
@@ -181,6 +182,91 @@ func TestShutdownBeforeTheHandlerStarts(t *testing.T) {
 			t.Errorf("%+v", past)
 		}
 	})
+}
+
+// endsLate is a context whose end the handler sees before the contexts that were made from it have ended: for a moment every
+// context is like that.
+type endsLate struct {
+	context.Context
+	done chan struct{}
+}
+
+func (c endsLate) Done() <-chan struct{}               { return c.done }
+func (c endsLate) AfterFunc(func()) (stop func() bool) { return func() bool { return true } }
+
+type endsLateHook struct{ outbox.NopHooks }
+
+func (endsLateHook) OnStart(ctx context.Context, _ *outbox.TaskModel) context.Context {
+	c := endsLate{ctx, make(chan struct{})}
+	context.AfterFunc(ctx, func() { close(c.done) })
+	return c
+}
+
+// A transactional handler that returns nil because its context has ended has not succeeded, however late its transaction
+// learns of that.
+func TestShutdownIsSeenByTheHandlerFirst(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		started := make(chan string, 1)
+		opts := quick()
+		opts.ShutdownGrace, opts.Hooks = time.Millisecond, []outbox.Hooks{endsLateHook{}}
+		p := install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("obeys.tx", func(ctx context.Context, _ *gorm.DB) error { started <- ""; <-ctx.Done(); return nil })
+		})
+		cancel, done := runAsync(t, p)
+		task := create(t, db, "obeys.tx", nil)
+		receive(t, started)
+		cancel()
+		if err := receive(t, done); err != nil {
+			t.Error(err)
+		}
+		waiting, past, err := outbox.Lookup(db, task.ID)
+		if err != nil || waiting == nil || waiting.State != outbox.StatePending || waiting.Uncounted != 1 {
+			t.Errorf("it should wait to be run again: %v, %+v, %+v", err, waiting, past)
+		}
+	})
+}
+
+// Where one transaction at a time can write, a claim waits for its turn while a transactional handler runs. A shutdown does
+// not wait with it.
+func TestShutdownWhileAClaimWaitsForItsTurn(t *testing.T) {
+	db := testutil.SQLite(t) // and not in parallel: whose goroutine is it that waits?
+	started, leave := make(chan string, 1), make(chan struct{})
+	opts := quick()
+	opts.ShutdownGrace, opts.Heartbeat, opts.HeartbeatLimit = time.Millisecond, time.Minute, time.Hour // a third of it for a statement
+	p := install(t, db, opts, func(p *outbox.Plugin) {
+		p.Handle("plain", func(context.Context) error { return nil })
+		p.Handle("obeys.tx", func(ctx context.Context, _ *gorm.DB) error {
+			started <- ""
+			select {
+			case <-ctx.Done():
+			case <-leave:
+			}
+			return ctx.Err()
+		})
+	})
+	defer close(leave)
+	cancel, done := runAsync(t, p)
+	// While one runs, the other is due, and so might a plain one be.
+	if _, err := outbox.CreateBatch(db, outbox.NewTask{Func: "obeys.tx"}, outbox.NewTask{Func: "obeys.tx"}); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, started)
+	eventually(t, "a claim waits for its turn", func() bool {
+		stacks := make([]byte, 1<<20)
+		for _, stack := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+			if strings.Contains(stack, "takeTurn") && strings.Contains(stack, "(*dispatcher).loop") {
+				return true
+			}
+		}
+		return false
+	})
+	cancel()
+	if err := receive(t, done); err != nil {
+		t.Error(err)
+	}
+	if n := count(t, db, &outbox.TaskModel{}); n != 2 {
+		t.Errorf("%d tasks wait to be run again, want both", n)
+	}
 }
 
 func TestRunIsOneAtATimeAndCanBeRepeated(t *testing.T) {

@@ -48,7 +48,7 @@ func (d *dispatcher) refill(slots int) {
 	defer d.exchanged(slots)
 	ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
 	defer cancel()
-	plan, left, probe := d.plan("")
+	plan, left, probe := d.plan("") // no turn: what has an exchanger has no turns
 	list, full, err := d.store.claim(ctx, plan, slots)
 	if err != nil {
 		d.mayHaveClaimed()

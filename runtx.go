@@ -87,9 +87,15 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 		tx.Rollback()
 		return r.judge(nil, e), nil, e.reason == ReasonFailed && dialect.Classify(e.err) == dialect.Retry
 	}
-	// A savepoint that is gone shows that the transaction was ended, or undone by the database after an error that the
-	// handler swallowed; whatever the handler wrote since then would have been committed by itself.
-	if _, err := tx.ExecContext(ctx, "RELEASE SAVEPOINT "+runSavepoint); err != nil {
+	// The handler may have returned because its context has ended, before those that were made from it, such as this
+	// transaction's, have.
+	err = r.ctx.Err()
+	if err == nil {
+		// A savepoint that is gone shows that the transaction was ended, or undone by the database after an error that the
+		// handler swallowed; whatever the handler wrote since then would have been committed by itself.
+		_, err = tx.ExecContext(ctx, "RELEASE SAVEPOINT "+runSavepoint)
+	}
+	if err != nil {
 		tx.Rollback()
 		return r.unreleased(ctx, e, err), nil, false
 	}
