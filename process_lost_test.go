@@ -92,8 +92,9 @@ type lossyTx struct {
 }
 
 func (t lossyTx) Commit() error {
+	armed := t.c.l.armed.Load()
 	err := t.Tx.Commit()
-	if err == nil && t.c.claims && t.c.l.armed.CompareAndSwap(true, false) {
+	if err == nil && t.c.claims && armed && t.c.l.armed.CompareAndSwap(true, false) {
 		t.c.l.down.Store(true)
 		err = io.ErrUnexpectedEOF
 	}
@@ -129,9 +130,10 @@ func (s lossyStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (
 	if s.c.l.down.Load() {
 		return nil, io.ErrUnexpectedEOF
 	}
+	armed := s.c.l.armed.Load()
 	rows, err := s.Stmt.(driver.StmtQueryContext).QueryContext(ctx, args)
 	s.c.l.ran(s.query, err)
-	return s.c.lose(s.query, rows, err)
+	return s.c.lose(armed, s.query, rows, err)
 }
 
 func isClaim(query string) bool {
@@ -151,24 +153,35 @@ func (c *lossyConn) QueryContext(ctx context.Context, query string, args []drive
 	if c.l.down.Load() {
 		return nil, io.ErrUnexpectedEOF
 	}
+	armed := c.l.armed.Load()
 	rows, err := c.Conn.(driver.QueryerContext).QueryContext(ctx, query, args)
 	c.l.ran(query, err)
-	return c.lose(query, rows, err)
+	return c.lose(armed, query, rows, err)
 }
 
-// lose loses the reply to a claim.
-func (c *lossyConn) lose(query string, rows driver.Rows, err error) (driver.Rows, error) {
-	if err != nil || !isClaim(query) || !c.l.armed.CompareAndSwap(true, false) {
+// lose loses the reply to a claim that has found something, if it was sent when that was wanted: the statement that finishes
+// one task may claim the next, and what it did is seen before its reply is here.
+func (c *lossyConn) lose(armed bool, query string, rows driver.Rows, err error) (driver.Rows, error) {
+	if err != nil || !armed || !isClaim(query) {
 		return rows, err
 	}
-	c.l.down.Store(true)
 	values := make([]driver.Value, len(rows.Columns()))
+	if err = rows.Next(values); err == io.EOF {
+		return noRows{rows}, nil
+	}
 	for err == nil {
 		err = rows.Next(values)
 	}
 	_ = rows.Close()
+	c.l.armed.Store(false)
+	c.l.down.Store(true)
 	return nil, io.ErrUnexpectedEOF
 }
+
+// noRows are rows that have been read to their end.
+type noRows struct{ driver.Rows }
+
+func (noRows) Next([]driver.Value) error { return io.EOF }
 
 func (c *lossyConn) CheckNamedValue(v *driver.NamedValue) error {
 	if checker, ok := c.Conn.(driver.NamedValueChecker); ok {
