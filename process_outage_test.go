@@ -23,6 +23,7 @@ type processLog struct {
 	slog.Handler
 	mu    sync.Mutex
 	lines map[string]int
+	story strings.Builder // of the same lines, with times and errors
 }
 
 func (l *processLog) Enabled(context.Context, slog.Level) bool { return true }
@@ -39,6 +40,8 @@ func (l *processLog) Handle(_ context.Context, r slog.Record) error {
 	defer l.mu.Unlock()
 	if r.Level >= slog.LevelInfo {
 		l.lines[line]++
+		fmt.Fprint(&l.story, "\n", r.Time.Format("05.000"), " ", r.Message)
+		r.Attrs(func(a slog.Attr) bool { fmt.Fprint(&l.story, " ", a); return true })
 	}
 	return nil
 }
@@ -110,11 +113,10 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 		for i := range 100 {
 			later = append(later, create(t, db, "quick", nil, outbox.StartAfter(time.Duration(i)*40*time.Millisecond)).ID)
 		}
-		var earlier, down [2]map[string]int // a busy machine may have failed a statement before
-		for i, l := range logs {
-			earlier[i] = l.seen()
-		}
+		var down [2]map[string]int // a busy machine may have failed a statement before, or while the server stopped
+		stopping := time.Now()
 		server.stop()
+		stopped := time.Now()
 		for i, l := range logs {
 			down[i] = l.seen()
 		}
@@ -129,7 +131,19 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 				}
 			}
 		}
+		starting := time.Now()
 		server.start()
+		defer func() {
+			if t.Failed() {
+				const f = "05.000"
+				t.Logf("the server stopped from %s to %s, and started from %s on", stopping.Format(f), stopped.Format(f), starting.Format(f))
+				for i, l := range logs {
+					l.mu.Lock()
+					t.Logf("process %d: %s", i, &l.story)
+					l.mu.Unlock()
+				}
+			}
+		}()
 		for _, id := range append(obedient, later...) {
 			if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Crashes != 0 || h.Attempt-h.Uncounted != 1 {
 				t.Errorf("%+v", h)
@@ -146,8 +160,8 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 			for line, n := range seen {
 				switch {
 				case strings.HasPrefix(line, logFails):
-					if step := line[len(logFails):]; n > earlier[i][line]+1 || seen[logWorks+step] != n {
-						t.Errorf("process %d: %d × %q, %d before the outage, %d × works again", i, n, line, earlier[i][line], seen[logWorks+step])
+					if step := line[len(logFails):]; n > down[i][logWorks+step]+1 || seen[logWorks+step] != n {
+						t.Errorf("process %d: %d × %q, %d over before the outage, %d × works again", i, n, line, down[i][logWorks+step], seen[logWorks+step])
 					}
 				case line == logLapsed, line == "outbox: started":
 					if n != 1 {
@@ -158,7 +172,7 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 					t.Errorf("process %d: %d × %q", i, n, line)
 				}
 			}
-			if seen[logFails+"heartbeat"] != earlier[i][logFails+"heartbeat"]+1 {
+			if seen[logFails+"heartbeat"] != down[i][logWorks+"heartbeat"]+1 {
 				t.Errorf("process %d: its outage was not logged: %v", i, seen)
 			}
 		}
