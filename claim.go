@@ -278,10 +278,9 @@ func (d *dispatcher) mayReclaim() bool {
 	return true
 }
 
-// claim takes due tasks for a process, at most limit in all by the claims of a plan one after the other. The turn is the
-// caller's. It reports
-// whether one of them was full. A row that cannot be read comes back as a task with id and version only, and an error
-// that says why.
+// claim takes due tasks for a process, at most limit in all by the claims of a plan one after the other, in the caller's turn.
+// It reports whether one of them was full. A row that cannot be read comes back as a task with id and version only, and an
+// error that says why.
 func (s *store) claim(ctx context.Context, plan []dialect.ClaimParams, limit int) (list []claimed, full bool, err error) {
 	if s.d.OneStatement() || len(plan) == 1 && len(plan[0].Lanes) == 1 {
 		list, full, err = s.claimIn(ctx, s.work(nil), plan, limit)
