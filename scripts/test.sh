@@ -29,7 +29,7 @@ others() {
 		tests "$dir" "$dir" "${race[@]}"
 	done
 	# Without the race detector, which does not stand testing/synctest.
-	tests "the loop under a fake clock, with 3,000 seeds" . env OUTBOX_LOOP_SEEDS=3000 go test -timeout 5m -run '^TestLoop' .
+	tests "the loop under a fake clock, with 3,000 seeds" . env OUTBOX_LOOP_SEEDS=3000 go test -count=1 -timeout 5m -run '^TestLoop' .
 }
 set -m # a process group of its own, which an interrupt reaches
 others >"$work/others" 2>&1 </dev/null &
