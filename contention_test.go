@@ -10,7 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 type counter struct {
@@ -21,7 +21,7 @@ type counter struct {
 // serializable opens a fresh PostgreSQL database whose transactions are serializable unless they say otherwise.
 func serializable(t *testing.T) *gorm.DB {
 	t.Helper()
-	dsn := testutil.PostgresDSN(t)
+	dsn := testdb.PostgresDSN(t)
 	if !strings.Contains(dsn, "://") {
 		t.Skip("the DSN has another form")
 	}
@@ -104,10 +104,10 @@ func TestSerializationFailureIsRunAgain(t *testing.T) {
 }
 
 func TestIsolation(t *testing.T) {
-	t.Run("postgres", func(t *testing.T) { isolation(t, testutil.Postgres(t), "SHOW transaction_isolation") })
+	t.Run("postgres", func(t *testing.T) { isolation(t, testdb.Postgres(t), "SHOW transaction_isolation") })
 	t.Run("mysql", func(t *testing.T) {
 		// The variable is the session's, and a transaction is known with its first row.
-		isolation(t, testutil.MySQL(t), `SELECT LOWER(trx_isolation_level) FROM outbox_tasks, information_schema.innodb_trx
+		isolation(t, testdb.MySQL(t), `SELECT LOWER(trx_isolation_level) FROM outbox_tasks, information_schema.innodb_trx
 WHERE trx_mysql_thread_id = CONNECTION_ID() LIMIT 1`)
 	})
 }
@@ -137,8 +137,8 @@ func isolation(t *testing.T, db *gorm.DB, query string) {
 }
 
 func TestDeadlockIsRunAgain(t *testing.T) {
-	t.Run("postgres", func(t *testing.T) { deadlock(t, testutil.Postgres(t)) })
-	t.Run("mysql", func(t *testing.T) { deadlock(t, testutil.MySQL(t)) })
+	t.Run("postgres", func(t *testing.T) { deadlock(t, testdb.Postgres(t)) })
+	t.Run("mysql", func(t *testing.T) { deadlock(t, testdb.MySQL(t)) })
 }
 
 func deadlock(t *testing.T, db *gorm.DB) {

@@ -10,7 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // shopOrder is the application's data beside the tasks.
@@ -346,8 +346,8 @@ func TestOuterHandleInsideATransaction(t *testing.T) {
 		}
 	}
 	// On SQLite the outer handle waits for the transaction.
-	t.Run("escapes the rollback of PostgreSQL", func(t *testing.T) { escapes(t, testutil.Postgres(t)) })
-	t.Run("escapes the rollback of MySQL", func(t *testing.T) { escapes(t, testutil.MySQL(t)) })
+	t.Run("escapes the rollback of PostgreSQL", func(t *testing.T) { escapes(t, testdb.Postgres(t)) })
+	t.Run("escapes the rollback of MySQL", func(t *testing.T) { escapes(t, testdb.MySQL(t)) })
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		_, _ = shop(t, db, outbox.Options{})
 		pool, err := db.DB()

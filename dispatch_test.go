@@ -14,7 +14,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // runAsync runs the plugin for tests that look at what Run returns.
@@ -229,7 +229,7 @@ func TestShutdownIsSeenByTheHandlerFirst(t *testing.T) {
 // Where one transaction at a time can write, a claim waits for its turn while a transactional handler runs. A shutdown does
 // not wait with it.
 func TestShutdownWhileAClaimWaitsForItsTurn(t *testing.T) {
-	db := testutil.SQLite(t) // and not in parallel: whose goroutine is it that waits?
+	db := testdb.SQLite(t) // and not in parallel: whose goroutine is it that waits?
 	started, leave := make(chan string, 1), make(chan struct{})
 	opts := quick()
 	opts.ShutdownGrace, opts.Heartbeat, opts.HeartbeatLimit = time.Millisecond, time.Minute, time.Hour // a third of it for a statement

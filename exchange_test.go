@@ -11,13 +11,13 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // Which tasks were moved is told for all of them, or one by one when a claim among them was lost.
 func TestExchange(t *testing.T) {
 	t.Parallel()
-	db, err := sql.Open("pgx", testutil.PostgresDSN(t))
+	db, err := sql.Open("pgx", testdb.PostgresDSN(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func (l losingReplies) Finish(ctx context.Context, c dialect.Conn, rows []dialec
 // Of many, the finish and the claim that follows it succeed or fail each by itself.
 func TestExchangeOfMany(t *testing.T) {
 	const tasks, slots = 3000, 600
-	db := testutil.Postgres(t)
+	db := testdb.Postgres(t)
 	var log logBuffer
 	opts := quick()
 	opts.Concurrency, opts.Logger = slots, log.logger()

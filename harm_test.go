@@ -15,7 +15,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // What one task, one row or one caller does must harm only itself.
@@ -171,9 +171,9 @@ func TestRowEditedWhileItRunsEndsAsInterrupted(t *testing.T) {
 
 func TestHandlerThatLosesItsOwnConnection(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) {
-		losesItsConnection(t, testutil.Postgres(t), "SELECT pg_terminate_backend(pg_backend_pid())")
+		losesItsConnection(t, testdb.Postgres(t), "SELECT pg_terminate_backend(pg_backend_pid())")
 	})
-	t.Run("mysql", func(t *testing.T) { losesItsConnection(t, testutil.MySQL(t), "KILL CONNECTION_ID()") })
+	t.Run("mysql", func(t *testing.T) { losesItsConnection(t, testdb.MySQL(t), "KILL CONNECTION_ID()") })
 }
 
 func losesItsConnection(t *testing.T, db *gorm.DB, suicide string) {
@@ -234,7 +234,7 @@ func TestRowThatHistoryHasAlreadyHarmsOnlyItself(t *testing.T) {
 // deferredSQLite opens a database whose transactions take the write lock with their first write, not when they begin.
 func deferredSQLite(t *testing.T) *gorm.DB {
 	t.Helper()
-	dsn := testutil.SQLiteDSN(t)
+	dsn := testdb.SQLiteDSN(t)
 	plain := strings.Replace(dsn, "_txlock=immediate", "_txlock=deferred", 1)
 	if plain == dsn {
 		t.Fatalf("the DSN %s has another form", dsn)
@@ -333,11 +333,11 @@ func TestWakerThatFails(t *testing.T) {
 func TestTransactionThatHangsInItsRollbackBlocksNobody(t *testing.T) {
 	t.Parallel()
 	t.Run("postgres", func(t *testing.T) {
-		hangsInItsRollback(t, testutil.Postgres(t), "SELECT pg_sleep(5)",
+		hangsInItsRollback(t, testdb.Postgres(t), "SELECT pg_sleep(5)",
 			"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'")
 	})
 	t.Run("mysql", func(t *testing.T) {
-		hangsInItsRollback(t, testutil.MySQL(t), "SELECT SLEEP(5)",
+		hangsInItsRollback(t, testdb.MySQL(t), "SELECT SLEEP(5)",
 			"SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info = 'SELECT SLEEP(5)'")
 	})
 }

@@ -9,7 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // databases that every database test runs on.
@@ -18,9 +18,9 @@ var databases = []struct {
 	open func(testing.TB) *gorm.DB
 	dsn  func(testing.TB) string
 }{
-	{"sqlite", testutil.SQLite, testutil.SQLiteDSN},
-	{"postgres", testutil.Postgres, testutil.PostgresDSN},
-	{"mysql", testutil.MySQL, testutil.MySQLDSN},
+	{"sqlite", testdb.SQLite, testdb.SQLiteDSN},
+	{"postgres", testdb.Postgres, testdb.PostgresDSN},
+	{"mysql", testdb.MySQL, testdb.MySQLDSN},
 }
 
 // eachDB runs a test on a fresh database of each kind, without the plugin, on all kinds at a time and after the test's own

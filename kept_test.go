@@ -9,7 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // Where a driver prepares a statement each time, those of the dispatcher are prepared once; also on a pool that has a single
@@ -49,7 +49,7 @@ func TestStatementsAreKeptPrepared(t *testing.T) {
 
 // The loop, the writer and the heartbeat ask for statements at any time, also while another prepares what was asked for.
 func TestStatementsAreAskedForAtOnce(t *testing.T) {
-	db := testutil.SQLite(t)
+	db := testdb.SQLite(t)
 	p := install(t, db, quick(), nil)
 	p.PrepareKept(t.Context())
 	var wg sync.WaitGroup

@@ -13,7 +13,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 func TestBadOptions(t *testing.T) {
@@ -39,14 +39,14 @@ func TestBadOptions(t *testing.T) {
 		{"a nil waker", outbox.Options{Wakers: []outbox.Waker{nil}}, "Wakers[0] is nil"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			err := testutil.SQLite(t).Use(outbox.New(c.opts))
+			err := testdb.SQLite(t).Use(outbox.New(c.opts))
 			if err == nil || !strings.HasPrefix(err.Error(), "outbox: bad options: ") || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %v; want %q", err, c.want)
 			}
 		})
 	}
 	t.Run("not installed after all", func(t *testing.T) {
-		db := testutil.SQLite(t)
+		db := testdb.SQLite(t)
 		p := outbox.New(outbox.Options{Concurrency: -1})
 		if err := db.Use(p); err == nil {
 			t.Fatal("accepted")
@@ -58,10 +58,10 @@ func TestBadOptions(t *testing.T) {
 }
 
 func TestZeroOptions(t *testing.T) {
-	if err := testutil.SQLite(t).Use(outbox.New(outbox.Options{})); err != nil {
+	if err := testdb.SQLite(t).Use(outbox.New(outbox.Options{})); err != nil {
 		t.Error(err)
 	}
-	if err := testutil.SQLite(t).Use(outbox.New(outbox.Options{ShutdownGrace: -1, CancelGrace: -1, RetainSuccess: -1, RetainErrors: -1})); err != nil {
+	if err := testdb.SQLite(t).Use(outbox.New(outbox.Options{ShutdownGrace: -1, CancelGrace: -1, RetainSuccess: -1, RetainErrors: -1})); err != nil {
 		t.Errorf("negative where that means none: %v", err)
 	}
 }
@@ -93,7 +93,7 @@ func TestBadCreateOptions(t *testing.T) {
 		{"the zero Option", outbox.Option{}, "no function of this package made"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			db := testutil.SQLite(t)
+			db := testdb.SQLite(t)
 			install(t, db, outbox.Options{ProducerOnly: true}, nil)
 			_, err := outbox.Create(db, "a.b", nil, c.opt)
 			if !errors.Is(err, outbox.ErrBadOption) || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "outbox: create a.b: ") {

@@ -15,7 +15,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // processLog counts what a dispatcher logs, by message and step, at Info and above.
@@ -325,7 +325,7 @@ func TestDatabaseIsDownAtTheStart(t *testing.T) {
 // A heartbeat that waits for the only write lock does not end the handlers, however short the limit is: whoever holds the lock
 // keeps the others from taking over.
 func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
-	dsn := testutil.SQLiteDSN(t)
+	dsn := testdb.SQLiteDSN(t)
 	db, other := processDB(t, dsn), processDB(t, dsn)
 	running, release := make(chan context.Context, 1), make(chan struct{})
 	opts := processOptions()
@@ -355,7 +355,7 @@ func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
 
 // It may be this process itself that has the lock: while it takes over the tasks of another.
 func TestHeartbeatAfterASlowTakeOver(t *testing.T) {
-	db := processDB(t, testutil.SQLiteDSN(t))
+	db := processDB(t, testdb.SQLiteDSN(t))
 	running, release, taking := make(chan context.Context, 1), make(chan struct{}), make(chan struct{})
 	opts := processOptions()
 	opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 300*time.Millisecond

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // server is one that a test has for itself.
@@ -19,7 +19,7 @@ type server struct {
 func servers(t *testing.T, test func(t *testing.T, server server)) {
 	t.Helper()
 	t.Run("postgres", func(t *testing.T) {
-		c := testutil.StartPostgres(t)
+		c := testdb.StartPostgres(t)
 		test(t, server{c.DSN(), func() { c.Stop("fast") }, c.Start, func(t *testing.T, own *sql.Conn) (n int) {
 			if err := own.QueryRowContext(t.Context(), `SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
 WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()`).Scan(&n); err != nil {
@@ -29,7 +29,7 @@ WHERE datname = current_database() AND backend_type = 'client backend' AND pid <
 		}})
 	})
 	t.Run("mysql", func(t *testing.T) {
-		s := testutil.StartMySQL(t, "--innodb-flush-log-at-trx-commit=2") // what was committed outlives the crash
+		s := testdb.StartMySQL(t, "--innodb-flush-log-at-trx-commit=2") // what was committed outlives the crash
 		test(t, server{s.DSN(), s.Crash, s.Start, func(t *testing.T, own *sql.Conn) (n int) {
 			rows, err := own.QueryContext(t.Context(), "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")
 			if err != nil {

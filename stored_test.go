@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // What Create takes is read back as it was given: from the task table, and from history. What it refuses leaves no row.
@@ -24,7 +24,7 @@ func FuzzStoredRow(f *testing.F) {
 	}
 	f.Add(`{}`, "é'\"?{now}\\", "q ' ?", 4, 10_000, int64(1500), int64(1))
 	f.Add(`{}`, "a\x00b", "\xff", 5, 0, int64(-1), int64(-1<<62))
-	db := testutil.SQLite(f)
+	db := testdb.SQLite(f)
 	p := outbox.New(outbox.Options{ProducerOnly: true})
 	if err := db.Use(p); err != nil {
 		f.Fatal(err)

@@ -12,11 +12,11 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 func TestUseTwice(t *testing.T) {
-	db := testutil.SQLite(t)
+	db := testdb.SQLite(t)
 	shop(t, db, outbox.Options{})
 	if err := db.Use(outbox.New(quiet())); !errors.Is(err, gorm.ErrRegistered) {
 		t.Errorf("got %v, want gorm.ErrRegistered", err)
@@ -51,7 +51,7 @@ func TestConfigThatOpensASecondDatabase(t *testing.T) {
 }
 
 func TestTwoDatabasesAreTwoPlugins(t *testing.T) {
-	a, b := testutil.SQLite(t), testutil.Postgres(t)
+	a, b := testdb.SQLite(t), testdb.Postgres(t)
 	pa, ranA := shop(t, a, outbox.Options{})
 	pb, ranB := shop(t, b, outbox.Options{})
 	start(t, pa)
@@ -85,7 +85,7 @@ func (strange) Name() string              { return "strange" }
 func (strange) Initialize(*gorm.DB) error { return nil }
 
 func TestBadOptionsAreReportedByUseAllAtOnce(t *testing.T) {
-	db := testutil.SQLite(t)
+	db := testdb.SQLite(t)
 	opts := quiet()
 	opts.Scan, opts.Concurrency, opts.Heartbeat, opts.HeartbeatLimit = "every now and then", -1, time.Millisecond, time.Millisecond
 	opts.MaxArgs, opts.MaxResult, opts.MaxError = 1, -1, 1<<30
@@ -140,7 +140,7 @@ func TestScanSpecs(t *testing.T) {
 		t.Run(spec, func(t *testing.T) {
 			opts := quiet()
 			opts.Scan = spec
-			err := testutil.SQLite(t).Use(outbox.New(opts))
+			err := testdb.SQLite(t).Use(outbox.New(opts))
 			if says == "" {
 				if err != nil {
 					t.Error(err)

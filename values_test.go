@@ -21,7 +21,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // badTimes cannot be start times.
@@ -380,7 +380,7 @@ func TestInstantsAcrossTimeZones(t *testing.T) {
 }
 
 func TestDateStyleOfTheSession(t *testing.T) {
-	kind, dsn := "postgres", testutil.PostgresDSN(t)
+	kind, dsn := "postgres", testdb.PostgresDSN(t)
 	if !strings.Contains(dsn, "://") {
 		t.Skip("the DSN has another form")
 	}

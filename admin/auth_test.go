@@ -15,13 +15,13 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 func TestBasicAuth(t *testing.T) {
 	hash, err := admin.HashPassword("pass:wörd")
 	must(t, err)
-	d := open(t, testutil.SQLite(t), admin.Options{Authorize: admin.BasicAuth(map[string]string{"alice": hash})})
+	d := open(t, testdb.SQLite(t), admin.Options{Authorize: admin.BasicAuth(map[string]string{"alice": hash})})
 	send := func(user, password string) int {
 		r, _ := http.NewRequest("GET", "/", nil)
 		r.SetBasicAuth(user, password)
@@ -53,7 +53,7 @@ func TestBasicAuth(t *testing.T) {
 func TestSlowAuthorizeLeavesThePageItsTime(t *testing.T) {
 	t.Parallel()
 	const limit = 2 * time.Second
-	d := open(t, testutil.SQLite(t), admin.Options{QueryTimeout: limit, Authorize: func(r *http.Request, a admin.Action) (admin.Actor, error) {
+	d := open(t, testdb.SQLite(t), admin.Options{QueryTimeout: limit, Authorize: func(r *http.Request, a admin.Action) (admin.Actor, error) {
 		if a == admin.View {
 			<-time.After(limit + limit/10)
 		}
@@ -106,7 +106,7 @@ func TestMoreGuessesThanWait(t *testing.T) {
 	sum, err := pbkdf2.Key(sha256.New, "right", salt, 200_000, sha256.Size)
 	must(t, err)
 	enc := base64.RawStdEncoding.EncodeToString
-	d := open(t, testutil.SQLite(t), admin.Options{Authorize: admin.BasicAuth(map[string]string{"alice": "pbkdf2-sha256$200000$" + enc(salt) + "$" + enc(sum)})})
+	d := open(t, testdb.SQLite(t), admin.Options{Authorize: admin.BasicAuth(map[string]string{"alice": "pbkdf2-sha256$200000$" + enc(salt) + "$" + enc(sum)})})
 	var guesses sync.WaitGroup
 	var busy, wrong atomic.Int64
 	for range 100 {

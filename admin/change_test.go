@@ -18,7 +18,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 func form(version int64, pairs ...string) url.Values {
@@ -206,7 +206,7 @@ func (refusing) OnCreate(context.Context, *outbox.TaskModel) error {
 
 // TestErrorsStayInside: what is nobody's fault but the application's is a 500 whose reason is in the log only.
 func TestErrorsStayInside(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad := d.failed()
 	db, err := gorm.Open(d.db.Dialector, &gorm.Config{ConnPool: d.db.ConnPool, Logger: logger.Discard})
 	must(t, err)

@@ -9,12 +9,12 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // TestExportEnds: an export that holds less than the filter finds says so in its last record, and one that holds all does not.
 func TestExportEnds(t *testing.T) {
-	db := testutil.SQLite(t)
+	db := testdb.SQLite(t)
 	d := open(t, db, admin.Options{})
 	fill(t, db, "10200")
 	const says = "The export ends after 10,000 tasks, the rest is missing"
@@ -39,7 +39,7 @@ func TestWhoLeavesIsNoError(t *testing.T) {
 	var said strings.Builder
 	ctx, leave := context.WithCancel(t.Context())
 	n := 0
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	fill(t, d.db, "2000")
 	pages, err := admin.New(d.p, admin.Options{Authorize: everything, Logger: slogTo(&said), Redact: func(_ string, args []byte) []byte {
 		if n++; n == 200 {

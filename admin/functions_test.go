@@ -8,7 +8,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 type functionJSON struct {
@@ -72,7 +72,7 @@ func TestFailedOfAFunction(t *testing.T) {
 
 // TestFunctionsLinkWhereAnIndexServes: the names of functions lead to lists that do not walk a table.
 func TestFunctionsLinkWhereAnIndexServes(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	d.failed()
 	must(t, d.db.Create(&outbox.ProcessModel{ID: "p-1", Host: "h", Functions: outbox.JSON(`["mail.send"]`), StartedAt: time.Now(), BeatAt: time.Now()}).Error)
 	for _, page := range []string{"", "functions", "processes"} {

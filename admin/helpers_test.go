@@ -18,13 +18,13 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
-	t.Run("sqlite", func(t *testing.T) { test(t, testutil.SQLite(t)) })
-	t.Run("postgres", func(t *testing.T) { test(t, testutil.Postgres(t)) })
-	t.Run("mysql", func(t *testing.T) { test(t, testutil.MySQL(t)) })
+	t.Run("sqlite", func(t *testing.T) { test(t, testdb.SQLite(t)) })
+	t.Run("postgres", func(t *testing.T) { test(t, testdb.Postgres(t)) })
+	t.Run("mysql", func(t *testing.T) { test(t, testdb.MySQL(t)) })
 }
 
 // everything lets one user do all.

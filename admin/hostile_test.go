@@ -17,7 +17,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // Headers of a page, whatever its status: changing one is a decision.
@@ -32,7 +32,7 @@ X-Frame-Options: DENY
 `
 
 func TestHeaders(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	task, bad := d.create(outbox.StartAfter(time.Hour)), d.failed()
 	const form, document = "application/x-www-form-urlencoded", "application/json"
 	tag := d.get("tasks?state=done").Header().Get("ETag")
@@ -70,7 +70,7 @@ func TestHeaders(t *testing.T) {
 }
 
 func TestAssets(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	text := status(t, d.get("tasks/nope"), 404)
 	links := regexp.MustCompile(`(?:href|src)="\./\.\./(assets/[^"]+)"`).FindAllStringSubmatch(text, -1)
 	if len(links) != 3 {
@@ -99,7 +99,7 @@ func TestAssets(t *testing.T) {
 }
 
 func TestCrossSite(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{TrustedOrigins: []string{"https://trusted.example"}})
+	d := open(t, testdb.SQLite(t), admin.Options{TrustedOrigins: []string{"https://trusted.example"}})
 	for name, tt := range map[string]struct {
 		header []string
 		want   int

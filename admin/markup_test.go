@@ -12,12 +12,12 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // TestMarkup looks at what every page owes those who do not see it. What axe-core finds in a browser is in browsertest.
 func TestMarkup(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad, again := d.failed(), d.failed()
 	_, err := outbox.Rerun(d.db, again.ID)
 	must(t, err)
@@ -93,7 +93,7 @@ func TestMarkup(t *testing.T) {
 
 // TestChartSaysWhatItShows: the bars, their text and their table are of the same numbers.
 func TestChartSaysWhatItShows(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	for range 3 {
 		d.create()
 	}

@@ -12,12 +12,12 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // TestTheWayBackKeepsTheFilter: from a task to the list that it was opened from, also after the task has been discarded.
 func TestTheWayBackKeepsTheFilter(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad, other := d.failed(), d.failed()
 	text := status(t, d.get("tasks?state=failed&func=mail.send&limit=10"), 200)
 	link := regexp.MustCompile(`href="\./(tasks/` + bad.ID + `[^"]*)"`).FindStringSubmatch(text)
@@ -67,7 +67,7 @@ func TestWhereTasksRun(t *testing.T) {
 
 // TestLongErrorsAreFolded: the first lines are read at once, the stack of a panic by whoever wants it.
 func TestLongErrorsAreFolded(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad := d.failed()
 	set := func(text string) string {
 		must(t, d.db.Model(&outbox.HistoryModel{}).Where("id = ?", bad.ID).Update("error", text).Error)
@@ -83,7 +83,7 @@ func TestLongErrorsAreFolded(t *testing.T) {
 
 // TestParkedTasksAreCancelledFirst, since until a process runs their function there is little else to do.
 func TestParkedTasksAreCancelledFirst(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	task := d.create()
 	must(t, d.db.Model(task).Update("state", "parked").Error)
 	for _, page := range []string{"tasks/" + task.ID, "tasks?state=parked"} {

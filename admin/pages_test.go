@@ -17,7 +17,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 var allPages = []string{"", "tasks", "tasks?state=failed", "functions", "processes", "audit", "api/v1/overview", "api/v1/tasks",
@@ -31,7 +31,7 @@ func TestNew(t *testing.T) {
 	if _, err := admin.New(p, admin.Options{Authorize: everything}); !errors.Is(err, outbox.ErrNotInstalled) {
 		t.Errorf("before db.Use: %v", err)
 	}
-	if err := testutil.SQLite(t).Use(p); err != nil {
+	if err := testdb.SQLite(t).Use(p); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := admin.New(p, admin.Options{Authorize: everything, TrustedOrigins: []string{"no origin"}}); err == nil {
@@ -311,7 +311,7 @@ func TestSlowDatabaseIsSaid(t *testing.T) {
 }
 
 func TestMountedWithoutSlash(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	pages, err := admin.New(d.p, admin.Options{Authorize: everything})
 	must(t, err)
 	w := httptest.NewRecorder()
@@ -327,7 +327,7 @@ func TestMountedWithoutSlash(t *testing.T) {
 }
 
 func TestNotModified(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	for _, page := range []string{"tasks?state=failed", "audit", "processes", "api/v1/tasks"} {
 		first := d.get(page)
 		status(t, first, 200)
@@ -347,7 +347,7 @@ func TestNotModified(t *testing.T) {
 }
 
 func TestTrend(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	for i := range 32 { // the last half takes a second, the first ten milliseconds
 		took := "0.010"
 		if i >= 16 {

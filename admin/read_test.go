@@ -11,7 +11,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // TestApplicationsCallbacks: what an application does to its own queries does not change what the pages show.
@@ -110,7 +110,7 @@ func TestETag(t *testing.T) {
 
 // TestListsAreNeverNull: what has nothing in it is an empty list, so that a program need not ask.
 func TestListsAreNeverNull(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	hasNot(t, status(t, d.get("api/v1/overview"), 200), "null")
 	task := d.create()
 	must(t, d.db.Model(task).Updates(map[string]any{"state": "running", "process_id": "p-1"}).Error)

@@ -13,14 +13,14 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // TestRefusalsAreLogged with the action and Authorize's error, and nothing of what the request has for a password.
 func TestRefusalsAreLogged(t *testing.T) {
 	var said strings.Builder
 	refusal := error(nil)
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	pages, err := admin.New(d.p, admin.Options{Logger: slogTo(&said), Authorize: func(_ *http.Request, a admin.Action) (admin.Actor, error) {
 		if a == admin.Cancel {
 			return admin.Actor{}, refusal
@@ -44,7 +44,7 @@ func TestRefusalsAreLogged(t *testing.T) {
 
 // TestFormsAreForms: a body of another kind is no empty form.
 func TestFormsAreForms(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	task := d.create(outbox.StartAfter(time.Hour))
 	for _, kind := range []string{"multipart/form-data; boundary=x", "text/plain", "application/json", ""} {
 		has(t, status(t, d.send("POST", "tasks/"+task.ID+"/cancel", kind, "version=1"), 415), "application/x-www-form-urlencoded")
@@ -55,7 +55,7 @@ func TestFormsAreForms(t *testing.T) {
 
 // TestAnswersAreUTF8, whatever the names of parameters are.
 func TestAnswersAreUTF8(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	for _, query := range []string{"tasks?%ff%00=1", "api/v1/tasks?%ff=1", "tasks?cursor=%ff", "tasks/%ff"} {
 		w := d.get(query)
 		if text := w.Body.String(); w.Code >= 500 || !utf8.ValidString(text) || strings.ContainsRune(text, 0) {

@@ -14,7 +14,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 var everyAction = []admin.Action{admin.View, admin.ViewArgs, admin.Rerun, admin.EditArgs, admin.RunNow, admin.Reschedule, admin.Cancel, admin.Discard}
@@ -147,7 +147,7 @@ func TestEveryRoute(t *testing.T) {
 
 // TestNothingIsIgnored: what a request says and nobody reads is refused, with what would be read.
 func TestNothingIsIgnored(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad, waits := d.failed(), d.create(outbox.StartAfter(time.Hour))
 	for _, r := range everyRoute(waits.ID, bad.ID) {
 		joint := "?"

@@ -11,7 +11,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // TestReasonsAreCountedInCharacters, as the browser's field counts them.
@@ -30,7 +30,7 @@ func TestReasonsAreCountedInCharacters(t *testing.T) {
 
 // TestFormsComeBack: what cannot be done as it was typed is shown again as it was typed, with the reason.
 func TestFormsComeBack(t *testing.T) {
-	d := open(t, testutil.SQLite(t), admin.Options{})
+	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad, a, b := d.failed(), d.create(outbox.StartAfter(time.Hour)), d.create(outbox.StartAfter(time.Hour))
 	for action, id := range map[string]string{"rerun": bad.ID, "discard": bad.ID, "cancel": a.ID, "run_now": a.ID, "reschedule": a.ID} {
 		text := status(t, d.post("tasks/"+id+"/"+action, form(1, "at", "2099-01-01T01:02", "reason", "why <so>\x00")), 400)

@@ -9,7 +9,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 	_ "github.com/jackc/pgx/v5/stdlib"
 )
 
@@ -26,7 +26,7 @@ type server struct {
 // database makes an empty database and returns its DSN.
 func (s *server) database(ctx context.Context, name string) (string, error) {
 	if s.dsn == "" {
-		s.dsn = testutil.StartPostgres(s.host, append(durable[:len(durable):len(durable)], s.settings...)...).DSN()
+		s.dsn = testdb.StartPostgres(s.host, append(durable[:len(durable):len(durable)], s.settings...)...).DSN()
 	}
 	for _, statement := range []string{"DROP DATABASE IF EXISTS %s WITH (FORCE)", "CREATE DATABASE %s"} {
 		if err := execOn(ctx, s.dsn, fmt.Sprintf(statement, name)); err != nil {

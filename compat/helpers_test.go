@@ -19,7 +19,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // database is a kind of database, through one driver.
@@ -30,10 +30,10 @@ type database struct {
 }
 
 var (
-	mattn = database{"sqlite", testutil.SQLiteDSN, sqlite.Open}
+	mattn = database{"sqlite", testdb.SQLiteDSN, sqlite.Open}
 	pure  = database{"sqlite in pure Go", pureDSN, glebarez.Open}
-	pgx   = database{"postgres", testutil.PostgresDSN, postgres.Open}
-	maria = database{"mysql", testutil.MySQLDSN, mysql.Open}
+	pgx   = database{"postgres", testdb.PostgresDSN, postgres.Open}
+	maria = database{"mysql", testdb.MySQLDSN, mysql.Open}
 )
 
 // eachDB runs a test with each kind of database.
@@ -44,7 +44,7 @@ func eachDB(t *testing.T, test func(t *testing.T, d database)) {
 	}
 }
 
-// pureDSN is testutil.SQLiteDSN in the words of the driver in pure Go.
+// pureDSN is testdb.SQLiteDSN in the words of the driver in pure Go.
 func pureDSN(t testing.TB) string {
 	return filepath.Join(t.TempDir(), "outbox.db") + "?" + url.Values{
 		"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(NORMAL)"},

@@ -17,7 +17,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // database is one that every case runs on, unless the case says why it cannot be had there.
@@ -29,11 +29,11 @@ type database struct {
 }
 
 var databases = []database{
-	{"sqlite", "sqlite3", testutil.SQLiteDSN, func(pool *sql.DB) gorm.Dialector { return sqlite.New(sqlite.Config{Conn: pool}) }},
-	{"postgres", "pgx", testutil.PostgresDSN, func(pool *sql.DB) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) }},
+	{"sqlite", "sqlite3", testdb.SQLiteDSN, func(pool *sql.DB) gorm.Dialector { return sqlite.New(sqlite.Config{Conn: pool}) }},
+	{"postgres", "pgx", testdb.PostgresDSN, func(pool *sql.DB) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) }},
 	// Parameters are interpolated, so that what passes a tap or a proxy is a statement's whole text.
 	{"mysql", "mysql", func(t testing.TB) string {
-		return testutil.MySQLDSN(t) + "&interpolateParams=true&multiStatements=true"
+		return testdb.MySQLDSN(t) + "&interpolateParams=true&multiStatements=true"
 	},
 		func(pool *sql.DB) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) }},
 }

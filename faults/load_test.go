@@ -12,7 +12,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/oracle"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // load is what handlers, creators and the oracle share.
@@ -147,7 +147,7 @@ func TestServerCrashesUnderLoad(t *testing.T) {
 	t.Parallel()
 	// A commit is durable, or a crash would lose what it had committed.
 	t.Run("postgres", func(t *testing.T) {
-		cluster := testutil.StartPostgres(t, "synchronous_commit = on")
+		cluster := testdb.StartPostgres(t, "synchronous_commit = on")
 		crashesUnderLoad(t, named("postgres"), cluster.DSN(), func(db *gorm.DB) {
 			_ = db.Exec("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND random() < 0.5").Error
 		}, func() {
@@ -156,7 +156,7 @@ func TestServerCrashesUnderLoad(t *testing.T) {
 		})
 	})
 	t.Run("mysql", func(t *testing.T) {
-		server := testutil.StartMySQL(t, "--innodb-flush-log-at-trx-commit=2")
+		server := testdb.StartMySQL(t, "--innodb-flush-log-at-trx-commit=2")
 		crashesUnderLoad(t, named("mysql"), server.DSN()+"&interpolateParams=true", func(db *gorm.DB) {
 			var ids []int64
 			_ = db.Raw("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID() AND RAND() < 0.5").Scan(&ids).Error

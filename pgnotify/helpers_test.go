@@ -15,7 +15,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/pgnotify"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 const path = "test.note"
@@ -37,7 +37,7 @@ func newPair(t *testing.T, opts pgnotify.Options) *pair {
 	t.Helper()
 	// Tests share the database, in which channels are common to all schemas.
 	opts.Channel = "test " + rand.Text()
-	p := &pair{dsn: testutil.PostgresDSN(t), channel: opts.Channel, ran: make(chan int, 10_000)}
+	p := &pair{dsn: testdb.PostgresDSN(t), channel: opts.Channel, ran: make(chan int, 10_000)}
 	p.producer, p.consumer = open(t, p.dsn), open(t, p.dsn)
 	use := func(db *gorm.DB, o outbox.Options) *outbox.Plugin {
 		o.Logger = slog.New(slog.DiscardHandler)

@@ -14,7 +14,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/pgnotify"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 func TestCreatedElsewhere(t *testing.T) {
@@ -163,7 +163,7 @@ func TestTerminatedListenerHeals(t *testing.T) {
 
 // What was notified while nobody listened is found when somebody does.
 func TestListenWakesOnce(t *testing.T) {
-	db := testutil.Postgres(t)
+	db := testdb.Postgres(t)
 	pool, err := db.DB()
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +225,7 @@ func listening(t *testing.T, pool *sql.DB) (n int) {
 }
 
 func TestOtherDriver(t *testing.T) {
-	db := testutil.SQLite(t)
+	db := testdb.SQLite(t)
 	pool, err := db.DB()
 	if err != nil {
 		t.Fatal(err)
@@ -264,7 +264,7 @@ func TestNewRefusesWhatCannotWork(t *testing.T) {
 func TestChannelNames(t *testing.T) {
 	for _, name := range []string{"Mixed Case", `quo"ted`, "sémantique", strings.Repeat("x", 63)} {
 		t.Run(name, func(t *testing.T) {
-			db := testutil.Postgres(t)
+			db := testdb.Postgres(t)
 			pool, err := db.DB()
 			if err != nil {
 				t.Fatal(err)

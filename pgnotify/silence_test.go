@@ -10,7 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // line is a connection that can be cut without either end being told.
@@ -29,7 +29,7 @@ func (l line) Write(b []byte) (int, error) {
 }
 
 func TestSilentConnection(t *testing.T) {
-	config, err := pgx.ParseConfig(testutil.PostgresDSN(t))
+	config, err := pgx.ParseConfig(testdb.PostgresDSN(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -58,7 +58,7 @@ need_mysql() {
 		"(Debian: apt-get install mariadb-server). Without it, go test ./... skips the tests that need it."
 }
 
-# has_mysql looks where testutil/mysqlserver.go does.
+# has_mysql looks where testutil/testdb/mysqlserver.go does.
 has_mysql() {
 	type mariadb-install-db >/dev/null 2>&1 && { type mariadbd >/dev/null 2>&1 || [ -x /usr/sbin/mariadbd ]; }
 }
@@ -71,7 +71,7 @@ need_postgres() {
 		"(Debian: apt-get install postgresql). Without it, go test ./... skips the tests that need it."
 }
 
-# has_postgres looks where testutil/cluster.go does. The server itself does not matter, and need not run: test binaries
+# has_postgres looks where testutil/testdb/cluster.go does. The server itself does not matter, and need not run: test binaries
 # start their own.
 has_postgres() {
 	type initdb pg_ctl postgres >/dev/null 2>&1 || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null

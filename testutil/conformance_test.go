@@ -11,12 +11,13 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 func TestConformance(t *testing.T) {
-	t.Run("sqlite", func(t *testing.T) { testutil.Conformance(t, testutil.SQLite) })
-	t.Run("postgres", func(t *testing.T) { testutil.Conformance(t, testutil.Postgres) })
-	t.Run("mysql", func(t *testing.T) { testutil.Conformance(t, testutil.MySQL) })
+	t.Run("sqlite", func(t *testing.T) { testutil.Conformance(t, testdb.SQLite) })
+	t.Run("postgres", func(t *testing.T) { testutil.Conformance(t, testdb.Postgres) })
+	t.Run("mysql", func(t *testing.T) { testutil.Conformance(t, testdb.MySQL) })
 }
 
 const brokenEnv = "OUTBOX_TEST_BROKEN"
@@ -41,7 +42,7 @@ func TestConformanceOnABrokenDatabase(t *testing.T) {
 		t.Skip("only as a child of TestConformanceFails")
 	}
 	testutil.Conformance(t, func(t testing.TB) *gorm.DB {
-		db := testutil.SQLite(t)
+		db := testdb.SQLite(t)
 		p := outbox.New(outbox.Options{})
 		err := errors.Join(p.Initialize(db), p.Migrate(t.Context()), db.Exec(`CREATE TRIGGER forget AFTER INSERT ON outbox_history
 WHEN new.status = 'error' BEGIN DELETE FROM outbox_history WHERE id = new.id; END`).Error)

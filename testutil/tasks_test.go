@@ -15,13 +15,14 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // eachDB runs a test on a fresh database of each kind.
 func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
-	t.Run("sqlite", func(t *testing.T) { test(t, testutil.SQLite(t)) })
-	t.Run("postgres", func(t *testing.T) { test(t, testutil.Postgres(t)) })
-	t.Run("mysql", func(t *testing.T) { test(t, testutil.MySQL(t)) })
+	t.Run("sqlite", func(t *testing.T) { test(t, testdb.SQLite(t)) })
+	t.Run("postgres", func(t *testing.T) { test(t, testdb.Postgres(t)) })
+	t.Run("mysql", func(t *testing.T) { test(t, testdb.MySQL(t)) })
 }
 
 // install makes a plugin with a clock and its handlers.
@@ -264,7 +265,7 @@ func TestDrainGivesUp(t *testing.T) {
 
 	t.Run("without tables", func(t *testing.T) {
 		p := outbox.New(outbox.Options{})
-		if err := testutil.SQLite(t).Use(p); err != nil {
+		if err := testdb.SQLite(t).Use(p); err != nil {
 			t.Fatal(err)
 		}
 		contains(t, fails(t, func(t testing.TB) { testutil.Drain(t, p) }), "drain")
@@ -274,7 +275,7 @@ func TestDrainGivesUp(t *testing.T) {
 		// The test's context ends instead of the limit, so that the test of it is short.
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		db, runs := testutil.SQLite(t), 0
+		db, runs := testdb.SQLite(t), 0
 		p := install(t, db, testutil.NewClock(time.Now()), map[string]any{
 			"again": func(_ context.Context, tx *gorm.DB) error {
 				if runs++; runs == 20 {

@@ -24,7 +24,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // browser opens a page of a new browser. Whatever the browser complains of, or asks another origin for, fails the test; but
@@ -110,7 +110,7 @@ func fresh(t *testing.T) *shop {
 		}
 		return nil
 	})
-	s.db = testutil.SQLite(t)
+	s.db = testdb.SQLite(t)
 	db := s.db
 	if err := errors.Join(db.Use(s.plugin), s.plugin.Migrate(t.Context())); err != nil {
 		t.Fatal(err)

@@ -21,7 +21,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // serve runs a server on the listener until the test ends.
@@ -74,7 +74,7 @@ var href = regexp.MustCompile(`(?:href|src)="(\.[^"#]*)"`)
 func TestMount(t *testing.T) {
 	for name, serve := range routers {
 		t.Run(name, func(t *testing.T) {
-			db := testutil.SQLite(t)
+			db := testdb.SQLite(t)
 			plugin := outbox.New(outbox.Options{Logger: slog.New(slog.DiscardHandler), ProducerOnly: true})
 			if err := errors.Join(db.Use(plugin), plugin.Migrate(t.Context())); err != nil {
 				t.Fatal(err)

@@ -16,7 +16,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // log is what the pages have logged.
@@ -48,7 +48,7 @@ type shop struct {
 // open serves the pages; whoever has no X-User is not signed in, and only alice may cancel.
 func open(t *testing.T, serve serve, redact func(*gorm.DB) func(string, []byte) []byte) *shop {
 	t.Helper()
-	s := &shop{db: testutil.SQLite(t), plugin: outbox.New(outbox.Options{Logger: slog.New(slog.DiscardHandler), ProducerOnly: true}), said: &log{}}
+	s := &shop{db: testdb.SQLite(t), plugin: outbox.New(outbox.Options{Logger: slog.New(slog.DiscardHandler), ProducerOnly: true}), said: &log{}}
 	if err := errors.Join(s.db.Use(s.plugin), s.plugin.Migrate(t.Context())); err != nil {
 		t.Fatal(err)
 	}

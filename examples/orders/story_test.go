@@ -19,7 +19,7 @@ import (
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // asProgram makes the test binary be the program, so that its exit status can be seen.
@@ -51,8 +51,8 @@ var lines = []string{
 func TestStory(t *testing.T) {
 	for name, where := range map[string]func(testing.TB) place{
 		"sqlite":   func(testing.TB) place { return place{} },
-		"postgres": func(t testing.TB) place { return place{postgres: testutil.PostgresDSN(t)} },
-		"mysql":    func(t testing.TB) place { return place{mysql: testutil.MySQLDSN(t)} },
+		"postgres": func(t testing.TB) place { return place{postgres: testdb.PostgresDSN(t)} },
+		"mysql":    func(t testing.TB) place { return place{mysql: testdb.MySQLDSN(t)} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			at, temp := where(t), t.TempDir()

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // What TestClaimBehindAnOpenSnapshot shows of PostgreSQL: on MySQL, too, the entries that claimed rows have had in the claim's
@@ -19,7 +19,7 @@ import (
 func TestClaimBehindAnOpenSnapshotOfMySQL(t *testing.T) {
 	t.Parallel()
 	const tasks, group = 20_000, 10
-	db, err := sql.Open("mysql", testutil.MySQLDSN(t))
+	db, err := sql.Open("mysql", testdb.MySQLDSN(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // A million tasks that are due next year and a million rows of history, half of them to be pruned, must cost the
@@ -218,7 +218,7 @@ func plans(t *testing.T, name, driver, dsn string, series func(n int) string, pa
 }
 
 func TestPlansOfPostgres(t *testing.T) {
-	plans(t, "postgres", "pgx", testutil.PostgresDSN(t), func(n int) string {
+	plans(t, "postgres", "pgx", testdb.PostgresDSN(t), func(n int) string {
 		return fmt.Sprintf("(SELECT n, lpad(n::text, 6, '0') AS digits FROM generate_series(0, %d - 1) n) s", n)
 	}, "(now() - interval '2 days')", "(now() + interval '1 year')", explainPostgres)
 }
@@ -267,7 +267,7 @@ func explainPostgres(p *planned, query string, args []any) {
 func TestClaimBehindAnOpenSnapshot(t *testing.T) {
 	t.Parallel()
 	const tasks, group = 20_000, 10
-	db, err := sql.Open("pgx", testutil.PostgresDSN(t))
+	db, err := sql.Open("pgx", testdb.PostgresDSN(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -412,7 +412,7 @@ func TestPlansOfSQLite(t *testing.T) {
 	at := func(offset string) string {
 		return "(strftime('%Y-%m-%d %H:%M:%f', 'now', '" + offset + "') || '000+00:00')"
 	}
-	plans(t, "sqlite", "sqlite3", testutil.SQLiteDSN(t), func(n int) string {
+	plans(t, "sqlite", "sqlite3", testdb.SQLiteDSN(t), func(n int) string {
 		return fmt.Sprintf("(WITH RECURSIVE c(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM c WHERE n < %d - 1) SELECT n, printf('%%06d', n) AS digits FROM c) s", n)
 	}, at("-2 days"), at("+1 year"), explainSQLite)
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // A claim on SQLite brings each row as one text, which must hold what the columns do.
@@ -132,7 +132,7 @@ func TestSQLiteFinishKnowsTwoClaimsOfATaskApart(t *testing.T) {
 
 func emptySQLite(t *testing.T) (*sql.DB, dialect.Dialect) {
 	t.Helper()
-	db, err := sql.Open("sqlite3", testutil.SQLiteDSN(t))
+	db, err := sql.Open("sqlite3", testdb.SQLiteDSN(t))
 	if err != nil {
 		t.Fatal(err)
 	}

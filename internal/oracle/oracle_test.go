@@ -13,7 +13,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/oracle"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // fixture is a database with tables, and an oracle.
@@ -26,7 +26,7 @@ type fixture struct {
 
 func eachDB(t *testing.T, test func(t *testing.T, f *fixture)) {
 	t.Helper()
-	for name, open := range map[string]func(testing.TB) *gorm.DB{"sqlite": testutil.SQLite, "postgres": testutil.Postgres, "mysql": testutil.MySQL} {
+	for name, open := range map[string]func(testing.TB) *gorm.DB{"sqlite": testdb.SQLite, "postgres": testdb.Postgres, "mysql": testdb.MySQL} {
 		t.Run(name, func(t *testing.T) {
 			db, runs := open(t), (*gorm.DB)(nil)
 			if name == "sqlite" {

@@ -14,7 +14,7 @@ import (
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 type testingTB = testing.TB
@@ -31,7 +31,7 @@ type database struct {
 	sessions, end string // statements: the ids of the other sessions, and what ends one of these
 }
 
-type cluster struct{ *testutil.Cluster }
+type cluster struct{ *testdb.Cluster }
 
 func (c cluster) Crash() { c.Stop("immediate") }
 
@@ -39,17 +39,17 @@ func openDatabase(h *host, kind string) (database, error) {
 	switch kind {
 	case "postgres":
 		// What was committed must outlive a crash of the server; fsync matters only for one of the machine.
-		c := testutil.StartPostgres(h, "synchronous_commit = on", "deadlock_timeout = 100ms", "max_connections = 400")
+		c := testdb.StartPostgres(h, "synchronous_commit = on", "deadlock_timeout = 100ms", "max_connections = 400")
 		return database{name: kind, dsn: c.DSN(), rate: 160, server: cluster{c},
 			sessions: "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
 			end:      "SELECT pg_terminate_backend(%d)"}, nil
 	case "mysql":
-		c := testutil.StartMySQL(h, "--innodb-flush-log-at-trx-commit=2", "--max-connections=400")
+		c := testdb.StartMySQL(h, "--innodb-flush-log-at-trx-commit=2", "--max-connections=400")
 		return database{name: kind, dsn: c.DSN(), rate: 80, server: c,
 			sessions: "SELECT id FROM information_schema.processlist WHERE id <> connection_id() AND db = database()",
 			end:      "KILL %d"}, nil
 	case "sqlite":
-		dsn := testutil.SQLiteDSN(h)
+		dsn := testdb.SQLiteDSN(h)
 		u, err := url.Parse(dsn)
 		if err != nil {
 			return database{}, err

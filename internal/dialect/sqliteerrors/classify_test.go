@@ -10,7 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // method is an error of a driver in pure Go.
@@ -62,7 +62,7 @@ func TestErrorsByTheirForm(t *testing.T) {
 }
 
 func TestErrorsOfTheDriver(t *testing.T) {
-	db := testutil.SQLite(t)
+	db := testdb.SQLite(t)
 	if err := db.Exec("CREATE TABLE t (a text NOT NULL UNIQUE)").Error; err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,6 @@
 //go:build unix
 
-package testutil_test
+package testdb_test
 
 import (
 	"bufio"
@@ -20,12 +20,12 @@ import (
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 func TestCluster(t *testing.T) {
 	t.Parallel()
-	c := testutil.StartPostgres(t, "synchronous_commit = on", "work_mem = '5MB'")
+	c := testdb.StartPostgres(t, "synchronous_commit = on", "work_mem = '5MB'")
 	db := openDB(t, postgres.Open(c.DSN()))
 
 	t.Run("settings are in force", func(t *testing.T) {
@@ -76,20 +76,20 @@ type kind struct {
 }
 
 var kinds = []kind{
-	{"postgres", "outbox-pg-*/data", "outbox-pg-*/data/postmaster.pid", testutil.PostgresDSN},
-	{"mysql", "outbox-my-*/data", "outbox-my-*/pid", testutil.MySQLDSN},
+	{"postgres", "outbox-pg-*/data", "outbox-pg-*/data/postmaster.pid", testdb.PostgresDSN},
+	{"mysql", "outbox-my-*/data", "outbox-my-*/pid", testdb.MySQLDSN},
 }
 
 // TestClusterEnds has a test binary, this one, go away in every way that leaves it no time to clean up.
 func TestClusterEnds(t *testing.T) {
 	t.Parallel()
-	testutil.StartPostgres(t) // skips where nothing is installed
+	testdb.StartPostgres(t) // skips where nothing is installed
 	ends(t, kinds[0])
 }
 
 func TestMySQLServerEnds(t *testing.T) {
 	t.Parallel()
-	testutil.StartMySQL(t)
+	testdb.StartMySQL(t)
 	ends(t, kinds[1])
 }
 

@@ -1,4 +1,4 @@
-package testutil
+package testdb
 
 import (
 	"bufio"
@@ -73,7 +73,7 @@ func StartPostgres(t testing.TB, settings ...string) *Cluster {
 	c.t = t
 	t.Cleanup(func() {
 		if err := c.close(); err != nil {
-			t.Errorf("testutil: %v", err)
+			t.Errorf("testdb: %v", err)
 		}
 	})
 	return c
@@ -87,7 +87,7 @@ func (c *Cluster) DSN() string { return c.dsn }
 func (c *Cluster) Stop(mode string) {
 	c.t.Helper()
 	if err := c.command("stop", mode); err != nil {
-		c.t.Fatalf("testutil: %v", err)
+		c.t.Fatalf("testdb: %v", err)
 	}
 }
 
@@ -95,7 +95,7 @@ func (c *Cluster) Stop(mode string) {
 func (c *Cluster) Start() {
 	c.t.Helper()
 	if err := c.command("start", strconv.Itoa(c.port)); err != nil {
-		c.t.Fatalf("testutil: %v", err)
+		c.t.Fatalf("testdb: %v", err)
 	}
 }
 

@@ -1,4 +1,4 @@
-package testutil
+package testdb
 
 import (
 	"bufio"
@@ -46,11 +46,11 @@ func StartMySQL(t testing.TB, settings ...string) *MySQLServer {
 	s.t = t
 	t.Cleanup(func() {
 		if err := s.close(); err != nil {
-			t.Errorf("testutil: %v", err)
+			t.Errorf("testdb: %v", err)
 		}
 	})
 	if err := execMySQL(s.dsn(""), "CREATE DATABASE app CHARACTER SET utf8mb4"); err != nil {
-		t.Fatalf("testutil: create database: %v", err)
+		t.Fatalf("testdb: create database: %v", err)
 	}
 	return s
 }
@@ -70,7 +70,7 @@ func (s *MySQLServer) Crash() {
 		err = p.Kill()
 	}
 	if err != nil {
-		s.t.Fatalf("testutil: kill MariaDB: %v", err)
+		s.t.Fatalf("testdb: kill MariaDB: %v", err)
 	}
 }
 
@@ -78,7 +78,7 @@ func (s *MySQLServer) Crash() {
 func (s *MySQLServer) Start() {
 	s.t.Helper()
 	if err := s.start(); err != nil {
-		s.t.Fatalf("testutil: %v", err)
+		s.t.Fatalf("testdb: %v", err)
 	}
 }
 

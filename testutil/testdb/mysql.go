@@ -1,4 +1,4 @@
-package testutil
+package testdb
 
 import (
 	"crypto/rand"
@@ -31,7 +31,7 @@ func MySQL(t testing.TB) *gorm.DB {
 	db := open(t, mysql.Open(MySQLDSN(t)))
 	pool, err := db.DB()
 	if err != nil {
-		t.Fatalf("testutil: pool: %v", err)
+		t.Fatalf("testdb: pool: %v", err)
 	}
 	pool.SetMaxOpenConns(20)
 	pool.SetMaxIdleConns(20)
@@ -56,17 +56,17 @@ func MySQLDSN(t testing.TB) string {
 	}
 	name := "outbox_test_" + strings.ToLower(rand.Text()[:16])
 	if err := execMySQL(dsn, "CREATE DATABASE "+name+" CHARACTER SET utf8mb4"); err != nil {
-		t.Fatalf("testutil: create database: %v", err)
+		t.Fatalf("testdb: create database: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := execMySQL(dsn, "DROP DATABASE "+name); err != nil {
-			t.Errorf("testutil: drop database: %v", err)
+			t.Errorf("testdb: drop database: %v", err)
 		}
 	})
 	address, params, _ := strings.Cut(dsn, "?")
 	values, err := url.ParseQuery(params)
 	if err != nil {
-		t.Fatal("testutil: the DSN's parameters are not valid")
+		t.Fatal("testdb: the DSN's parameters are not valid")
 	}
 	values.Set("charset", "utf8mb4")
 	values.Set("parseTime", "true")

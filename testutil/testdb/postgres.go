@@ -1,4 +1,4 @@
-package testutil
+package testdb
 
 import (
 	"crypto/rand"
@@ -41,14 +41,14 @@ func PostgresDSN(t testing.TB) string {
 	schema := "outbox_test_" + strings.ToLower(rand.Text()[:16])
 	fresh, err := withParam(dsn, "search_path", schema)
 	if err != nil {
-		t.Fatalf("testutil: %v", err)
+		t.Fatalf("testdb: %v", err)
 	}
 	if err := execPostgres(dsn, "CREATE SCHEMA "+schema); err != nil {
-		t.Fatalf("testutil: create schema: %v", err)
+		t.Fatalf("testdb: create schema: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := execPostgres(dsn, "DROP SCHEMA "+schema+" CASCADE"); err != nil {
-			t.Errorf("testutil: drop schema: %v", err)
+			t.Errorf("testdb: drop schema: %v", err)
 		}
 	})
 	return fresh
@@ -93,7 +93,7 @@ func withParam(dsn, name, value string) (string, error) {
 func unavailable(t testing.TB, err error) {
 	t.Helper()
 	if errors.Is(err, errNotInstalled) && os.Getenv("CI") == "" {
-		t.Skipf("testutil: %v", err)
+		t.Skipf("testdb: %v", err)
 	}
-	t.Fatalf("testutil: %v", err)
+	t.Fatalf("testdb: %v", err)
 }

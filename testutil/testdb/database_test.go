@@ -1,4 +1,4 @@
-package testutil_test
+package testdb_test
 
 import (
 	"context"
@@ -14,11 +14,11 @@ import (
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 func TestSQLite(t *testing.T) {
-	db := testutil.SQLite(t)
+	db := testdb.SQLite(t)
 
 	t.Run("has a write-ahead log and a busy timeout", func(t *testing.T) {
 		if got := scalar[string](t, db, "PRAGMA journal_mode"); got != "wal" {
@@ -31,7 +31,7 @@ func TestSQLite(t *testing.T) {
 
 	t.Run("shares nothing with the next one", func(t *testing.T) {
 		mustExec(t, db, "CREATE TABLE only_here (id int)")
-		if testutil.SQLite(t).Migrator().HasTable("only_here") {
+		if testdb.SQLite(t).Migrator().HasTable("only_here") {
 			t.Error("the second database has the first one's table")
 		}
 	})
@@ -40,7 +40,7 @@ func TestSQLite(t *testing.T) {
 func TestSQLiteDSN(t *testing.T) {
 	tmp := tempDir(t, "odd ?#%41 name*")
 	t.Setenv("TMPDIR", tmp)
-	dsn := testutil.SQLiteDSN(t)
+	dsn := testdb.SQLiteDSN(t)
 	first, second := openDB(t, sqlite.Open(dsn)), openDB(t, sqlite.Open(dsn))
 	mustExec(t, first, "CREATE TABLE shared (id int)")
 
@@ -72,7 +72,7 @@ func TestSQLiteDSN(t *testing.T) {
 
 func TestPostgres(t *testing.T) {
 	t.Run("has its schema on every connection", func(t *testing.T) {
-		pool := pool(t, testutil.Postgres(t))
+		pool := pool(t, testdb.Postgres(t))
 		want := ""
 		for range 3 { // all held, so they are three
 			conn, err := pool.Conn(t.Context())
@@ -94,8 +94,8 @@ func TestPostgres(t *testing.T) {
 	})
 
 	t.Run("shares nothing with the next one", func(t *testing.T) {
-		mustExec(t, testutil.Postgres(t), "CREATE TABLE only_here (id int)")
-		if testutil.Postgres(t).Migrator().HasTable("only_here") {
+		mustExec(t, testdb.Postgres(t), "CREATE TABLE only_here (id int)")
+		if testdb.Postgres(t).Migrator().HasTable("only_here") {
 			t.Error("the second schema has the first one's table")
 		}
 	})
@@ -103,11 +103,11 @@ func TestPostgres(t *testing.T) {
 	t.Run("is gone after the test", func(t *testing.T) {
 		schema := ""
 		t.Run("the test", func(t *testing.T) {
-			db := testutil.Postgres(t)
+			db := testdb.Postgres(t)
 			mustExec(t, db, "CREATE TABLE orders (id int)")
 			schema = scalar[string](t, db, "SELECT current_schema()")
 		})
-		count := scalar[int](t, testutil.Postgres(t), "SELECT count(*) FROM pg_namespace WHERE nspname = ?", schema)
+		count := scalar[int](t, testdb.Postgres(t), "SELECT count(*) FROM pg_namespace WHERE nspname = ?", schema)
 		if schema == "" || count != 0 {
 			t.Errorf("schema %q is still there", schema)
 		}
@@ -115,7 +115,7 @@ func TestPostgres(t *testing.T) {
 }
 
 func TestPostgresDSN(t *testing.T) {
-	dsn := testutil.PostgresDSN(t)
+	dsn := testdb.PostgresDSN(t)
 	first, second := openDB(t, postgres.Open(dsn)), openDB(t, postgres.Open(dsn))
 	mustExec(t, first, "CREATE TABLE shared (id int)")
 

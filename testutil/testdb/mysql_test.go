@@ -1,6 +1,6 @@
 //go:build unix
 
-package testutil_test
+package testdb_test
 
 import (
 	"path/filepath"
@@ -11,14 +11,14 @@ import (
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
-	"github.com/gorm-outbox/outbox/testutil"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 const databaseExists = "SELECT count(*) FROM information_schema.schemata WHERE schema_name = ?"
 
 func TestMySQL(t *testing.T) {
 	t.Run("has its database on every connection", func(t *testing.T) {
-		pool := pool(t, testutil.MySQL(t))
+		pool := pool(t, testdb.MySQL(t))
 		want := ""
 		for range 3 { // all held, so they are three
 			conn, err := pool.Conn(t.Context())
@@ -40,8 +40,8 @@ func TestMySQL(t *testing.T) {
 	})
 
 	t.Run("shares nothing with the next one", func(t *testing.T) {
-		mustExec(t, testutil.MySQL(t), "CREATE TABLE only_here (id int)")
-		if testutil.MySQL(t).Migrator().HasTable("only_here") {
+		mustExec(t, testdb.MySQL(t), "CREATE TABLE only_here (id int)")
+		if testdb.MySQL(t).Migrator().HasTable("only_here") {
 			t.Error("the second database has the first one's table")
 		}
 	})
@@ -49,18 +49,18 @@ func TestMySQL(t *testing.T) {
 	t.Run("is gone after the test", func(t *testing.T) {
 		name := ""
 		t.Run("the test", func(t *testing.T) {
-			db := testutil.MySQL(t)
+			db := testdb.MySQL(t)
 			mustExec(t, db, "CREATE TABLE orders (id int)")
 			name = scalar[string](t, db, "SELECT DATABASE()")
 		})
-		if n := scalar[int](t, testutil.MySQL(t), databaseExists, name); name == "" || n != 0 {
+		if n := scalar[int](t, testdb.MySQL(t), databaseExists, name); name == "" || n != 0 {
 			t.Errorf("the database %q is still there", name)
 		}
 	})
 }
 
 func TestMySQLDSN(t *testing.T) {
-	dsn := testutil.MySQLDSN(t)
+	dsn := testdb.MySQLDSN(t)
 	first, second := openDB(t, mysql.Open(dsn)), openDB(t, mysql.Open(dsn))
 	mustExec(t, first, "CREATE TABLE shared (id int)")
 
@@ -84,7 +84,7 @@ func TestMySQLDSN(t *testing.T) {
 
 func TestMySQLServer(t *testing.T) {
 	t.Parallel()
-	s := testutil.StartMySQL(t, "--innodb-flush-log-at-trx-commit=2", "--max-connections=77")
+	s := testdb.StartMySQL(t, "--innodb-flush-log-at-trx-commit=2", "--max-connections=77")
 	db := openDB(t, mysql.Open(s.DSN()))
 
 	t.Run("settings are in force", func(t *testing.T) {

@@ -1,8 +1,8 @@
-// Package testutil gives tests databases that come and go with the test.
+// Package testdb gives tests databases that come and go with the test.
 //
 // Each call hands out a database that nothing else uses, so tests may run in parallel, and none of them installs the
 // plugin: call db.Use with the options under test.
-package testutil
+package testdb
 
 import (
 	"net/url"
@@ -49,7 +49,7 @@ func Postgres(t testing.TB) *gorm.DB {
 	db := open(t, postgres.Open(PostgresDSN(t)))
 	pool, err := db.DB()
 	if err != nil {
-		t.Fatalf("testutil: pool: %v", err)
+		t.Fatalf("testdb: pool: %v", err)
 	}
 	pool.SetMaxOpenConns(20)
 	pool.SetMaxIdleConns(20)
@@ -60,15 +60,15 @@ func open(t testing.TB, dialector gorm.Dialector) *gorm.DB {
 	t.Helper()
 	db, err := gorm.Open(dialector, &gorm.Config{Logger: logger.Discard})
 	if err != nil {
-		t.Fatalf("testutil: open %s: %v", dialector.Name(), err)
+		t.Fatalf("testdb: open %s: %v", dialector.Name(), err)
 	}
 	pool, err := db.DB()
 	if err != nil {
-		t.Fatalf("testutil: pool: %v", err)
+		t.Fatalf("testdb: pool: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := pool.Close(); err != nil {
-			t.Errorf("testutil: close %s: %v", dialector.Name(), err)
+			t.Errorf("testdb: close %s: %v", dialector.Name(), err)
 		}
 	})
 	return db
