@@ -13,6 +13,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 type parcel struct {
@@ -259,4 +260,42 @@ func TestProducerOnly(t *testing.T) {
 			}
 		})
 	})
+}
+
+type byValue struct{ To string }
+
+func (a byValue) Validate() error { return refuseEmpty(a.To) }
+
+type byPointer struct{ To string }
+
+func (a *byPointer) Validate() error { return refuseEmpty(a.To) }
+
+func refuseEmpty(to string) error {
+	if to == "" {
+		return errors.New("to is empty")
+	}
+	return nil
+}
+
+// Where the handler is elsewhere, a task that it would refuse must not be created either.
+func TestProducerValidates(t *testing.T) {
+	db := testdb.SQLite(t)
+	install(t, db, outbox.Options{ProducerOnly: true}, nil)
+	value, pointer := outbox.Define[byValue]("a.value"), outbox.Define[byPointer]("a.pointer")
+	for name, make := range map[string]func(to string) error{
+		"Define, by value":   func(to string) error { _, err := value.Create(db, byValue{to}); return err },
+		"Define, by pointer": func(to string) error { _, err := pointer.Create(db, byPointer{to}); return err },
+		"New":                func(to string) error { _, err := outbox.CreateBatch(db, pointer.New(byPointer{to})); return err },
+		"Create":             func(to string) error { _, err := outbox.Create(db, "a.value", byValue{to}); return err },
+		"Create, a pointer":  func(to string) error { _, err := outbox.Create(db, "a.pointer", &byPointer{to}); return err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := make(""); !errors.Is(err, outbox.ErrBadArgs) || !strings.Contains(err.Error(), "to is empty") {
+				t.Errorf("got %v", err)
+			}
+			if err := make("ann"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }

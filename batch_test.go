@@ -401,9 +401,9 @@ func TestCreateBatch(t *testing.T) {
 			"bad arguments":       {[]outbox.NewTask{{Func: cancelOrder, Args: 7}, {Func: cancelOrder}}, outbox.ErrBadArgs, []string{"task 0", cancelOrder}},
 			"bad option":          {append(slices.Clone(many), outbox.NewTask{Func: cancelOrder, Options: []outbox.Option{outbox.Priority(9)}}), outbox.ErrBadOption, []string{"task 1500", "Priority"}},
 			"a key twice":         {[]outbox.NewTask{key("a"), key("b"), key("a")}, outbox.ErrDuplicateKey, []string{"task 2", "task 0", `"a"`}},
-			"a key that is held":  {[]outbox.NewTask{key("z"), key("m"), key("a")}, outbox.ErrDuplicateKey, []string{held.ID, `"m"`}},
-			"held, in chunk two":  {append(slices.Clone(many), key("m")), outbox.ErrDuplicateKey, []string{held.ID, `"m"`}},
-			"held, before others": {append([]outbox.NewTask{key("m")}, many...), outbox.ErrDuplicateKey, []string{held.ID, `"m"`}},
+			"a key that is held":  {[]outbox.NewTask{key("z"), key("m"), key("a")}, outbox.ErrDuplicateKey, []string{held.ID, `"m"`, "task 1, " + cancelOrder}},
+			"held, in chunk two":  {append(slices.Clone(many), key("m")), outbox.ErrDuplicateKey, []string{held.ID, `"m"`, "task 1500, " + cancelOrder}},
+			"held, before others": {append([]outbox.NewTask{key("m")}, many...), outbox.ErrDuplicateKey, []string{held.ID, `"m"`, "task 0, " + cancelOrder}},
 		} {
 			check := func(t *testing.T, err error) {
 				t.Helper()

@@ -194,6 +194,20 @@ func validName(name string) bool {
 	})
 }
 
+// validate calls the arguments' own Validate, by value or by pointer, as bind does after it has decoded them.
+func validate(args any) error {
+	if v, ok := args.(interface{ Validate() error }); ok {
+		return v.Validate()
+	}
+	v := reflect.ValueOf(args)
+	if v.Kind() != reflect.Struct || !reflect.PointerTo(v.Type()).Implements(validator) {
+		return nil
+	}
+	ptr := reflect.New(v.Type())
+	ptr.Elem().Set(v)
+	return ptr.Interface().(interface{ Validate() error }).Validate()
+}
+
 // check finds out whether arguments that were encoded as raw can be bound. A value of the handler's own type can, if all
 // that the type consists of is decoded as it was encoded.
 func (h *handler) check(args any, raw []byte) error {

@@ -71,8 +71,9 @@ func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...Option) error {
 }
 
 // Rerun creates a new task from one that has finished, in tx's transaction: with the same function, arguments, key,
-// queue, priority, attempts and time limit, due at once, unless options say otherwise. The history row stays as it is,
-// but names the new task. Options: WithArgs and those of Create.
+// queue, priority, attempts, time limit and Meta, due at once, unless options say otherwise. The history row stays as it
+// is, but names the new task. Options: WithArgs and those of Create. Hooks see the new task with the finished one's Meta
+// and may set its keys anew; see Hooks.OnCreate.
 //
 // Errors: those of Create; ErrNotFound for an id that history does not have (any more); ErrConflict for a task that has
 // not finished, or has been re-run already. The transaction stays usable.
@@ -214,7 +215,8 @@ func (h handle) reschedule(id string, at time.Time, version *int64) error {
 		h.p.wake.created(h.conn, nil, delay)
 		return nil
 	}
-	return h.wake([]*TaskModel{{ID: id}})
+	h.wake([]*TaskModel{{ID: id}})
+	return nil
 }
 
 // whyNot explains why a task that should wait could not be changed.
@@ -276,15 +278,16 @@ func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
 	raw, err := encodeArgs(args, h.p.opts.MaxArgs)
 	if err == nil && fn != nil {
 		_, err = fn.bind(raw)
+	} else if err == nil {
+		err = validate(args)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadArgs, err)
 	}
-	task, err := h.prepared(past.Func, raw, s)
+	task, err := h.prepared(past.Func, raw, s, past)
 	if err != nil {
 		return nil, err
 	}
-	task.model.RerunOf, task.row.RerunOf = &past.ID, &past.ID
 	r, err := h.traced().ExecContext(h.ctx, h.store.d.Rebind("UPDATE {history} SET rerun_id = ? WHERE id = ? AND rerun_id IS NULL"),
 		task.model.ID, id)
 	if err != nil {
@@ -296,7 +299,8 @@ func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
 	if err := h.insert([]*pendingTask{task}); err != nil {
 		return nil, err
 	}
-	return task.model, h.created([]*pendingTask{task})
+	h.created([]*pendingTask{task})
+	return task.model, nil
 }
 
 func formatTime(t *time.Time) string {

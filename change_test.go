@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -269,6 +271,44 @@ func TestRerun(t *testing.T) {
 			if h := ended(t, db, again.ID); h.Status != outbox.StatusSuccess || *h.RerunOf != old.ID {
 				t.Errorf("ended as %+v", h)
 			}
+		})
+		t.Run("is the same task in every column", func(t *testing.T) {
+			old := finished(t, cancelOrder, outbox.Args{"n": 1}, outbox.Key("same"), outbox.Queue("q"), outbox.Priority(4),
+				outbox.MaxAttempts(3), outbox.Timeout(time.Second))
+			mustRun(t, db, `UPDATE outbox_history SET meta = '{"tenant":"t-1"}' WHERE id = '`+old.ID+"'")
+			again, err := outbox.Rerun(db, old.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, _, err := outbox.Lookup(db, again.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.Meta["tenant"] != "t-1" || len(got.Meta) != 1 {
+				t.Errorf("Meta is %v", got.Meta)
+			}
+			if !reflect.DeepEqual(again.Meta, got.Meta) {
+				t.Errorf("Meta was returned as %v", again.Meta)
+			}
+			// What a task has for itself: who it is, when, and how far it has come.
+			own := []string{"ID", "RunAt", "State", "Attempt", "Uncounted", "Crashes", "Repeatable", "Version", "ProcessID", "RerunOf",
+				"Errors", "CreatedAt", "StartedAt"}
+			_, past, err := outbox.Lookup(db, old.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			task, history := reflect.ValueOf(*got), reflect.ValueOf(*past)
+			for i := range task.NumField() {
+				name := task.Type().Field(i).Name
+				if slices.Contains(own, name) {
+					continue
+				}
+				a, b := history.FieldByName(name).Interface(), task.Field(i).Interface()
+				if !reflect.DeepEqual(a, b) {
+					t.Errorf("%s is %v, was %v", name, b, a)
+				}
+			}
+			mustRun(t, db, "DELETE FROM outbox_tasks")
 		})
 		t.Run("a second time is ErrConflict", func(t *testing.T) {
 			old := finished(t, cancelOrder, nil)

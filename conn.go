@@ -52,11 +52,10 @@ func (t traced) log(ctx context.Context, begin time.Time, query string, params [
 // insistently runs f again while the database asks for it, as after a deadlock; in a transaction of the caller's, which is
 // undone then, that is the caller's to do.
 func (h handle) insistently(f func() error) error {
-	_, inTx := h.conn.(gorm.TxCommitter)
-	_, pinned := h.conn.(*sql.Conn)
+	_, pinned := base(h.conn).(*sql.Conn)
 	for try := 1; ; try++ {
 		err := f()
-		if inTx || pinned || try == maxTxTries || dialect.Classify(err) != dialect.Retry || pauseBeforeTry(h.ctx, try) != nil {
+		if h.inTx || pinned || try == maxTxTries || dialect.Classify(err) != dialect.Retry || pauseBeforeTry(h.ctx, try) != nil {
 			return err
 		}
 	}
@@ -70,36 +69,25 @@ func pauseBeforeTry(ctx context.Context, failed int) error {
 // atomically runs f so that all of it happens or nothing: in a savepoint of the caller's transaction, which stays usable
 // when f fails, or else in a transaction of its own.
 func (h handle) atomically(f func(handle) error) error {
-	pool := h.conn
-	if prepared, ok := pool.(*gorm.PreparedStmtTX); ok {
-		pool = prepared.Tx // savepoints cannot be prepared everywhere
-	}
-	if _, inTx := pool.(gorm.TxCommitter); inTx {
-		h.conn = pool
+	if h.inTx {
+		if prepared, ok := base(h.conn).(*gorm.PreparedStmtTX); ok {
+			h.conn = prepared.Tx // savepoints cannot be prepared everywhere
+		}
 		return h.savepoint(f)
 	}
-	if _, pinned := pool.(*sql.Conn); pinned {
+	if _, pinned := base(h.conn).(*sql.Conn); pinned {
 		// Somebody may have said BEGIN on it by hand, and a second BEGIN would end theirs at its commit.
 		if err := h.savepoint(f); !errors.Is(err, errNoTx) {
 			return err
 		}
 	}
-	var tx gorm.ConnPool
-	var err error
-	switch b := pool.(type) {
-	case gorm.TxBeginner:
-		tx, err = b.BeginTx(h.ctx, &sql.TxOptions{Isolation: h.store.d.Isolation()})
-	case gorm.ConnPoolBeginner:
-		tx, err = b.BeginTx(h.ctx, &sql.TxOptions{Isolation: h.store.d.Isolation()})
-	default:
-		return fmt.Errorf("a connection of type %T cannot begin a transaction", pool)
-	}
+	tx, err := beginTx(h.ctx, h.conn, &sql.TxOptions{Isolation: h.store.d.Isolation()})
 	if err != nil {
 		return err
 	}
 	committer := tx.(gorm.TxCommitter)
 	defer committer.Rollback()
-	h.conn = tx
+	h.conn, h.inTx = tx, true
 	if err := h.begin(); err != nil {
 		return err
 	}
@@ -117,11 +105,12 @@ var errNoTx = errors.New("the connection is not in a transaction")
 const savepointName = "outbox"
 
 func (h handle) savepoint(f func(handle) error) (err error) {
-	if c, pinned := h.conn.(*sql.Conn); pinned && !h.store.d.StillIn(h.ctx, c) {
+	c, pinned := base(h.conn).(*sql.Conn)
+	if pinned && !h.store.d.StillIn(h.ctx, c) {
 		return errNoTx
 	}
 	if _, err := h.conn.ExecContext(h.ctx, "SAVEPOINT "+savepointName); err != nil {
-		if _, pinned := h.conn.(*sql.Conn); pinned {
+		if pinned {
 			return errors.Join(errNoTx, err)
 		}
 		return err

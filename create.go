@@ -3,10 +3,12 @@ package outbox
 import (
 	"cmp"
 	"context"
-	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -46,9 +48,7 @@ func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, err
 	if err := h.insistently(func() error { return h.insert([]*pendingTask{task}) }); err != nil {
 		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
 	}
-	if err := h.created([]*pendingTask{task}); err != nil {
-		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
-	}
+	h.created([]*pendingTask{task})
 	return task.model, nil
 }
 
@@ -98,12 +98,15 @@ func CreateBatch(tx *gorm.DB, tasks ...NewTask) ([]*TaskModel, error) {
 		}
 		return insert(h)
 	})
-	if err == nil && len(prepared) > 0 {
-		err = h.created(prepared)
+	var held *DuplicateKeyError
+	if errors.As(err, &held) {
+		i := keys[held.Key]
+		return nil, fmt.Errorf("outbox: create batch: task %d, %s: %w", i, tasks[i].Func, err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("outbox: create batch: %w", err)
 	}
+	h.created(prepared)
 	models := make([]*TaskModel, len(prepared))
 	for i, t := range prepared {
 		models[i] = t.model
@@ -143,6 +146,7 @@ type handle struct {
 	store *store
 	tx    *gorm.DB
 	conn  gorm.ConnPool
+	inTx  bool // conn is a transaction
 	ctx   context.Context
 }
 
@@ -165,42 +169,27 @@ func open(tx *gorm.DB) (handle, error) {
 	if tx.DryRun {
 		return handle{}, ErrDryRun
 	}
-	return handle{p: p, store: s, tx: tx, conn: s.primary(tx), ctx: tx.Statement.Context}, nil
+	conn := s.primary(tx)
+	return handle{p: p, store: s, tx: tx, conn: conn, inTx: isTx(conn), ctx: tx.Statement.Context}, nil
 }
 
 // openToCreate is open for what Options.RequireTx applies to.
 func openToCreate(tx *gorm.DB) (handle, error) {
 	h, err := open(tx)
-	if err != nil || !h.p.opts.RequireTx {
-		return h, err
-	}
-	if _, inTx := h.conn.(gorm.TxCommitter); !inTx {
+	if err == nil && h.p.opts.RequireTx && !h.inTx {
 		return handle{}, ErrNoTransaction
 	}
-	return h, nil
+	return h, err
 }
 
 // primary is the handle's connection, but for a pool that is not its DB's: dbresolver leaves a replica's in a handle that
 // a query has returned. A transaction or a single connection stays what it is.
 func (s *store) primary(tx *gorm.DB) gorm.ConnPool {
 	conn := tx.Statement.ConnPool
-	if _, inTx := conn.(gorm.TxCommitter); inTx || poolOf(conn) == nil || poolOf(conn) == s.pool || poolOf(tx.ConnPool) != s.pool {
+	if isTx(conn) || poolOf(conn) == nil || poolOf(conn) == s.pool || poolOf(tx.ConnPool) != s.pool {
 		return conn
 	}
 	return tx.ConnPool
-}
-
-// poolOf is the pool that conn is or wraps; nil when that cannot be known.
-func poolOf(conn gorm.ConnPool) *sql.DB {
-	if pool, ok := conn.(*sql.DB); ok {
-		return pool
-	}
-	if wrapped, ok := conn.(gorm.GetDBConnector); ok {
-		if pool, err := wrapped.GetDBConn(); err == nil {
-			return pool
-		}
-	}
-	return nil
 }
 
 // prepare checks everything that can be checked without the database.
@@ -215,6 +204,8 @@ func (h handle) prepare(path string, args any, opts []Option) (*pendingTask, err
 	raw, err := encodeArgs(args, h.p.opts.MaxArgs)
 	if err == nil && fn != nil {
 		err = fn.check(args, raw)
+	} else if err == nil {
+		err = validate(args) // the handler is elsewhere; what its arguments must be, their type knows here too
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadArgs, err)
@@ -223,10 +214,11 @@ func (h handle) prepare(path string, args any, opts []Option) (*pendingTask, err
 	if err != nil {
 		return nil, err
 	}
-	return h.prepared(path, raw, s)
+	return h.prepared(path, raw, s, nil)
 }
 
-func (h handle) prepared(path string, raw JSON, s settings) (*pendingTask, error) {
+// prepared makes the row; of is the finished task that it repeats, if any.
+func (h handle) prepared(path string, raw JSON, s settings, of *HistoryModel) (*pendingTask, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("make an id: %w", err)
@@ -235,10 +227,16 @@ func (h handle) prepared(path string, raw JSON, s settings) (*pendingTask, error
 		ID: id.String(), Func: path, Args: raw, Key: s.key, Queue: s.queue, Priority: s.priority, State: StatePending,
 		MaxAttempts: s.maxAttempts, TimeoutMS: int64((s.timeout + time.Millisecond - 1) / time.Millisecond), Version: 1,
 	}
+	if of != nil {
+		t.RerunOf, t.Meta = &of.ID, maps.Clone(of.Meta)
+	}
 	for _, hook := range h.p.opts.Hooks {
 		if err := h.onCreate(hook, t); err != nil {
-			return nil, fmt.Errorf("refused by a hook: %w", err)
+			return nil, err
 		}
+	}
+	if of != nil {
+		t.Meta = inherit(t.Meta, of.Meta)
 	}
 	meta, err := t.Meta.Value()
 	if err != nil {
@@ -246,7 +244,7 @@ func (h handle) prepared(path string, raw JSON, s settings) (*pendingTask, error
 	}
 	row := dialect.NewRow{
 		ID: t.ID, Func: t.Func, Args: string(t.Args), Key: t.Key, Queue: t.Queue, Priority: t.Priority,
-		MaxAttempts: t.MaxAttempts, TimeoutMS: t.TimeoutMS,
+		MaxAttempts: t.MaxAttempts, TimeoutMS: t.TimeoutMS, RerunOf: t.RerunOf,
 	}
 	if text, ok := meta.(string); ok {
 		if len(text) > h.p.opts.MaxArgs {
@@ -265,13 +263,71 @@ func (h handle) prepared(path string, raw JSON, s settings) (*pendingTask, error
 	return &pendingTask{model: t, row: row, delay: delay}, nil
 }
 
-func (h handle) onCreate(hook Hooks, t *TaskModel) (err error) {
+// onCreate shows a hook a copy of the task and takes back nothing but Meta: what else it changed has not been checked, and
+// would be stored or dropped without anybody being told.
+func (h handle) onCreate(hook Hooks, t *TaskModel) error {
+	shown := clone(t)
+	if err := h.callOnCreate(hook, shown); err != nil {
+		return fmt.Errorf("refused by a hook: %w", err)
+	}
+	if changed := differences(t, shown); len(changed) > 0 {
+		return fmt.Errorf("the hook %T has changed %s: OnCreate may set Meta only", hook, strings.Join(changed, ", "))
+	}
+	t.Meta = shown.Meta
+	return nil
+}
+
+func (h handle) callOnCreate(hook Hooks, shown *TaskModel) (err error) {
+	before := clone(shown)
 	defer func() {
 		if v := recover(); v != nil {
+			*shown = *before
 			h.p.log.Error("outbox: hook panicked", "hook", "OnCreate", "panic", panicText(v))
 		}
 	}()
-	return hook.OnCreate(h.ctx, t)
+	return hook.OnCreate(h.ctx, shown)
+}
+
+// clone copies what a new task has, so that a change of the copy is none of the task.
+func clone(t *TaskModel) *TaskModel {
+	c := *t
+	c.Args, c.Meta = slices.Clone(t.Args), maps.Clone(t.Meta)
+	c.Key, c.RerunOf = clonePointer(t.Key), clonePointer(t.RerunOf)
+	return &c
+}
+
+func clonePointer(s *string) *string {
+	if s == nil {
+		return nil
+	}
+	c := *s
+	return &c
+}
+
+// differences names the fields, Meta apart, in which two tasks differ.
+func differences(a, b *TaskModel) (names []string) {
+	x, y := reflect.ValueOf(a).Elem(), reflect.ValueOf(b).Elem()
+	for i := range x.NumField() {
+		if name := x.Type().Field(i).Name; name != "Meta" && !reflect.DeepEqual(x.Field(i).Interface(), y.Field(i).Interface()) {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// inherit adds what the hooks have left out of a re-run's Meta. A hook that makes a new map means to set its own key, such
+// as a trace's, and not to lose another's, such as the tenant.
+func inherit(m, from Meta) Meta {
+	for key, text := range from {
+		if _, set := m[key]; set {
+			continue
+		}
+		if m == nil {
+			m = Meta{}
+		}
+		m[key] = text
+	}
+	return m
 }
 
 // now is the process's clock, or the tests'.
@@ -346,7 +402,7 @@ func (h handle) holder(missing []dialect.NewRow) error {
 }
 
 // created hints at new tasks.
-func (h handle) created(tasks []*pendingTask) error {
+func (h handle) created(tasks []*pendingTask) {
 	var due []*TaskModel
 	for _, t := range tasks {
 		if t.delay > 0 {
@@ -355,21 +411,23 @@ func (h handle) created(tasks []*pendingTask) error {
 		}
 		due = append(due, t.model)
 	}
-	return h.wake(due)
+	h.wake(due)
 }
 
-// wake hints at tasks that are due as soon as the caller's transaction commits.
-func (h handle) wake(due []*TaskModel) error {
+// wake hints at tasks that are due as soon as the caller's transaction commits. A Waker's error is logged and no more: the
+// rows are in, so an error would tell the caller that they are not. If the Waker has broken the transaction, the next
+// statement or the commit says so.
+func (h handle) wake(due []*TaskModel) {
 	if len(due) == 0 {
-		return nil
+		return
 	}
-	for _, w := range h.p.opts.Wakers {
-		if err := w.Created(h.ctx, h.conn, h.store.pool); err != nil {
-			if _, inTx := h.conn.(gorm.TxCommitter); inTx {
-				return fmt.Errorf("wake other processes: %w", err)
-			}
-			// The tasks are committed, so the caller must not take this for a failure. The scan finds them.
-			h.p.log.Warn("outbox: other processes are not woken", "err", err)
+	for i, w := range h.p.opts.Wakers {
+		err := w.Created(h.ctx, h.conn, h.store.pool)
+		if failed := &h.p.wakersFail[i]; err == nil {
+			failed.Store(false)
+		} else if !failed.Swap(true) {
+			h.p.log.Warn("outbox: other processes are not woken, so their next scan finds new tasks; said once until it works again",
+				"waker", fmt.Sprintf("%T", w), "err", err)
 		}
 	}
 	// What this process cannot run is no reason to ask again and again.
@@ -377,7 +435,6 @@ func (h handle) wake(due []*TaskModel) error {
 	if len(ours) > 0 {
 		h.p.wake.created(h.conn, ours, 0)
 	}
-	return nil
 }
 
 func deref(s *string) string {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"slices"
 
 	"gorm.io/gorm"
 )
@@ -16,7 +17,8 @@ type Definition[A any] struct {
 }
 
 // Define names a function whose arguments are A, a struct with JSON tags or Args. The options apply to each Create,
-// before its own. It panics when the path has no valid form or A is of another kind.
+// before its own. It panics when the path has no valid form, A is of another kind, or an option is none of Create's or can
+// never be valid.
 func Define[A any](path string, opts ...Option) Definition[A] {
 	if err := checkPath(path); err != nil {
 		panic(fmt.Sprintf("outbox: define %s: %v", path, err))
@@ -24,13 +26,17 @@ func Define[A any](path string, opts ...Option) Definition[A] {
 	if t := reflect.TypeFor[A](); t != argsType && t.Kind() != reflect.Struct {
 		panic(fmt.Sprintf("outbox: define %s: the arguments are %s; they must be a struct with JSON tags or outbox.Args", path, t))
 	}
-	return Definition[A]{path: path, opts: opts}
+	if _, err := resolve(nil, opts, createOptions...); err != nil {
+		panic(fmt.Sprintf("outbox: define %s: %v", path, err))
+	}
+	return Definition[A]{path: path, opts: slices.Clone(opts)}
 }
 
 // Path is the dotted path.
 func (d Definition[A]) Path() string { return d.path }
 
-// Create is the function Create with the definition's path, arguments and options.
+// Create is the function Create with the definition's path, arguments and options. Where no handler of the path is
+// registered (Options.ProducerOnly), it still calls Validate, if A has it.
 func (d Definition[A]) Create(tx *gorm.DB, args A, opts ...Option) (*TaskModel, error) {
 	return Create(tx, d.path, args, append(d.opts[:len(d.opts):len(d.opts)], opts...)...)
 }

@@ -19,7 +19,12 @@ import (
 // panic in one is logged and changes nothing. Embed NopHooks to implement only some.
 type Hooks interface {
 	// OnCreate is called before the row is inserted, in the creator's transaction, which may still roll back. It may
-	// set task.Meta, which goes with the task to its handler and into history. An error refuses the creation.
+	// set task.Meta, which goes with the task to its handler and into history, and nothing else: a change of another
+	// field fails the creation. An error refuses it.
+	//
+	// In a re-run task.RerunOf is set, and task.Meta is the finished task's. A key that a hook sets replaces its old
+	// text; a key that it leaves out is kept. So a trace may be a new one, but a hook that takes the tenant from ctx must
+	// look first whether it is there: ctx is of whoever re-runs the task.
 	OnCreate(ctx context.Context, task *TaskModel) error
 
 	// OnStart is called before the handler, in the run's goroutine. The context that it returns goes to the handler.
@@ -52,12 +57,12 @@ func (NopHooks) OnFinish(context.Context, *TaskModel, Finish) {}
 // what a lost one leaves.
 type Waker interface {
 	// Created is called after tasks that are due now have been inserted, with the creator's connection, in its
-	// transaction if it has one. There an error fails the creation; without a transaction, when the tasks are committed
-	// already, it is only logged.
+	// transaction if it has one. An error is logged, once until it works again, and changes nothing: the tasks are
+	// inserted, and the scan finds them.
 	Created(ctx context.Context, conn gorm.ConnPool, pool *sql.DB) error
 
 	// Listen calls wake whenever tasks may be due, until ctx is done. When it returns before, it is called again after
-	// a pause.
+	// a pause; but not after a Permanent error, which is logged once.
 	Listen(ctx context.Context, pool *sql.DB, wake func()) error
 }
 
@@ -111,7 +116,8 @@ func (w *wakeups) created(conn gorm.ConnPool, tasks []*TaskModel, delay time.Dur
 		return
 	}
 	now := time.Now()
-	_, inTx := conn.(gorm.TxCommitter)
+	conn = base(conn)
+	inTx := isTx(conn)
 	if delay > 0 && (!inTx || txOver(conn) == nil || !reflect.TypeOf(conn).Comparable()) {
 		w.dueBy(now.Add(delay))
 		return

@@ -43,7 +43,7 @@ const (
 	maxYear        = 9999 // the largest that every database stores
 )
 
-// resolve applies options; allowed names those that the caller understands.
+// resolve applies options; allowed names those that the caller understands. Without a plugin it only checks them.
 func resolve(p *Plugin, opts []Option, allowed ...string) (settings, error) {
 	s := settings{maxAttempts: 1, queue: defaultQueue, priority: defaultPriority}
 	for _, o := range opts {
@@ -98,7 +98,11 @@ func StartAfter(d time.Duration) Option {
 // the location skips, or has twice, when clocks are changed is an error: use StartAt to say which instant is meant.
 func StartTime(text string) Option {
 	return Option{"StartTime", func(s *settings, p *Plugin) error {
-		t, err := parseStartTime(text, p.opts.Location)
+		location := time.UTC // Define asks for the form only
+		if p != nil {
+			location = p.opts.Location
+		}
+		t, err := parseStartTime(text, location)
 		if err != nil {
 			return err
 		}

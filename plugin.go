@@ -103,6 +103,8 @@ type Plugin struct {
 	wake     wakeups
 	running  atomic.Bool
 
+	wakersFail []atomic.Bool // by Waker: its Created has failed last, and that has been logged
+
 	smallGroup int // of outcomes; zero means the constant
 
 	mu    sync.Mutex
@@ -130,6 +132,7 @@ func New(opts Options) *Plugin {
 		o.Backoff = DefaultBackoff
 	}
 	p.log = o.Logger
+	p.wakersFail = make([]atomic.Bool, len(o.Wakers))
 
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }

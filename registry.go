@@ -24,7 +24,7 @@ type handler struct {
 	tx         bool         // it takes a *gorm.DB: transactional
 	result     bool         // it returns more than an error
 	idempotent bool
-	isolation  sql.IsolationLevel
+	isolation  *sql.IsolationLevel // nil means the database's default
 }
 
 // repeatable: an interrupted run may be run again without counting.
@@ -38,7 +38,7 @@ type registry struct {
 	sealed   int // Runs in progress: what they can run is already in their process rows
 }
 
-// HandlerOption is a choice for Handle.
+// HandlerOption is a choice for Handle, made by Idempotent or Isolation.
 type HandlerOption struct{ apply func(*handler) }
 
 // Idempotent says that running the handler again after an interrupted run does no harm: such a run then does not count
@@ -49,7 +49,36 @@ func Idempotent() HandlerOption { return HandlerOption{func(h *handler) { h.idem
 // it by itself, because the transaction has begun. A serialization failure is run again, see Handle. On SQLite, where every
 // transaction is serializable, it makes no difference.
 func Isolation(level sql.IsolationLevel) HandlerOption {
-	return HandlerOption{func(h *handler) { h.isolation = level }}
+	return HandlerOption{func(h *handler) { h.isolation = &level }}
+}
+
+// level is what the handler's transaction begins with.
+func (h *handler) level() sql.IsolationLevel {
+	if h.isolation == nil {
+		return sql.LevelDefault
+	}
+	return *h.isolation
+}
+
+// apply sets the options, and says which of them cannot be meant.
+func (h *handler) apply(opts []HandlerOption) error {
+	for i, o := range opts {
+		if o.apply == nil {
+			return fmt.Errorf("option %d is a HandlerOption{} that no function of this package made", i)
+		}
+		o.apply(h)
+	}
+	if h.isolation == nil {
+		return nil
+	}
+	if !h.tx {
+		return fmt.Errorf("Isolation is of a transactional handler's transaction, and this handler takes no *gorm.DB")
+	}
+	switch *h.isolation {
+	case sql.LevelDefault, sql.LevelReadUncommitted, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSnapshot, sql.LevelSerializable:
+		return nil
+	}
+	return fmt.Errorf("no supported database has the isolation level %v", *h.isolation)
 }
 
 var (
@@ -78,15 +107,15 @@ or returns (R, error), where A is a struct with JSON tags, a pointer to one, or 
 // The keys of a task's arguments and the fields of A must match: a key that no field takes, and a missing key whose
 // field is neither a pointer nor omitempty or omitzero, is an error. If A has a method Validate() error, it is called.
 //
-// Handle panics on a wiring mistake: a path that is taken or has no valid form, a function of another signature, a
-// call while Run is running.
+// Handle panics on a wiring mistake: a path that is taken or has no valid form, a function of another signature, an option
+// that does not go with it, a call while Run is running.
 func (p *Plugin) Handle(path string, fn any, opts ...HandlerOption) {
 	h, err := newHandler(path, reflect.ValueOf(fn))
+	if err == nil {
+		err = h.apply(opts)
+	}
 	if err != nil {
 		panic(fmt.Sprintf("outbox: handle %s: %v", path, err))
-	}
-	for _, o := range opts {
-		o.apply(h)
 	}
 	p.registry.add(h)
 }
@@ -97,8 +126,8 @@ func (p *Plugin) Handle(path string, fn any, opts ...HandlerOption) {
 // of those that fit. It panics on wiring mistakes as Handle does.
 func (p *Plugin) Register(path string, svc any, methods ...string) {
 	v := reflect.ValueOf(svc)
-	if !v.IsValid() {
-		panic(fmt.Sprintf("outbox: register %s: the service is nil", path))
+	if !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
+		panic(fmt.Sprintf("outbox: register %s: the service is nil (%T)", path, svc))
 	}
 	if len(methods) == 0 {
 		panic(fmt.Sprintf("outbox: register %s: name the methods to register; those of %T that fit: %s", path, svc, fitting(v)))
@@ -117,12 +146,20 @@ func (p *Plugin) Register(path string, svc any, methods ...string) {
 }
 
 // Alias lets tasks that were created under an old path run by the handler of the current one, so that a function can be
-// renamed while its tasks wait. It panics when old is taken; Run reports a current path that nobody registered.
+// renamed while its tasks wait. It panics when old is taken or a path has no valid form; Run reports a current path that
+// nobody registered. After a second renaming both old paths are aliases of the newest one.
 func (p *Plugin) Alias(old, current string) {
 	r := &p.registry
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.free(old); err != nil {
+	err := r.free(old)
+	if err == nil {
+		err = checkPath(current)
+	}
+	if err == nil && old == current {
+		err = fmt.Errorf("it is an alias of itself")
+	}
+	if err != nil {
 		panic(fmt.Sprintf("outbox: alias %s: %v", old, err))
 	}
 	if r.aliases == nil {
@@ -212,8 +249,13 @@ func (r *registry) seal() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, old := range slices.Sorted(maps.Keys(r.aliases)) {
-		if r.handlers[r.aliases[old]] == nil {
-			return fmt.Errorf("alias %s: %w: %s%s", old, ErrUnknownFunc, r.aliases[old], r.suggest(r.aliases[old]))
+		current := r.aliases[old]
+		if next, ok := r.aliases[current]; ok {
+			return fmt.Errorf("alias %s: %w: %s is an alias itself, of %s: name the path that a handler is registered under",
+				old, ErrUnknownFunc, current, next)
+		}
+		if r.handlers[current] == nil {
+			return fmt.Errorf("alias %s: %w: %s%s", old, ErrUnknownFunc, current, r.suggest(current))
 		}
 	}
 	r.sealed++

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"reflect"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"gorm.io/gorm"
 )
@@ -109,6 +111,27 @@ func TestHandlePanics(t *testing.T) {
 			}
 		})
 	}
+	tx := func(context.Context, *gorm.DB) error { return nil }
+	for _, c := range []struct {
+		name string
+		fn   any
+		opt  HandlerOption
+		want string
+	}{
+		{"an option that nobody made", ok, HandlerOption{}, "option 0 is a HandlerOption{} that no function of this package made"},
+		{"isolation of an ordinary handler", ok, Isolation(sql.LevelSerializable), "Isolation is of a transactional handler's transaction"},
+		{"the default isolation of an ordinary handler", ok, Isolation(sql.LevelDefault), "Isolation is of a transactional handler's transaction"},
+		{"a level that no database has", tx, Isolation(sql.LevelLinearizable), "no supported database has the isolation level Linearizable"},
+		{"a level that is none", tx, Isolation(99), "no supported database has the isolation level"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p := New(Options{})
+			contains(t, panics(func() { p.Handle("a.b", c.fn, c.opt) }), "outbox: handle a.b: ", c.want)
+			if p.registry.lookup("a.b") != nil {
+				t.Error("it is registered all the same")
+			}
+		})
+	}
 	t.Run("while Run runs", func(t *testing.T) {
 		p := New(Options{})
 		if err := p.registry.seal(); err != nil {
@@ -160,6 +183,7 @@ func TestRegisterPanics(t *testing.T) {
 	p := New(Options{})
 	fits := "CheckAndCancel, URLFetch, Élan"
 	contains(t, panics(func() { p.Register("s", nil, "X") }), "outbox: register s: the service is nil")
+	contains(t, panics(func() { p.Register("s", (*service)(nil), "CheckAndCancel") }), "outbox: register s: the service is nil (*outbox.service)")
 	contains(t, panics(func() { p.Register("s", &service{}) }), "outbox: register s: name the methods", "*outbox.service", fits)
 	contains(t, panics(func() { p.Register("s", &service{}, "Nope") }), "*outbox.service has no method Nope", fits)
 	contains(t, panics(func() { p.Register("s", service{}, "CheckAndCancel") }), "has no method CheckAndCancel", "none")
@@ -191,13 +215,44 @@ func TestAlias(t *testing.T) {
 	contains(t, panics(func() { p.Alias("new", "x") }), "outbox: alias new: the path is registered already")
 	contains(t, panics(func() { p.Alias("old", "x") }), "the path is an alias of new already")
 	contains(t, panics(func() { p.Alias("a b", "x") }), "outbox: alias a b: the path has a ' '")
+	contains(t, panics(func() { p.Alias("x", "a b") }), "outbox: alias x: the path has a ' '")
+	contains(t, panics(func() { p.Alias("x", "x") }), "outbox: alias x: it is an alias of itself")
+	t.Run("of an alias", func(t *testing.T) {
+		p := New(Options{})
+		p.Alias("first", "second")
+		p.Alias("second", "third")
+		p.Handle("third", func(context.Context) error { return nil })
+		err := p.registry.seal()
+		if !errors.Is(err, ErrUnknownFunc) {
+			t.Fatalf("got %v", err)
+		}
+		contains(t, err.Error(), "alias first", "second is an alias itself, of third")
+	})
 }
 
 func TestDefinePanics(t *testing.T) {
 	contains(t, panics(func() { Define[payArgs]("a..b") }), "outbox: define a..b", "empty part")
 	contains(t, panics(func() { Define[string]("a") }), "the arguments are string; they must be a struct")
 	contains(t, panics(func() { Define[map[string]int]("a") }), "map[string]int")
-	if text := panics(func() { Define[Args]("a"); Define[payArgs]("a") }); text != "" {
+	for want, opt := range map[string]Option{
+		"IfVersion does not apply here":                     IfVersion(1),
+		"WithArgs does not apply here":                      WithArgs(nil),
+		"MaxAttempts: 0 is not between 1 and 10000":         MaxAttempts(0),
+		"Priority: 9 is not between 1 and 4":                Priority(9),
+		"Queue: is empty":                                   Queue(""),
+		"Key: is empty":                                     Key(""),
+		"Timeout: -1s is negative":                          Timeout(-time.Second),
+		"StartAfter: -1s is negative":                       StartAfter(-time.Second),
+		"StartAt: the zero time":                            StartAt(time.Time{}),
+		`StartTime: "noon" is not a time of the form`:       StartTime("noon"),
+		"an Option{} that no function of this package made": {},
+	} {
+		contains(t, panics(func() { Define[payArgs]("a.b", opt) }), "outbox: define a.b: bad option: ", want)
+	}
+	if text := panics(func() {
+		Define[Args]("a")
+		Define[payArgs]("a", StartTime("2026-03-29 02:30:00"), StartAfter(time.Hour), Key("one"), Queue("q"), Priority(1), MaxAttempts(3), Timeout(0))
+	}); text != "" {
 		t.Error(text)
 	}
 }

@@ -55,7 +55,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	over = sync.OnceFunc(over)
 	defer over()
 	defer context.AfterFunc(r.ctx, over)() // the transaction ends then, whether the handler returns or not
-	tx, err := s.pool.BeginTx(ctx, &sql.TxOptions{Isolation: r.handler.isolation})
+	tx, err := s.pool.BeginTx(ctx, &sql.TxOptions{Isolation: r.handler.level()})
 	if err != nil {
 		return infrastructure(err)
 	}

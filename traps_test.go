@@ -3,7 +3,9 @@ package outbox_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -291,6 +293,96 @@ func TestOnCreate(t *testing.T) {
 				t.Errorf("logged %q", logged.String())
 			}
 		})
+	})
+}
+
+// A re-run's hooks see the finished task's Meta. They set keys anew; what they leave out is kept, also by a hook that makes
+// a new map.
+func TestOnCreateOfARerun(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		var shown outbox.Meta
+		var of *string
+		p := install(t, db, outbox.Options{Hooks: []outbox.Hooks{
+			recordingHooks{create: func(ctx context.Context, task *outbox.TaskModel) error {
+				shown, of = maps.Clone(task.Meta), task.RerunOf
+				task.Meta = outbox.Meta{"trace": fmt.Sprint("of ", task.ID)}
+				if task.RerunOf == nil {
+					task.Meta["tenant"] = "t-1"
+				}
+				return nil
+			}},
+		}}, func(p *outbox.Plugin) {
+			p.Handle(cancelOrder, func(context.Context, outbox.Args) error { return nil })
+		})
+		old := create(t, db, cancelOrder, nil)
+		if of != nil || shown != nil {
+			t.Errorf("a new task is shown with Meta %v, RerunOf %v", shown, of)
+		}
+		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
+			t.Fatalf("%d ran, %v", n, err)
+		}
+		again, err := outbox.Rerun(db, old.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if of == nil || *of != old.ID || !maps.Equal(shown, old.Meta) {
+			t.Errorf("the hook was shown Meta %v of %v", shown, of)
+		}
+		stored, _, err := outbox.Lookup(db, again.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := outbox.Meta{"tenant": "t-1", "trace": "of " + again.ID}
+		if !maps.Equal(stored.Meta, want) || !maps.Equal(again.Meta, want) {
+			t.Errorf("Meta is %v, returned as %v; want %v", stored.Meta, again.Meta, want)
+		}
+	})
+}
+
+// A hook sets Meta and nothing else: whatever it writes elsewhere has passed no check.
+func TestOnCreateChangesMetaOnly(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		var change func(*outbox.TaskModel)
+		install(t, db, outbox.Options{Hooks: []outbox.Hooks{
+			recordingHooks{create: func(_ context.Context, task *outbox.TaskModel) error {
+				change(task)
+				return nil
+			}},
+		}}, func(p *outbox.Plugin) {
+			p.Handle(cancelOrder, func(context.Context, outbox.Args) error { return nil })
+		})
+		key := "other"
+		for name, c := range map[string]func(*outbox.TaskModel){
+			"ID":          func(t *outbox.TaskModel) { t.ID = "x" },
+			"Func":        func(t *outbox.TaskModel) { t.Func = "other" },
+			"Args":        func(t *outbox.TaskModel) { t.Args = outbox.JSON("not JSON") },
+			"Key":         func(t *outbox.TaskModel) { t.Key = &key },
+			"Queue":       func(t *outbox.TaskModel) { t.Queue = strings.Repeat("q", 100) },
+			"Priority":    func(t *outbox.TaskModel) { t.Priority = 99 },
+			"RunAt":       func(t *outbox.TaskModel) { t.RunAt = time.Now() },
+			"MaxAttempts": func(t *outbox.TaskModel) { t.MaxAttempts = -1 },
+			"TimeoutMS":   func(t *outbox.TaskModel) { t.TimeoutMS = -1 },
+			"RerunOf":     func(t *outbox.TaskModel) { t.RerunOf = &key },
+			"Args, Key":   func(t *outbox.TaskModel) { t.Args[0] = 'x'; *t.Key = "in place" },
+		} {
+			change = c
+			_, err := outbox.Create(db, cancelOrder, outbox.Args{"n": 1}, outbox.Key("key"))
+			if err == nil || !strings.Contains(err.Error(), "has changed "+name+": OnCreate may set Meta only") ||
+				!strings.Contains(err.Error(), "recordingHooks") {
+				t.Errorf("%s: got %v", name, err)
+			}
+		}
+		if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+			t.Errorf("%d tasks were inserted", n)
+		}
+		change = func(task *outbox.TaskModel) {
+			task.Meta = outbox.Meta{"half": "way"}
+			task.Priority = 99
+			panic("broken")
+		}
+		if task := create(t, db, cancelOrder, nil); task.Meta != nil || task.Priority != 2 {
+			t.Errorf("a panic has changed Meta to %v, Priority to %d", task.Meta, task.Priority)
+		}
 	})
 }
 

@@ -2,7 +2,9 @@ package outbox_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -230,6 +232,73 @@ func TestCommitAfterTheFirstLook(t *testing.T) {
 		}
 		if id := receive(t, ran); id != late {
 			t.Errorf("%s ran, want %s", id, late)
+		}
+	})
+}
+
+// brokenWaker cannot wake, and does what its caller's transaction must bear.
+type brokenWaker struct {
+	quietWaker
+	broken *atomic.Bool
+}
+
+func (w brokenWaker) Created(ctx context.Context, conn gorm.ConnPool, _ *sql.DB) error {
+	if w.broken.Load() {
+		return errors.New("no route")
+	}
+	return nil
+}
+
+type quietWaker struct{}
+
+func (quietWaker) Created(context.Context, gorm.ConnPool, *sql.DB) error { return nil }
+func (quietWaker) Listen(ctx context.Context, _ *sql.DB, _ func()) error {
+	<-ctx.Done()
+	return nil
+}
+
+// A wake-up that fails fails no creation, whose row is in: neither in a transaction nor outside. It is said once.
+func TestFailingWaker(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		var said logBuffer
+		var broken atomic.Bool
+		broken.Store(true)
+		p := install(t, db, outbox.Options{Logger: said.logger(),
+			Wakers: []outbox.Waker{quietWaker{}, brokenWaker{broken: &broken}}}, func(p *outbox.Plugin) {
+			p.Handle(cancelOrder, func(context.Context) error { return nil })
+		})
+		var made []string
+		err := db.Transaction(func(tx *gorm.DB) error {
+			made = append(made, create(t, tx, cancelOrder, nil).ID)
+			batch, err := outbox.CreateBatch(tx, outbox.NewTask{Func: cancelOrder}, outbox.NewTask{Func: cancelOrder})
+			if err != nil {
+				return err
+			}
+			made = append(made, batch[0].ID, batch[1].ID)
+			later := create(t, tx, cancelOrder, nil, outbox.StartAfter(time.Hour))
+			made = append(made, later.ID)
+			return outbox.Reschedule(tx, later.ID, time.Now())
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		made = append(made, create(t, db, cancelOrder, nil).ID)
+		if n, err := p.RunDue(t.Context()); n != len(made) || err != nil {
+			t.Fatalf("%d ran, %v", n, err)
+		}
+		again, err := outbox.Rerun(db, made[0])
+		if err != nil || !taskExists(t, db, again.ID) {
+			t.Fatalf("re-run: %v", err)
+		}
+		if n := said.lines("level=WARN", "no route", "brokenWaker"); n != 1 {
+			t.Errorf("said %d times", n)
+		}
+		broken.Store(false)
+		create(t, db, cancelOrder, nil)
+		broken.Store(true)
+		create(t, db, cancelOrder, nil)
+		if n := said.lines("no route"); n != 2 {
+			t.Errorf("after it had worked: said %d times", n)
 		}
 	})
 }
