@@ -258,7 +258,7 @@ func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
 // deadlocks that the server has found so far. MySQL counts those of all databases together, so nothing is counted on a
 // server that others use; nobody else of this binary uses a server while a test runs that is not parallel.
 func deadlocks(t *testing.T, db *gorm.DB) int {
-	if db.Name() == "mysql" && os.Getenv("OUTBOX_TEST_MYSQL") != "" {
+	if db.Name() == "mysql" && os.Getenv("OUTBOX_TEST_MARIADB")+os.Getenv("OUTBOX_TEST_MYSQL") != "" {
 		return 0
 	}
 	query := map[string]string{

@@ -347,7 +347,7 @@ func TestOuterHandleInsideATransaction(t *testing.T) {
 	}
 	// On SQLite the outer handle waits for the transaction.
 	t.Run("escapes the rollback of PostgreSQL", func(t *testing.T) { escapes(t, testdb.Postgres(t)) })
-	t.Run("escapes the rollback of MySQL", func(t *testing.T) { escapes(t, testdb.MySQL(t)) })
+	t.Run("escapes the rollback of MySQL", func(t *testing.T) { escapes(t, testdb.MariaDB(t)) })
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		_, _ = shop(t, db, outbox.Options{})
 		pool, err := db.DB()

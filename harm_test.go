@@ -173,7 +173,7 @@ func TestHandlerThatLosesItsOwnConnection(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) {
 		losesItsConnection(t, testdb.Postgres(t), "SELECT pg_terminate_backend(pg_backend_pid())")
 	})
-	t.Run("mysql", func(t *testing.T) { losesItsConnection(t, testdb.MySQL(t), "KILL CONNECTION_ID()") })
+	t.Run("mariadb", func(t *testing.T) { losesItsConnection(t, testdb.MariaDB(t), "KILL CONNECTION_ID()") })
 }
 
 func losesItsConnection(t *testing.T, db *gorm.DB, suicide string) {
@@ -336,8 +336,8 @@ func TestTransactionThatHangsInItsRollbackBlocksNobody(t *testing.T) {
 		hangsInItsRollback(t, testdb.Postgres(t), "SELECT pg_sleep(5)",
 			"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'")
 	})
-	t.Run("mysql", func(t *testing.T) {
-		hangsInItsRollback(t, testdb.MySQL(t), "SELECT SLEEP(5)",
+	t.Run("mariadb", func(t *testing.T) {
+		hangsInItsRollback(t, testdb.MariaDB(t), "SELECT SLEEP(5)",
 			"SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info = 'SELECT SLEEP(5)'")
 	})
 }

@@ -14,13 +14,13 @@ import (
 
 // databases that every database test runs on.
 var databases = []struct {
-	name string
-	open func(testing.TB) *gorm.DB
-	dsn  func(testing.TB) string
+	name, dialect string // the dialect is GORM's name of it
+	open          func(testing.TB) *gorm.DB
+	dsn           func(testing.TB) string
 }{
-	{"sqlite", testdb.SQLite, testdb.SQLiteDSN},
-	{"postgres", testdb.Postgres, testdb.PostgresDSN},
-	{"mysql", testdb.MySQL, testdb.MySQLDSN},
+	{"sqlite", "sqlite", testdb.SQLite, testdb.SQLiteDSN},
+	{"postgres", "postgres", testdb.Postgres, testdb.PostgresDSN},
+	{"mariadb", "mysql", testdb.MariaDB, testdb.MariaDBDSN},
 }
 
 // eachDB runs a test on a fresh database of each kind, without the plugin, on all kinds at a time and after the test's own

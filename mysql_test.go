@@ -41,7 +41,7 @@ func TestSettingsOfMySQL(t *testing.T) {
 		{"parseTime=true&loc=UTC&sql_mode=%27%27", "STRICT_TRANS_TABLES"},
 	} {
 		t.Run(tt.params, func(t *testing.T) {
-			dsn, _, _ := strings.Cut(testdb.MySQLDSN(t), "?")
+			dsn, _, _ := strings.Cut(testdb.MariaDBDSN(t), "?")
 			if !strings.Contains(tt.params, "charset") {
 				tt.params += "&charset=utf8mb4"
 			}
@@ -116,7 +116,7 @@ func TestCharacterSetOfTheDatabase(t *testing.T) {
 	for _, charset := range []string{"latin1", "utf8mb3"} {
 		for _, params := range []string{"", "&interpolateParams=true"} {
 			t.Run(charset+params, func(t *testing.T) {
-				db := openConfig(t, "mysql", testdb.MySQLDSN(t)+params, &gorm.Config{})
+				db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+params, &gorm.Config{})
 				if err := db.Exec("ALTER DATABASE CHARACTER SET " + charset).Error; err != nil {
 					t.Fatal(err)
 				}
@@ -153,7 +153,7 @@ func TestCharacterSetOfTheDatabase(t *testing.T) {
 // A lock that another transaction keeps for longer than the server waits undoes one statement; the whole transaction is run
 // again, within one attempt.
 func TestLockWaitIsRunAgain(t *testing.T) {
-	db := openConfig(t, "mysql", testdb.MySQLDSN(t)+"&innodb_lock_wait_timeout=1", &gorm.Config{})
+	db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+"&innodb_lock_wait_timeout=1", &gorm.Config{})
 	counters(t, db)
 	other := db.Begin(&sql.TxOptions{})
 	defer other.Rollback()
@@ -184,7 +184,7 @@ func TestLockWaitIsRunAgain(t *testing.T) {
 
 // MariaDB's innodb_snapshot_isolation undoes a transaction that would overwrite what it has not seen.
 func TestSnapshotIsolationIsRunAgain(t *testing.T) {
-	db := openConfig(t, "mysql", testdb.MySQLDSN(t)+"&innodb_snapshot_isolation=1", &gorm.Config{})
+	db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+"&innodb_snapshot_isolation=1", &gorm.Config{})
 	counters(t, db)
 	var calls atomic.Int32
 	p := install(t, db, quick(), func(p *outbox.Plugin) {
@@ -214,7 +214,7 @@ func TestSnapshotIsolationIsRunAgain(t *testing.T) {
 // On their way to the server texts become longer than they are, and a packet has its limit.
 func TestLargeBatchFitsIntoPackets(t *testing.T) {
 	for _, params := range []string{"", "&interpolateParams=true"} {
-		db := openConfig(t, "mysql", testdb.MySQLDSN(t)+params, &gorm.Config{})
+		db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+params, &gorm.Config{})
 		install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("f", func(context.Context, outbox.Args) error { return nil }) })
 		tasks := make([]outbox.NewTask, 700)
 		for i := range tasks {

@@ -56,7 +56,7 @@ func peers(t *testing.T, test func(t *testing.T, join func(outbox.Options, func(
 		t.Run(d.name, func(t *testing.T) {
 			dsn := d.dsn(t)
 			test(t, func(opts outbox.Options, setup func(*outbox.Plugin)) (*gorm.DB, *outbox.Plugin) {
-				db := openConfig(t, d.name, dsn, &gorm.Config{})
+				db := openConfig(t, d.dialect, dsn, &gorm.Config{})
 				return db, install(t, db, opts, setup)
 			})
 		})

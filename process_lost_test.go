@@ -197,7 +197,7 @@ func TestCreationIsOverWithTheInsert(t *testing.T) {
 		t.Run(d.name, func(t *testing.T) {
 			t.Parallel()
 			l := &lossy{dsn: d.dsn(t)}
-			db := l.open(t, d.name)
+			db := l.open(t, d.dialect)
 			install(t, db, processOptions(), func(p *outbox.Plugin) {
 				p.Handle("quick", func(context.Context) error { return nil })
 			})
@@ -225,7 +225,7 @@ func TestClaimWhoseReplyIsLostIsGivenBack(t *testing.T) {
 			t.Run(d.name+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				l := &lossy{dsn: d.dsn(t)}
-				plain, db := processDB(t, l.dsn), l.open(t, d.name)
+				plain, db := processDB(t, l.dsn), l.open(t, d.dialect)
 				p := install(t, db, processOptions(), func(p *outbox.Plugin) {
 					p.Handle("quick", func(context.Context) error { return nil })
 				})

@@ -94,19 +94,19 @@ func TestSchemaByNamingStrategy(t *testing.T) {
 			}
 			t.Run(d.name+"/"+name, func(t *testing.T) {
 				dsn := d.dsn(t)
-				db := openConfig(t, d.name, dsn, &gorm.Config{})
+				db := openConfig(t, d.dialect, dsn, &gorm.Config{})
 				if qualified {
 					var here string
-					schema := map[string]string{"postgres": "current_schema() || '_app'", "mysql": "CONCAT(DATABASE(), '_app')"}[d.name]
+					schema := map[string]string{"postgres": "current_schema() || '_app'", "mysql": "CONCAT(DATABASE(), '_app')"}[d.dialect]
 					if err := db.Raw("SELECT " + schema).Scan(&here).Error; err != nil {
 						t.Fatal(err)
 					}
 					namer.TablePrefix = strings.Replace(namer.TablePrefix, "app", here, 1)
 					mustRun(t, db, "CREATE SCHEMA "+here)
-					defer mustRun(t, db, "DROP SCHEMA "+here+map[string]string{"postgres": " CASCADE"}[d.name])
+					defer mustRun(t, db, "DROP SCHEMA "+here+map[string]string{"postgres": " CASCADE"}[d.dialect])
 				}
 				var out bytes.Buffer
-				db = openConfig(t, d.name, dsn, &gorm.Config{NamingStrategy: namer,
+				db = openConfig(t, d.dialect, dsn, &gorm.Config{NamingStrategy: namer,
 					Logger: logger.New(log.New(&out, "", 0), logger.Config{LogLevel: logger.Info})})
 				p, ran := shop(t, db, outbox.Options{})
 				for _, model := range []any{&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}, &outbox.AuditModel{}} {
@@ -126,7 +126,7 @@ func TestSchemaByNamingStrategy(t *testing.T) {
 					}
 				})
 				t.Run("AutoMigrate afterwards executes no DDL", func(t *testing.T) {
-					if qualified && d.name == "mysql" {
+					if qualified && d.dialect == "mysql" {
 						t.Skip("GORM's AutoMigrate finds no table of another schema there, not even its own of the first run")
 					}
 					before := catalog(t, db)
@@ -158,8 +158,8 @@ func TestSchemaByNamingStrategy(t *testing.T) {
 					if qualified {
 						t.Skip("the other schema's name would differ")
 					}
-					other := openConfig(t, d.name, d.dsn(t)+scriptParam[d.name], &gorm.Config{NamingStrategy: namer})
-					text, err := p.Schema(d.name)
+					other := openConfig(t, d.dialect, d.dsn(t)+scriptParam[d.dialect], &gorm.Config{NamingStrategy: namer})
+					text, err := p.Schema(d.dialect)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -210,7 +210,7 @@ func TestTenFirstMigratesAtOnce(t *testing.T) {
 			plugins := make([]*outbox.Plugin, 10)
 			for i := range plugins {
 				plugins[i] = outbox.New(quiet())
-				if err := openConfig(t, d.name, dsn, &gorm.Config{}).Use(plugins[i]); err != nil {
+				if err := openConfig(t, d.dialect, dsn, &gorm.Config{}).Use(plugins[i]); err != nil {
 					t.Fatal(err)
 				}
 			}

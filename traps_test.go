@@ -30,7 +30,7 @@ func TestConfigThatOpensASecondDatabase(t *testing.T) {
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) {
 			config := &gorm.Config{Logger: logger.Discard}
-			db := openConfig(t, d.name, d.dsn(t), config)
+			db := openConfig(t, d.dialect, d.dsn(t), config)
 			first, err := db.DB()
 			if err != nil {
 				t.Fatal(err)
@@ -38,7 +38,7 @@ func TestConfigThatOpensASecondDatabase(t *testing.T) {
 			defer first.Close()
 			p, ran := shop(t, db, outbox.Options{})
 			handle := db.Session(&gorm.Session{}) // has its own copy of the config
-			second := openConfig(t, d.name, d.dsn(t), config)
+			second := openConfig(t, d.dialect, d.dsn(t), config)
 			if second.Migrator().HasTable("outbox_tasks") {
 				t.Fatal("the plugin made tables in the second database")
 			}
@@ -170,7 +170,7 @@ func TestSubSecondScanFindsWhatNoWakeUpTold(t *testing.T) {
 func TestApplicationsConfigHasNoSay(t *testing.T) {
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) {
-			db := openConfig(t, d.name, d.dsn(t), &gorm.Config{
+			db := openConfig(t, d.dialect, d.dsn(t), &gorm.Config{
 				NowFunc:         func() time.Time { return time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) },
 				CreateBatchSize: 2, QueryFields: true, FullSaveAssociations: true, TranslateError: true, AllowGlobalUpdate: true,
 				DisableNestedTransaction: true, SkipDefaultTransaction: true,

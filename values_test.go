@@ -290,7 +290,7 @@ func TestInstantsAcrossTimeZones(t *testing.T) {
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) {
 			dsn := d.dsn(t)
-			db := openZone(t, d.name, dsn, "Europe/Berlin")
+			db := openZone(t, d.dialect, dsn, "Europe/Berlin")
 			_, ran := shop(t, db, outbox.Options{})
 			at := time.Date(2040, 1, 2, 3, 4, 5, 123_456_000, time.UTC)
 			for _, place := range []struct{ process, session string }{
@@ -303,7 +303,7 @@ func TestInstantsAcrossTimeZones(t *testing.T) {
 						early = append(early, create(t, db, cancelOrder, nil, outbox.StartAt(time.Now().Add(time.Hour).In(zone(t, loc)))).ID)
 					}
 					cmd := exec.Command(os.Args[0], "-test.run=^TestInstantsChild$", "-test.v")
-					cmd.Env = append(os.Environ(), "TZ="+place.process, childEnv+"="+strings.Join([]string{d.name, dsn, place.session}, "\n"))
+					cmd.Env = append(os.Environ(), "TZ="+place.process, childEnv+"="+strings.Join([]string{d.dialect, dsn, place.session}, "\n"))
 					before := time.Now()
 					out, err := cmd.CombinedOutput()
 					if err != nil {
@@ -340,7 +340,7 @@ func TestInstantsAcrossTimeZones(t *testing.T) {
 						if d.name == "postgres" {
 							column = "to_char(run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00:00'"
 						}
-						if d.name == "mysql" {
+						if d.dialect == "mysql" {
 							column = "CONCAT(run_at, '+00:00')"
 						}
 						var text string

@@ -19,7 +19,7 @@ var mysqlDurable = []string{"--innodb-flush-log-at-trx-commit=1", "--default-tim
 func (b *bench) onMySQL(open func(ctx context.Context, dsn string) (contestant, error)) func(context.Context, string) (contestant, error) {
 	return func(ctx context.Context, name string) (contestant, error) {
 		if b.my == "" {
-			b.my = testdb.StartMySQL(b.host, mysqlDurable...).DSN() + "&interpolateParams=true"
+			b.my = testdb.StartMariaDB(b.host, mysqlDurable...).DSN() + "&interpolateParams=true"
 		}
 		for _, statement := range []string{"DROP DATABASE IF EXISTS %s", "CREATE DATABASE %s CHARACTER SET utf8mb4"} {
 			if err := execMySQL(ctx, b.my, fmt.Sprintf(statement, name)); err != nil {

@@ -14,7 +14,7 @@ func TestConformance(t *testing.T) {
 	t.Run("sqlite in pure Go", func(t *testing.T) {
 		testutil.Conformance(t, func(t testing.TB) *gorm.DB { return pure.open(t, nil) })
 	})
-	t.Run("mysql with interpolated parameters and found rows", func(t *testing.T) {
+	t.Run("mariadb with interpolated parameters and found rows", func(t *testing.T) {
 		testutil.Conformance(t, func(t testing.TB) *gorm.DB {
 			return maria.openDSN(t, maria.dsn(t)+"&interpolateParams=true&clientFoundRows=true", nil)
 		})

@@ -33,7 +33,7 @@ var (
 	mattn = database{"sqlite", testdb.SQLiteDSN, sqlite.Open}
 	pure  = database{"sqlite in pure Go", pureDSN, glebarez.Open}
 	pgx   = database{"postgres", testdb.PostgresDSN, postgres.Open}
-	maria = database{"mysql", testdb.MySQLDSN, mysql.Open}
+	maria = database{"mariadb", testdb.MariaDBDSN, mysql.Open}
 )
 
 // eachDB runs a test with each kind of database.

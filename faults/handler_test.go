@@ -55,7 +55,7 @@ func TestHandlerEndsItsTransaction(t *testing.T) {
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				t.Parallel()
-				if tt.name == "DDL" && d.name == "mysql" { // where it commits what came before
+				if tt.name == "DDL" && d.driver == "mysql" { // where it commits what came before
 					tt.kept, tt.says = 1, "cannot be taken back"
 				}
 				if d.name == "postgres" && slices.Contains([]string{"COMMIT", "COMMIT behind another statement", "ROLLBACK"}, tt.name) {
@@ -157,7 +157,7 @@ func TestSwallowedDeadlock(t *testing.T) {
 // On MySQL a statement that follows a deadlock would be committed by itself, so the handler's are refused from there on. The
 // run is not retried: of a COMMIT of the handler's own the library would see the same.
 func TestSwallowedDeadlockOfMySQL(t *testing.T) {
-	on(t, "mysql", func(t *testing.T, d database, dsn string) {
+	on(t, "mariadb", func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
 		run(t, db, "CREATE TABLE locks (id integer PRIMARY KEY, n integer)")
 		run(t, db, "INSERT INTO locks VALUES (1, 0), (2, 0)")

@@ -31,12 +31,12 @@ type database struct {
 var databases = []database{
 	{"sqlite", "sqlite3", testdb.SQLiteDSN, func(pool *sql.DB) gorm.Dialector { return sqlite.New(sqlite.Config{Conn: pool}) }},
 	{"postgres", "pgx", testdb.PostgresDSN, func(pool *sql.DB) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) }},
-	// Parameters are interpolated, so that what passes a tap or a proxy is a statement's whole text.
-	{"mysql", "mysql", func(t testing.TB) string {
-		return testdb.MySQLDSN(t) + "&interpolateParams=true&multiStatements=true"
-	},
+	{"mariadb", "mysql", func(t testing.TB) string { return testdb.MariaDBDSN(t) + interpolated },
 		func(pool *sql.DB) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) }},
 }
+
+// interpolated has the driver put parameters into the text, so that what passes a tap or a proxy is a whole statement.
+const interpolated = "&interpolateParams=true&multiStatements=true"
 
 func named(name string) database {
 	for _, d := range databases {
@@ -70,7 +70,7 @@ func on(t *testing.T, name string, test func(t *testing.T, d database, dsn strin
 // servers runs a test on each kind of database that is a server.
 func servers(t *testing.T, test func(t *testing.T, d database, dsn string)) {
 	t.Parallel()
-	for _, name := range []string{"postgres", "mysql"} {
+	for _, name := range []string{"postgres", "mariadb"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := named(name)
@@ -88,7 +88,7 @@ func (d database) word(part string) string {
 		`DELETE FROM "outbox_tasks"`: "DELETE t FROM",
 		"version":                    "outbox_tasks",
 		"begin":                      "start transaction",
-	}[part]; ok && d.name == "mysql" {
+	}[part]; ok && d.driver == "mysql" {
 		return theirs
 	}
 	return part

@@ -155,9 +155,9 @@ func TestServerCrashesUnderLoad(t *testing.T) {
 			cluster.Start()
 		})
 	})
-	t.Run("mysql", func(t *testing.T) {
-		server := testdb.StartMySQL(t, "--innodb-flush-log-at-trx-commit=2")
-		crashesUnderLoad(t, named("mysql"), server.DSN()+"&interpolateParams=true", func(db *gorm.DB) {
+	t.Run("mariadb", func(t *testing.T) {
+		server := testdb.StartMariaDB(t, "--innodb-flush-log-at-trx-commit=2")
+		crashesUnderLoad(t, named("mariadb"), server.DSN()+"&interpolateParams=true", func(db *gorm.DB) {
 			var ids []int64
 			_ = db.Raw("SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID() AND RAND() < 0.5").Scan(&ids).Error
 			for _, id := range ids {

@@ -68,7 +68,7 @@ func startProxy(t testing.TB, d database, dsn string) (*proxy, string) {
 	p := &proxy{listener: l, links: map[*link]struct{}{}}
 	t.Cleanup(p.close)
 	through := ""
-	if d.name == "mysql" {
+	if d.driver == "mysql" {
 		p.protocol = mysqlProtocol{}
 		before, rest, ok := strings.Cut(dsn, "@tcp(")
 		address, after, closed := strings.Cut(rest, ")")

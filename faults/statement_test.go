@@ -17,14 +17,14 @@ import (
 
 // refusal makes the database refuse statements for a while.
 type refusal struct {
-	name, on string
+	name, on string // the driver, for what one kind of server alone can refuse
 	begin    func(t *testing.T, db *gorm.DB) (end func())
 }
 
 var refusals = []refusal{
-	{"LOCK TABLE on the tasks, with a lock timeout", "postgres", func(t *testing.T, db *gorm.DB) func() { return lockTable(t, db, "outbox_tasks") }},
-	{"LOCK TABLE on the history, with a lock timeout", "postgres", func(t *testing.T, db *gorm.DB) func() { return lockTable(t, db, "outbox_history") }},
-	{"a read-only server", "postgres", func(t *testing.T, db *gorm.DB) func() {
+	{"LOCK TABLE on the tasks, with a lock timeout", "pgx", func(t *testing.T, db *gorm.DB) func() { return lockTable(t, db, "outbox_tasks") }},
+	{"LOCK TABLE on the history, with a lock timeout", "pgx", func(t *testing.T, db *gorm.DB) func() { return lockTable(t, db, "outbox_history") }},
+	{"a read-only server", "pgx", func(t *testing.T, db *gorm.DB) func() {
 		set := func(value string) {
 			var schema string
 			if err := db.Raw("SELECT current_schema()").Row().Scan(&schema); err != nil {
@@ -43,7 +43,7 @@ var refusals = []refusal{
 		set("on")
 		return func() { set("off") }
 	}},
-	{"no space for history", "postgres", func(t *testing.T, db *gorm.DB) func() {
+	{"no space for history", "pgx", func(t *testing.T, db *gorm.DB) func() {
 		run(t, db, "CREATE FUNCTION full() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'disk full' USING ERRCODE = '53100'; END $$")
 		run(t, db, "CREATE TRIGGER refuse BEFORE INSERT ON outbox_history FOR EACH ROW EXECUTE FUNCTION full()")
 		return func() { run(t, db, "DROP TRIGGER refuse ON outbox_history") }
@@ -119,7 +119,7 @@ func raise(t *testing.T, db *gorm.DB, number int, tables ...string) func() {
 func TestDatabaseRefusesForAWhile(t *testing.T) {
 	each(t, func(t *testing.T, d database, _ string) {
 		for _, r := range refusals {
-			if r.on != "" && r.on != d.name {
+			if r.on != "" && r.on != d.driver {
 				continue
 			}
 			t.Run(r.name, func(t *testing.T) {
@@ -130,7 +130,7 @@ func TestDatabaseRefusesForAWhile(t *testing.T) {
 				if d.name == "postgres" {
 					dsn += "&lock_timeout=100"
 				}
-				if d.name == "mysql" {
+				if d.driver == "mysql" {
 					dsn += "&lock_wait_timeout=1"
 				}
 				var tp tap

@@ -47,20 +47,72 @@ has_compiler() {
 # Each database is a function: the environment's server, else what is installed, else what apt has.
 need_databases() {
 	need_postgres
+	need_mariadb
 	need_mysql
 }
 
-need_mysql() {
-	if [ -n "${OUTBOX_TEST_MYSQL:-}" ] || has_mysql || { apt_install mariadb-server && has_mysql; }; then
+need_mariadb() {
+	if [ -n "${OUTBOX_TEST_MARIADB:-}" ] || has_mariadb || { apt_install mariadb-server && has_mariadb; }; then
 		return
 	fi
-	missing "MariaDB or MySQL: set OUTBOX_TEST_MYSQL to the DSN of a server, or put mariadbd and mariadb-install-db on PATH" \
+	missing "MariaDB: set OUTBOX_TEST_MARIADB to the DSN of a server, or put mariadbd and mariadb-install-db on PATH" \
 		"(Debian: apt-get install mariadb-server). Without it, go test ./... skips the tests that need it."
 }
 
-# has_mysql looks where testutil/testdb/mysqlserver.go does.
-has_mysql() {
+# has_mariadb looks where testutil/testdb/mysqlserver.go does.
+has_mariadb() {
 	type mariadb-install-db >/dev/null 2>&1 && { type mariadbd >/dev/null 2>&1 || [ -x /usr/sbin/mariadbd ]; }
+}
+
+need_mysql() {
+	if [ -n "${OUTBOX_TEST_MYSQL:-}" ] || has_mysql || { install_mysql && has_mysql; }; then
+		return
+	fi
+	missing "MySQL: set OUTBOX_TEST_MYSQL to the DSN of a server, or put mysqld on PATH (on Debian root gets one here)." \
+		"Without it, go test ./... skips the tests that need it."
+}
+
+mysql_cache=/var/cache/outbox-test/mysql
+
+# has_mysql looks where testutil/testdb/mysqlserver.go does. MariaDB's program may have this name too.
+has_mysql() {
+	[ -x $mysql_cache/mysqld ] || { mysqld --no-defaults --version 2>/dev/null | grep -v MariaDB >/dev/null; }
+}
+
+# Debian's stable releases have no MySQL, unstable has. Its packages do not go together with this system's, so they get a
+# directory of their own. From there the server runs as any program, with that directory's loader and libraries.
+install_mysql() {
+	type debootstrap >/dev/null 2>&1 || apt_install debootstrap || return 1
+	[ "$(id -u)" = 0 ] || return 1
+	echo "installing MySQL into $mysql_cache" >&2
+	local parent=${mysql_cache%/*} work
+	mkdir -p "$parent" && work=$(mktemp -d "$parent/new-XXXXXX") || return 1
+	# Whoever is interrupted leaves no half of it behind under the name that counts.
+	if unpack_mysql "$work" >"$work/log" 2>&1 && { mv -T "$work" "$mysql_cache" 2>/dev/null || has_mysql; }; then
+		rm -rf "$work"
+		return
+	fi
+	cat "$work/log" >&2
+	rm -rf "$work"
+	return 1
+}
+
+unpack_mysql() { # dir
+	chmod 755 "$1" &&
+		debootstrap --variant=minbase --include=mysql-server-core sid "$1/root" </dev/null &&
+		rm -rf "$1/root/var/cache/apt" "$1/root/var/lib/apt/lists" &&
+		cat >"$1/mysqld" <<-'EOT' &&
+			#!/bin/sh
+			root=${0%/*}/root
+			set -- "$@" --basedir="$root/usr"
+			for loader in "$root"/lib*/ld-linux*.so.*; do
+				exec "$loader" --library-path "$(echo "$root"/usr/lib/*-linux-gnu)" "$root/usr/sbin/mysqld" "$@"
+			done
+		EOT
+		chmod 755 "$1/mysqld" &&
+		"$1/mysqld" --no-defaults --user=root --datadir="$1/template" --initialize-insecure </dev/null &&
+		rm "$1"/template/*.pem "$1/template/auto.cnf" && # of each server its own
+		chmod -R a+rX "$1/template"
 }
 
 need_postgres() {

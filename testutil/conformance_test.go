@@ -17,7 +17,7 @@ import (
 func TestConformance(t *testing.T) {
 	t.Run("sqlite", func(t *testing.T) { testutil.Conformance(t, testdb.SQLite) })
 	t.Run("postgres", func(t *testing.T) { testutil.Conformance(t, testdb.Postgres) })
-	t.Run("mysql", func(t *testing.T) { testutil.Conformance(t, testdb.MySQL) })
+	t.Run("mariadb", func(t *testing.T) { testutil.Conformance(t, testdb.MariaDB) })
 }
 
 const brokenEnv = "OUTBOX_TEST_BROKEN"

@@ -22,7 +22,7 @@ import (
 func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
 	t.Run("sqlite", func(t *testing.T) { test(t, testdb.SQLite(t)) })
 	t.Run("postgres", func(t *testing.T) { test(t, testdb.Postgres(t)) })
-	t.Run("mysql", func(t *testing.T) { test(t, testdb.MySQL(t)) })
+	t.Run("mariadb", func(t *testing.T) { test(t, testdb.MariaDB(t)) })
 }
 
 // install makes a plugin with a clock and its handlers.

@@ -52,7 +52,7 @@ func TestStory(t *testing.T) {
 	for name, where := range map[string]func(testing.TB) place{
 		"sqlite":   func(testing.TB) place { return place{} },
 		"postgres": func(t testing.TB) place { return place{postgres: testdb.PostgresDSN(t)} },
-		"mysql":    func(t testing.TB) place { return place{mysql: testdb.MySQLDSN(t)} },
+		"mariadb":  func(t testing.TB) place { return place{mysql: testdb.MariaDBDSN(t)} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			at, temp := where(t), t.TempDir()

@@ -15,7 +15,7 @@ import (
 // whatever its level, and no other dispatcher.
 func TestMySQLLocksOnlyTheRowsOfAStatement(t *testing.T) {
 	t.Parallel()
-	db, err := sql.Open("mysql", testdb.MySQLDSN(t)+"&innodb_lock_wait_timeout=1")
+	db, err := sql.Open("mysql", testdb.MariaDBDSN(t)+"&innodb_lock_wait_timeout=1")
 	if err != nil {
 		t.Fatal(err)
 	}

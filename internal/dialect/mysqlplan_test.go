@@ -10,7 +10,7 @@ import (
 )
 
 func TestPlansOfMySQL(t *testing.T) {
-	dsn := testdb.MySQLDSN(t) + "&sql_mode=%27PIPES_AS_CONCAT,STRICT_TRANS_TABLES%27"
+	dsn := testdb.MariaDBDSN(t) + "&sql_mode=%27PIPES_AS_CONCAT,STRICT_TRANS_TABLES%27"
 	digit := "(SELECT 0 AS d" + strings.Repeat(" UNION ALL SELECT %d", 9) + ")"
 	digit = fmt.Sprintf(digit, 1, 2, 3, 4, 5, 6, 7, 8, 9)
 	plans(t, "mysql", "mysql", dsn, func(n int) string {

@@ -19,7 +19,7 @@ import (
 func TestClaimBehindAnOpenSnapshotOfMySQL(t *testing.T) {
 	t.Parallel()
 	const tasks, group = 20_000, 10
-	db, err := sql.Open("mysql", testdb.MySQLDSN(t))
+	db, err := sql.Open("mysql", testdb.MariaDBDSN(t))
 	if err != nil {
 		t.Fatal(err)
 	}

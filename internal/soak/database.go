@@ -44,7 +44,7 @@ func openDatabase(h *host, kind string) (database, error) {
 			sessions: "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
 			end:      "SELECT pg_terminate_backend(%d)"}, nil
 	case "mysql":
-		c := testdb.StartMySQL(h, "--innodb-flush-log-at-trx-commit=2", "--max-connections=400")
+		c := testdb.StartMariaDB(h, "--innodb-flush-log-at-trx-commit=2", "--max-connections=400")
 		return database{name: kind, dsn: c.DSN(), rate: 80, server: c,
 			sessions: "SELECT id FROM information_schema.processlist WHERE id <> connection_id() AND db = database()",
 			end:      "KILL %d"}, nil

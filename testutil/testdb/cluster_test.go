@@ -77,6 +77,7 @@ type kind struct {
 
 var kinds = []kind{
 	{"postgres", "outbox-pg-*/data", "outbox-pg-*/data/postmaster.pid", testdb.PostgresDSN},
+	{"mariadb", "outbox-my-*/data", "outbox-my-*/pid", testdb.MariaDBDSN},
 	{"mysql", "outbox-my-*/data", "outbox-my-*/pid", testdb.MySQLDSN},
 }
 
@@ -87,10 +88,16 @@ func TestClusterEnds(t *testing.T) {
 	ends(t, kinds[0])
 }
 
+func TestMariaDBServerEnds(t *testing.T) {
+	t.Parallel()
+	testdb.StartMariaDB(t)
+	ends(t, kinds[1])
+}
+
 func TestMySQLServerEnds(t *testing.T) {
 	t.Parallel()
 	testdb.StartMySQL(t)
-	ends(t, kinds[1])
+	ends(t, kinds[2])
 }
 
 func ends(t *testing.T, kind kind) {
@@ -140,7 +147,7 @@ func ends(t *testing.T, kind kind) {
 func TestChild(t *testing.T) {
 	i := slices.IndexFunc(kinds, func(k kind) bool { return k.name == os.Getenv("OUTBOX_TEST_CHILD") })
 	if i < 0 {
-		t.Skip("for TestClusterEnds and TestMySQLServerEnds")
+		t.Skip("for TestClusterEnds and its like")
 	}
 	fmt.Println("dsn", kinds[i].dsn(t))
 	_, _ = os.Stdin.Read(make([]byte, 1))
@@ -166,7 +173,11 @@ func startChild(t *testing.T, kind kind) *child {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestChild$")
-	cmd.Env = append(without(without(os.Environ(), "OUTBOX_TEST_POSTGRES"), "OUTBOX_TEST_MYSQL"), "OUTBOX_TEST_CHILD="+kind.name, "TMPDIR="+tmp)
+	env := os.Environ()
+	for _, server := range []string{"POSTGRES", "MARIADB", "MYSQL"} {
+		env = without(env, "OUTBOX_TEST_"+server)
+	}
+	cmd.Env = append(env, "OUTBOX_TEST_CHILD="+kind.name, "TMPDIR="+tmp)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -3,11 +3,9 @@ package testdb
 import (
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"net/url"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 
 	"gorm.io/driver/mysql"
@@ -15,20 +13,40 @@ import (
 	"gorm.io/gorm/logger"
 )
 
-// mysqlEnv names the variable that holds the DSN of a server to use instead of a throwaway one.
-const mysqlEnv = "OUTBOX_TEST_MYSQL"
-
-var errNoMySQL = fmt.Errorf("MariaDB is %w: set "+mysqlEnv+" to the DSN of a server, or put the programs mariadbd and mariadb-install-db"+
-	" on PATH (Debian: apt-get install mariadb-server)", errNotInstalled)
-
-// sharedMySQL is the server that the tests of this binary share.
-var sharedMySQL = sync.OnceValues(func() (*MySQLServer, error) { return startMySQLServer(nil) })
-
-// MySQL opens a new database on a MySQL or MariaDB server, as [MySQLDSN] describes it, with a logger that discards
-// everything and at most 20 connections, which stay open. It is closed when the test ends.
+// MySQL opens a new database on a MySQL server, as [MySQLDSN] describes it, with a logger that discards everything and at
+// most 20 connections, which stay open. It is closed when the test ends.
 func MySQL(t testing.TB) *gorm.DB {
 	t.Helper()
-	db := open(t, mysql.Open(MySQLDSN(t)))
+	return openMySQL(t, MySQLDSN(t))
+}
+
+// MariaDB is [MySQL] on a MariaDB server, as [MariaDBDSN] describes it.
+func MariaDB(t testing.TB) *gorm.DB {
+	t.Helper()
+	return openMySQL(t, MariaDBDSN(t))
+}
+
+// MySQLDSN names a new, empty database for github.com/go-sql-driver/mysql, with parseTime=true and loc=UTC. It is dropped
+// when the test ends.
+//
+// The server is the one in OUTBOX_TEST_MYSQL (a DSN whose user may create databases), else a throwaway one that is started
+// once per test binary from the program that [StartMySQL] finds, listens on 127.0.0.1 and ends with the test binary. Without
+// either the test is skipped, or fails when the environment variable CI is not empty.
+func MySQLDSN(t testing.TB) string {
+	t.Helper()
+	return realMySQL.newDatabase(t)
+}
+
+// MariaDBDSN is [MySQLDSN] for a MariaDB server: the one in OUTBOX_TEST_MARIADB, else a throwaway one from the programs
+// that [StartMariaDB] finds.
+func MariaDBDSN(t testing.TB) string {
+	t.Helper()
+	return mariaDB.newDatabase(t)
+}
+
+func openMySQL(t testing.TB, dsn string) *gorm.DB {
+	t.Helper()
+	db := open(t, mysql.Open(dsn))
 	pool, err := db.DB()
 	if err != nil {
 		t.Fatalf("testdb: pool: %v", err)
@@ -38,17 +56,11 @@ func MySQL(t testing.TB) *gorm.DB {
 	return db
 }
 
-// MySQLDSN names a new, empty database for github.com/go-sql-driver/mysql, with parseTime=true and loc=UTC. It is dropped
-// when the test ends.
-//
-// The server is the one in OUTBOX_TEST_MYSQL (a DSN whose user may create databases), else a throwaway MariaDB that is
-// started once per test binary from installed programs, listens on 127.0.0.1 and ends with the test binary. Without either
-// the test is skipped, or fails when the environment variable CI is not empty.
-func MySQLDSN(t testing.TB) string {
+func (k *mysqlKind) newDatabase(t testing.TB) string {
 	t.Helper()
-	dsn := os.Getenv(mysqlEnv)
+	dsn := os.Getenv(k.env)
 	if dsn == "" {
-		server, err := sharedMySQL()
+		server, err := k.shared()
 		if err != nil {
 			unavailable(t, err)
 		}

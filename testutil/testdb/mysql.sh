@@ -1,10 +1,11 @@
-# Owns one MariaDB server on behalf of a test binary, which holds the other end of standard input. A line "start PORT
-# PASSWORD" is answered by the process id of the server that starts. At the end of the input, by whatever way the test
+# Owns one server of MySQL or MariaDB on behalf of a test binary, which holds the other end of standard input. A line "start
+# PORT PASSWORD" is answered by the process id of the server that starts. At the end of the input, by whatever way the test
 # binary went, the server is stopped and its directory removed.
 #
-# Arguments: the programs mariadb-install-db and mariadbd, the directory for temporary files, and the server's further arguments.
-install=$1 server=$2 tmp=$3
-shift 3
+# Arguments: "mariadb" or "mysql"; the program mariadb-install-db, or a data directory of MySQL's to copy, which may be empty;
+# the server's program; the directory for temporary files; and the server's further arguments.
+kind=$1 install=$2 server=$3 tmp=$4
+shift 4
 umask 077
 trap '' PIPE
 { [ ${#tmp} -lt 70 ] && dir=$(mktemp -d "$tmp/outbox-my-XXXXXX" 2>/dev/null); } ||
@@ -27,20 +28,39 @@ trap 'exit 1' HUP INT TERM
 mkdir "$dir/tmp" || exit 1
 export TMPDIR="$dir/tmp"
 
+own=
+case $kind in
+mariadb)
+	initialize() {
+		"$install" --no-defaults --datadir="$dir/data" --auth-root-authentication-method=normal --skip-test-db
+	}
+	;;
+mysql)
+	initialize() {
+		if [ -n "$install" ]; then
+			cp -R "$install" "$dir/data"
+		else
+			"$server" --no-defaults --datadir="$dir/data" --initialize-insecure
+		fi
+	}
+	own="--mysqlx=OFF --skip-log-bin --performance-schema=OFF --secure-file-priv=NULL"
+	;;
+esac
+
 echo "$dir"
 exec 3>&1 >"$dir/log" 2>&1
-"$install" --no-defaults --datadir="$dir/data" --auth-root-authentication-method=normal --skip-test-db </dev/null 3>&- &&
-	echo ok >&3 || echo failed >&3
+initialize </dev/null 3>&- && echo ok >&3 || echo failed >&3
 
 while read -r _ port password; do
 	[ -z "$pid" ] || wait "$pid"
-	echo "CREATE OR REPLACE USER outbox@'127.0.0.1' IDENTIFIED BY '$password';
+	echo "CREATE USER IF NOT EXISTS outbox@'127.0.0.1' IDENTIFIED BY '$password';
 GRANT ALL ON *.* TO outbox@'127.0.0.1' WITH GRANT OPTION;" >"$dir/init.sql"
 	# The time zone is odd in order to find code that takes the session's for the process's or for UTC.
+	# shellcheck disable=SC2086 # it is several words
 	"$server" --no-defaults --datadir="$dir/data" --socket="$dir/socket" --pid-file="$dir/pid" --port="$port" \
 		--bind-address=127.0.0.1 --skip-name-resolve --init-file="$dir/init.sql" --default-time-zone=+05:30 \
 		--character-set-server=utf8mb4 --max-connections=300 --innodb-flush-log-at-trx-commit=0 \
-		--innodb-print-all-deadlocks=ON "$@" </dev/null 3>&- &
+		--innodb-print-all-deadlocks=ON $own "$@" </dev/null 3>&- &
 	pid=$!
 	echo $pid >&3
 done

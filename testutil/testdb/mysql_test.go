@@ -16,9 +16,35 @@ import (
 
 const databaseExists = "SELECT count(*) FROM information_schema.schemata WHERE schema_name = ?"
 
+// servers that speak MySQL's protocol.
+var mysqlServers = []struct {
+	name  string
+	open  func(testing.TB) *gorm.DB
+	dsn   func(testing.TB) string
+	start func(testing.TB, ...string) *testdb.MySQLServer
+}{
+	{"mariadb", testdb.MariaDB, testdb.MariaDBDSN, testdb.StartMariaDB},
+	{"mysql", testdb.MySQL, testdb.MySQLDSN, testdb.StartMySQL},
+}
+
 func TestMySQL(t *testing.T) {
+	for _, s := range mysqlServers {
+		t.Run(s.name, func(t *testing.T) { testMySQL(t, s.open) })
+	}
+}
+
+func TestWhichServerIsWhich(t *testing.T) {
+	for _, s := range mysqlServers {
+		version := scalar[string](t, s.open(t), "SELECT VERSION()")
+		if strings.Contains(version, "MariaDB") != (s.name == "mariadb") {
+			t.Errorf("%s is %s", s.name, version)
+		}
+	}
+}
+
+func testMySQL(t *testing.T, open func(testing.TB) *gorm.DB) {
 	t.Run("has its database on every connection", func(t *testing.T) {
-		pool := pool(t, testdb.MySQL(t))
+		pool := pool(t, open(t))
 		want := ""
 		for range 3 { // all held, so they are three
 			conn, err := pool.Conn(t.Context())
@@ -40,8 +66,8 @@ func TestMySQL(t *testing.T) {
 	})
 
 	t.Run("shares nothing with the next one", func(t *testing.T) {
-		mustExec(t, testdb.MySQL(t), "CREATE TABLE only_here (id int)")
-		if testdb.MySQL(t).Migrator().HasTable("only_here") {
+		mustExec(t, open(t), "CREATE TABLE only_here (id int)")
+		if open(t).Migrator().HasTable("only_here") {
 			t.Error("the second database has the first one's table")
 		}
 	})
@@ -49,18 +75,23 @@ func TestMySQL(t *testing.T) {
 	t.Run("is gone after the test", func(t *testing.T) {
 		name := ""
 		t.Run("the test", func(t *testing.T) {
-			db := testdb.MySQL(t)
+			db := open(t)
 			mustExec(t, db, "CREATE TABLE orders (id int)")
 			name = scalar[string](t, db, "SELECT DATABASE()")
 		})
-		if n := scalar[int](t, testdb.MySQL(t), databaseExists, name); name == "" || n != 0 {
+		if n := scalar[int](t, open(t), databaseExists, name); name == "" || n != 0 {
 			t.Errorf("the database %q is still there", name)
 		}
 	})
 }
 
 func TestMySQLDSN(t *testing.T) {
-	dsn := testdb.MySQLDSN(t)
+	for _, s := range mysqlServers {
+		t.Run(s.name, func(t *testing.T) { testMySQLDSN(t, s.dsn(t)) })
+	}
+}
+
+func testMySQLDSN(t *testing.T, dsn string) {
 	first, second := openDB(t, mysql.Open(dsn)), openDB(t, mysql.Open(dsn))
 	mustExec(t, first, "CREATE TABLE shared (id int)")
 
@@ -84,7 +115,15 @@ func TestMySQLDSN(t *testing.T) {
 
 func TestMySQLServer(t *testing.T) {
 	t.Parallel()
-	s := testdb.StartMySQL(t, "--innodb-flush-log-at-trx-commit=2", "--max-connections=77")
+	for _, kind := range mysqlServers {
+		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel()
+			testMySQLServer(t, kind.start(t, "--innodb-flush-log-at-trx-commit=2", "--max-connections=77"))
+		})
+	}
+}
+
+func testMySQLServer(t *testing.T, s *testdb.MySQLServer) {
 	db := openDB(t, mysql.Open(s.DSN()))
 
 	t.Run("settings are in force", func(t *testing.T) {

@@ -2,6 +2,7 @@ package testdb
 
 import (
 	"bufio"
+	"bytes"
 	"crypto/rand"
 	_ "embed"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -20,9 +22,65 @@ import (
 //go:embed mysql.sh
 var mysqlSupervisor string
 
-// MySQLServer is a throwaway MariaDB server of its own: for tests that stop the server.
+// mysqlKind is what differs between servers that speak MySQL's protocol.
+type mysqlKind struct {
+	name, env string
+	// programs finds what mysql.sh needs: what makes a data directory, and the server's program.
+	programs func() (install, server string, err error)
+	// shared is the server that the tests of this binary share.
+	shared func() (*MySQLServer, error)
+}
+
+var (
+	mariaDB   = newMySQLKind("mariadb", "OUTBOX_TEST_MARIADB", mariaDBPrograms)
+	realMySQL = newMySQLKind("mysql", "OUTBOX_TEST_MYSQL", mysqlPrograms)
+)
+
+func newMySQLKind(name, env string, programs func() (string, string, error)) *mysqlKind {
+	k := &mysqlKind{name: name, env: env, programs: programs}
+	k.shared = sync.OnceValues(func() (*MySQLServer, error) { return k.start(nil) })
+	return k
+}
+
+var errNoMariaDB = fmt.Errorf("MariaDB is %w: set OUTBOX_TEST_MARIADB to the DSN of a server, or put the programs mariadbd and"+
+	" mariadb-install-db on PATH (Debian: apt-get install mariadb-server)", errNotInstalled)
+
+func mariaDBPrograms() (install, server string, err error) {
+	if install, err = exec.LookPath("mariadb-install-db"); err != nil {
+		return "", "", errNoMariaDB
+	}
+	if server, err = exec.LookPath("mariadbd"); err != nil {
+		if server, err = exec.LookPath("/usr/sbin/mariadbd"); err != nil { // Debian's is off the PATH of users
+			return "", "", errNoMariaDB
+		}
+	}
+	return install, server, nil
+}
+
+// mysqlCache is where scripts/machine.sh puts a server: its program, and a data directory to copy, since the server takes
+// seconds to make one.
+const mysqlCache = "/var/cache/outbox-test/mysql"
+
+var errNoMySQL = fmt.Errorf("MySQL is %w: set OUTBOX_TEST_MYSQL to the DSN of a server, or put the program mysqld on PATH"+
+	" (Debian: as root, make test puts one into "+mysqlCache+")", errNotInstalled)
+
+func mysqlPrograms() (template, server string, err error) {
+	if server, err = exec.LookPath("mysqld"); err == nil {
+		// MariaDB's program may have this name too.
+		if version, err := exec.Command(server, "--no-defaults", "--version").Output(); err == nil && !bytes.Contains(version, []byte("MariaDB")) {
+			return "", server, nil
+		}
+	}
+	if server, err = exec.LookPath(mysqlCache + "/mysqld"); err != nil {
+		return "", "", errNoMySQL
+	}
+	return mysqlCache + "/template", server, nil
+}
+
+// MySQLServer is a throwaway server of MySQL or MariaDB of its own: for tests that stop the server.
 type MySQLServer struct {
 	t        testing.TB
+	kind     *mysqlKind
 	process  *exec.Cmd
 	control  *os.File // the input of the supervisor: its end, with this process, ends the server
 	answers  *os.File
@@ -33,13 +91,25 @@ type MySQLServer struct {
 	pid      int
 }
 
-// StartMySQL starts a MariaDB server from installed programs and removes it when the test ends. Settings are arguments of
-// mariadbd, such as "--innodb-flush-log-at-trx-commit=2"; they come after the helper's own, which turn durability off. Without
-// installed programs the test is skipped, or fails when the environment variable CI is not empty; OUTBOX_TEST_MYSQL, which names
-// a server that others use, plays no part.
+// StartMySQL starts a MySQL server and removes it when the test ends. Its program is the mysqld on PATH, unless that is
+// MariaDB's, or the one that make test has installed. Settings are arguments of mysqld, such as
+// "--innodb-flush-log-at-trx-commit=2"; they come after the helper's own, which turn durability off. Without a program the
+// test is skipped, or fails when the environment variable CI is not empty; OUTBOX_TEST_MYSQL, which names a server that
+// others use, plays no part.
 func StartMySQL(t testing.TB, settings ...string) *MySQLServer {
 	t.Helper()
-	s, err := startMySQLServer(settings)
+	return realMySQL.startFor(t, settings)
+}
+
+// StartMariaDB is [StartMySQL] for MariaDB, with the mariadbd and mariadb-install-db on PATH; OUTBOX_TEST_MARIADB plays no part.
+func StartMariaDB(t testing.TB, settings ...string) *MySQLServer {
+	t.Helper()
+	return mariaDB.startFor(t, settings)
+}
+
+func (k *mysqlKind) startFor(t testing.TB, settings []string) *MySQLServer {
+	t.Helper()
+	s, err := k.start(settings)
 	if err != nil {
 		unavailable(t, err)
 	}
@@ -70,7 +140,7 @@ func (s *MySQLServer) Crash() {
 		err = p.Kill()
 	}
 	if err != nil {
-		s.t.Fatalf("testdb: kill MariaDB: %v", err)
+		s.t.Fatalf("testdb: kill %s: %v", s.kind.name, err)
 	}
 }
 
@@ -82,16 +152,10 @@ func (s *MySQLServer) Start() {
 	}
 }
 
-func startMySQLServer(settings []string) (*MySQLServer, error) {
-	install, err := exec.LookPath("mariadb-install-db")
+func (k *mysqlKind) start(settings []string) (*MySQLServer, error) {
+	install, server, err := k.programs()
 	if err != nil {
-		return nil, errNoMySQL
-	}
-	server, err := exec.LookPath("mariadbd")
-	if err != nil {
-		if server, err = exec.LookPath("/usr/sbin/mariadbd"); err != nil { // Debian's is off the PATH of users
-			return nil, errNoMySQL
-		}
+		return nil, err
 	}
 	input, control, err := os.Pipe()
 	if err != nil {
@@ -101,7 +165,7 @@ func startMySQLServer(settings []string) (*MySQLServer, error) {
 	if err != nil {
 		return nil, errors.Join(err, input.Close(), control.Close())
 	}
-	cmd := exec.Command("/bin/sh", append([]string{"-c", mysqlSupervisor, "outbox-mysql", install, server, os.TempDir()}, settings...)...)
+	cmd := exec.Command("/bin/sh", append([]string{"-c", mysqlSupervisor, "outbox-mysql", k.name, install, server, os.TempDir()}, settings...)...)
 	cmd.Dir = "/"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, output, output
 	if err = detach(cmd); err == nil {
@@ -109,15 +173,15 @@ func startMySQLServer(settings []string) (*MySQLServer, error) {
 	}
 	_, _ = input.Close(), output.Close()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("start MariaDB's supervisor: %w", err), control.Close(), answers.Close())
+		return nil, errors.Join(fmt.Errorf("start the supervisor of %s: %w", k.name, err), control.Close(), answers.Close())
 	}
-	s := &MySQLServer{process: cmd, control: control, answers: answers, lines: bufio.NewReader(answers), password: rand.Text()}
+	s := &MySQLServer{kind: k, process: cmd, control: control, answers: answers, lines: bufio.NewReader(answers), password: rand.Text()}
 	if s.dir, err = s.line(); err != nil || !filepath.IsAbs(s.dir) {
-		return nil, errors.Join(fmt.Errorf("make MariaDB's directory: %s", s.dir), err, s.close())
+		return nil, errors.Join(fmt.Errorf("make the directory of %s: %s", k.name, s.dir), err, s.close())
 	}
 	answer, err := s.line()
 	if err == nil && answer != "ok" {
-		err = errors.New("mariadb-install-db: " + answer)
+		err = errors.New("make a data directory: " + answer)
 	}
 	if err == nil {
 		s.port, err = freePort()
@@ -137,14 +201,14 @@ func startMySQLServer(settings []string) (*MySQLServer, error) {
 func (s *MySQLServer) close() error {
 	err := errors.Join(s.control.Close(), s.process.Wait(), s.answers.Close())
 	if err != nil {
-		return fmt.Errorf("end MariaDB: %w", err)
+		return fmt.Errorf("end %s: %w", s.kind.name, err)
 	}
 	return nil
 }
 
 func (s *MySQLServer) failed(err error) error {
 	log, _ := os.ReadFile(filepath.Join(s.dir, "log"))
-	return fmt.Errorf("start MariaDB: %w; the end of its log:\n%s", err, log[max(0, len(log)-4096):])
+	return fmt.Errorf("start %s: %w; the end of its log:\n%s", s.kind.name, err, log[max(0, len(log)-4096):])
 }
 
 func (s *MySQLServer) line() (string, error) {
