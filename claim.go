@@ -11,6 +11,10 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
+// farProbe is from one probe to the next while a start time is known that is further away. The next
+// scan may come long after it.
+const farProbe = time.Hour
+
 // probe asks what is due, and when the next task will be.
 func (d *dispatcher) probe(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
@@ -32,8 +36,8 @@ func (d *dispatcher) probe(ctx context.Context) error {
 			next = l.Next
 		}
 	}
-	if next >= 0 && next < time.Hour {
-		d.nextDue.Reset(next)
+	if next >= 0 {
+		d.nextDue.Reset(min(next, farProbe))
 	}
 	d.backlog.found(due)
 	return nil

@@ -11,8 +11,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/robfig/cron/v3"
-
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -134,16 +132,17 @@ func (p *Plugin) Run(ctx context.Context) error {
 	for _, w := range p.opts.Wakers {
 		wg.Go(func() { d.listen(background, w) })
 	}
-	scans := cron.New(cron.WithLogger(cron.DiscardLogger), cron.WithChain(cron.Recover(cron.DiscardLogger)))
-	scans.Schedule(p.schedule, cron.FuncJob(func() { poke(d.scans) }))
-	scans.Start()
+	wg.Go(func() {
+		for untilNext(background, p.schedule, time.Now) == nil {
+			poke(d.scans)
+		}
+	})
 	poke(d.scans)
 
 	d.accept(true)
 	d.loop(ctx)
 	d.accept(false)
 
-	<-scans.Stop().Done()
 	cancel()
 	err = d.shutDown(p.opts.ShutdownGrace)
 	stop()

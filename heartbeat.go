@@ -15,7 +15,7 @@ import (
 // A process proves with its heartbeats that it is alive, and watches those of the others. Age alone proves nothing: after
 // an outage of the database every heartbeat is old. So a process is dead when its row is gone, or when an observer has
 // seen its count of heartbeats stand still for a whole limit of the observer's own monotonic clock, during which the
-// observer's own heartbeats succeeded.
+// observer's own heartbeats succeeded. The observer beats and looks once more when the earliest such limit ends.
 
 // register inserts this process's row, under a new incarnation.
 func (d *dispatcher) register(ctx context.Context) error {
@@ -97,6 +97,9 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 	// Who did not know this process yet may have parked tasks for which it has a function just after it looked for these.
 	again := time.NewTimer(min(d.p.opts.Heartbeat, time.Second))
 	defer again.Stop()
+	// A process is dead when the limit ends, not when the observer happens to beat after that.
+	look := time.NewTimer(d.p.opts.HeartbeatLimit)
+	defer look.Stop()
 	seen := observations{}
 	last := time.Now()
 	for {
@@ -111,11 +114,16 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 			d.observe(ctx, seen)
 		}
 		d.minding.Store(false)
+		look.Stop()
+		if since, some := seen.oldest(d.processID()); some {
+			look.Reset(time.Until(since.Add(d.p.opts.HeartbeatLimit)))
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		case <-again.C:
+		case <-look.C:
 		}
 	}
 }
@@ -164,6 +172,16 @@ type observation struct {
 	since time.Time
 }
 
+// oldest is since when the count of some other process has stood still for longest.
+func (seen observations) oldest(own string) (since time.Time, some bool) {
+	for id, o := range seen {
+		if id != own && (!some || o.since.Before(since)) {
+			since, some = o.since, true
+		}
+	}
+	return since, some
+}
+
 // observe looks at the other processes, takes over the tasks of dead ones, and brings back parked tasks.
 func (d *dispatcher) observe(ctx context.Context, seen observations) {
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
@@ -184,6 +202,7 @@ func (d *dispatcher) observe(ctx context.Context, seen observations) {
 			if buried, err = d.store.bury(limited, id, beats); err != nil {
 				break
 			}
+			delete(seen, id) // if it has beaten after all, the next look sees it anew
 			if buried {
 				d.log.Warn("outbox: a process is dead, its tasks are taken over", "process", id, "silent", now.Sub(o.since))
 				w.orphans = true

@@ -37,6 +37,9 @@ type Options struct {
 	// Scan says when to look for due tasks: a cron spec of five fields, or six with seconds, or "@every 500ms". Empty
 	// means "@every 1s". A task is started within one scan of its start time at the latest; the earliest start time
 	// that a scan saw is met to the millisecond.
+	//
+	// A cron spec follows this machine's clock and time zone, "@every" does not look at the clock. Whatever the
+	// clock does, no scan comes later than it was to when the wait for it began.
 	Scan string
 
 	// Queues are those that this process serves. Empty means all.
