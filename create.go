@@ -159,7 +159,7 @@ func open(tx *gorm.DB) (handle, error) {
 	if !ok {
 		return handle{}, ErrNotInstalled
 	}
-	s, err := p.bound()
+	s, err := p.placedForCaller(tx.Statement.Context)
 	if err != nil {
 		return handle{}, err
 	}

@@ -162,7 +162,13 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		return nil, nil, err
 	}
 	d = p.newDispatcher(s)
-	if err := d.patiently(ctx, stay, s.checkSchema); err != nil {
+	if err := d.patiently(ctx, stay, func(ctx context.Context) (err error) {
+		if s, err = p.placed(ctx); err == nil {
+			d.store = s
+			err = s.checkSchema(ctx)
+		}
+		return err
+	}); err != nil {
 		d.lapse.Stop()
 		return nil, nil, err
 	}

@@ -111,7 +111,8 @@ type Plugin struct {
 	smallGroup int // of outcomes; zero means the constant
 
 	mu    sync.Mutex
-	store *store // nil until Initialize
+	store *store    // nil until Initialize
+	asked time.Time // when a caller last asked for the schema
 }
 
 // New returns a plugin for db.Use, which reports bad options, all at once.
@@ -181,8 +182,9 @@ func New(opts Options) *Plugin {
 // Name is part of gorm.Plugin.
 func (p *Plugin) Name() string { return pluginName }
 
-// Initialize is part of gorm.Plugin: call db.Use(p). It binds the plugin to the database, runs no statement and starts
-// nothing. GORM calls it again for every replica of dbresolver and for a *gorm.Config that opens a second database; the
+// Initialize is part of gorm.Plugin: call db.Use(p). It binds the plugin to the database, and asks it in which schema the
+// tables are, for two seconds at most. From then on every statement of the library names that schema, whatever search_path
+// a session has set or database it uses. Initialize starts nothing. GORM calls it again for every replica of dbresolver and for a *gorm.Config that opens a second database; the
 // plugin stays bound to the first.
 func (p *Plugin) Initialize(db *gorm.DB) error {
 	if p.err != nil {
@@ -202,10 +204,17 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 		return fmt.Errorf("outbox: use: the *gorm.DB must be opened on a *sql.DB: %w", err)
 	}
 	p.store = &store{
+		home: strings.Contains(names(db.NamingStrategy).Tasks, "."),
 		turn: make(chan struct{}, 1),
 		gorm: db.Session(&gorm.Session{NewDB: true, Context: context.Background()}),
 		pool: pool,
 		d:    d,
+	}
+	// Not an error: the database may be down, or not be one yet. It is asked again when it is needed.
+	if !p.store.home {
+		if placed, err := p.store.place(context.Background(), p.opts.Clock); err == nil {
+			p.store = placed
+		}
 	}
 	if d.Keep() && p.opts.Clock == nil { // a test clock is part of the texts
 		p.store.kept = newKept(pool)
@@ -221,6 +230,45 @@ func (p *Plugin) bound() (*store, error) {
 		return nil, ErrNotInstalled
 	}
 	return p.store, nil
+}
+
+// placed is bound, with the schema known: what could not be asked at db.Use is asked now.
+func (p *Plugin) placed(ctx context.Context) (*store, error) {
+	s, err := p.bound()
+	if err != nil || s.home {
+		return s, err
+	}
+	placed, err := s.place(ctx, p.opts.Clock)
+	if err != nil {
+		return s, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.store.home {
+		p.store = placed
+	}
+	return p.store, nil
+}
+
+// placedForCaller is placed for a caller who may hold the pool's last connection, and must not wait for another. Unless the
+// schema is known, the caller's session decides where its statements go.
+func (p *Plugin) placedForCaller(ctx context.Context) (*store, error) {
+	s, err := p.bound()
+	if err != nil || s.home {
+		return s, err
+	}
+	now := time.Now()
+	p.mu.Lock()
+	again := now.Sub(p.asked) > placeLimit
+	if again {
+		p.asked = now
+	}
+	p.mu.Unlock()
+	if stats := s.pool.Stats(); !again || stats.MaxOpenConnections > 0 && stats.InUse >= stats.MaxOpenConnections {
+		return s, nil
+	}
+	s, _ = p.placed(ctx) // the caller's own statement tells what is wrong with the database
+	return s, nil
 }
 
 func init() {
@@ -252,7 +300,7 @@ func init() {
 // Migrate creates the tables, or brings them to this version; when they are up to date it does nothing. Any number of
 // processes may call it at once. Schema prints what it executes.
 func (p *Plugin) Migrate(ctx context.Context) error {
-	s, err := p.bound()
+	s, err := p.placed(ctx)
 	if err == nil {
 		err = s.migrate(ctx)
 	}
@@ -281,6 +329,7 @@ type store struct {
 	gorm *gorm.DB // for handlers; never for the dispatcher's own statements, which callbacks could redirect
 	pool *sql.DB  // the primary
 	d    dialect.Dialect
+	home bool          // the names in d's statements say in which schema the tables are
 	kept *kept         // nil where it is of no use
 	turn chan struct{} // of a serial database: who claims, writes outcomes or runs a transaction now
 }

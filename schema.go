@@ -9,6 +9,24 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
+// place is the store with the schema in its names in which the pool's connections find the tables. A caller's connection is
+// not asked: its session may have set another.
+func (s *store) place(ctx context.Context, clock func() time.Time) (*store, error) {
+	ctx, cancel := context.WithTimeout(ctx, placeLimit)
+	defer cancel()
+	home, err := s.d.Home(ctx, s.pool)
+	if err != nil || home == "" {
+		return s, err
+	}
+	placed := *s
+	n := names(s.gorm.NamingStrategy)
+	n.Schema, placed.home = home, true
+	placed.d, err = dialect.New(s.d.Name(), n, clock)
+	return &placed, err
+}
+
+const placeLimit = 2 * time.Second
+
 // explain adds to an error what the user can do about it.
 func (s *store) explain(err error) error {
 	if dialect.Classify(err) == dialect.Missing {

@@ -326,7 +326,7 @@ func (n *simNode) plugin() *Plugin {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	p.store = &store{gorm: db, pool: pool, d: memDialect{m: s.m, claims: life.claims, gone: new(sync.Map)}, turn: make(chan struct{}, 1)}
+	p.store = &store{home: true, gorm: db, pool: pool, d: memDialect{m: s.m, claims: life.claims, gone: new(sync.Map)}, turn: make(chan struct{}, 1)}
 	return p
 }
 

@@ -55,3 +55,6 @@ func (p *Plugin) Kept() []string {
 // AskKept asks for a statement that may be kept prepared, PrepareKept prepares what was asked for.
 func (p *Plugin) AskKept(query string)            { p.store.kept.get(query) }
 func (p *Plugin) PrepareKept(ctx context.Context) { p.store.kept.prepare(ctx) }
+
+// Rebind gives the plugin another pool, as if the one it was installed on had come back.
+func (p *Plugin) Rebind(pool *sql.DB) { p.store.pool = pool }

@@ -33,8 +33,19 @@ type Row interface {
 type Names struct {
 	Tasks, History, Processes, Audit, Version string
 
+	// Schema is where the tables are that are not qualified. Empty leaves it to each session.
+	Schema string
+
 	// Index names an index of a table.
 	Index func(table, what string) string
+}
+
+// place splits a table's name into its schema, empty where that is the session's, and the name in it.
+func (n Names) place(table string) (schema, bare string) {
+	if i := strings.LastIndexByte(table, '.'); i >= 0 {
+		return table[:i], table[i+1:]
+	}
+	return n.Schema, table
 }
 
 // Lane is one queue at one priority: what the claim's index holds in the order of run_at.
@@ -181,6 +192,9 @@ type Dialect interface {
 	Latest() string
 	// Text is the text of a column that holds a JSON document.
 	Text(column string) string
+	// Home is the schema in which c's session finds the tables, or would create them; empty when it has none. Both depend on
+	// what the session has set, so it is asked once and the answer becomes part of the names.
+	Home(ctx context.Context, c Conn) (string, error)
 	// HasTable reports whether the version table is there.
 	HasTable(ctx context.Context, c Conn) (bool, error)
 	// Schema is the SQL that creates version Version of the tables.
@@ -221,6 +235,17 @@ func New(name string, names Names, clock func() time.Time) (Dialect, error) {
 	return nil, fmt.Errorf("database %q is not supported; supported are %s", name, strings.Join(Supported(), ", "))
 }
 
+// home reads a schema's name, NULL when there is none.
+func home(rows *sql.Rows, err error) (schema string, _ error) {
+	err = each(rows, err, func(r Row) error {
+		var name sql.NullString
+		err := r.Scan(&name)
+		schema = name.String
+		return err
+	})
+	return schema, err
+}
+
 // JSONType is the column type of a JSON document, for the models' GormDBDataType.
 func JSONType(name string) string {
 	switch name {
@@ -243,10 +268,13 @@ type base struct {
 
 func newBase(names Names, clock func() time.Time, quote byte, now string, literal func(time.Time) string) base {
 	b := base{names: names, clock: clock, literal: literal, now: now}
+	identifier := func(name string) string {
+		return string(quote) + strings.ReplaceAll(name, string(quote), string(quote)+string(quote)) + string(quote)
+	}
 	quoted := func(name string) string {
 		parts := strings.Split(name, ".")
 		for i, p := range parts {
-			parts[i] = string(quote) + strings.ReplaceAll(p, string(quote), string(quote)+string(quote)) + string(quote)
+			parts[i] = identifier(p)
 		}
 		return strings.Join(parts, ".")
 	}
@@ -254,11 +282,13 @@ func newBase(names Names, clock func() time.Time, quote byte, now string, litera
 		"tasks": names.Tasks, "history": names.History, "processes": names.Processes,
 		"audit": names.Audit, "version": names.Version,
 	} {
-		schema, bare := "", table
-		if i := strings.LastIndexByte(table, '.'); i >= 0 {
-			schema, bare = quoted(table[:i])+".", table[i+1:]
+		schema, bare := names.place(table)
+		if strings.Contains(table, ".") {
+			schema = quoted(schema) + "."
+		} else if schema != "" {
+			schema = identifier(schema) + "." // one name, whatever is in it
 		}
-		b.pairs = append(b.pairs, "{"+what+"}", quoted(table), "{"+what+".schema}", schema, "{"+what+".bare}", quoted(bare))
+		b.pairs = append(b.pairs, "{"+what+"}", schema+quoted(bare), "{"+what+".schema}", schema, "{"+what+".bare}", quoted(bare))
 		for _, index := range []string{"claim", "key", "process", "parked", "status", "task"} {
 			b.pairs = append(b.pairs, "{"+what+"."+index+"}", quoted(names.Index(table, index)))
 		}

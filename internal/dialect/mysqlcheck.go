@@ -38,11 +38,12 @@ func (m *mysql) StillIn(ctx context.Context, c Conn) bool {
 	return !ok || code != 1305
 }
 
+func (m *mysql) Home(ctx context.Context, c Conn) (string, error) {
+	return home(c.QueryContext(ctx, "SELECT DATABASE()"))
+}
+
 func (m *mysql) HasTable(ctx context.Context, c Conn) (bool, error) {
-	schema, bare, ok := strings.Cut(m.names.Version, ".")
-	if !ok {
-		schema, bare = "", schema
-	}
+	schema, bare := m.names.place(m.names.Version)
 	found, err := texts(c.QueryContext(ctx, m.tables, schema, bare))
 	return len(found) > 0, err
 }

@@ -472,6 +472,12 @@ func (p *postgres) Begin(context.Context, Conn) error { return nil }
 // savepoint tells.
 func (p *postgres) StillIn(context.Context, Conn) bool { return true }
 
+// Home is not always current_schema(), the first of the search_path: the tables may be in a later one.
+func (p *postgres) Home(ctx context.Context, c Conn) (string, error) {
+	return home(c.QueryContext(ctx, `SELECT coalesce((SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+	WHERE c.oid = to_regclass($1) AND c.relpersistence <> 't'), current_schema())`, p.render("{tasks}")))
+}
+
 func (p *postgres) HasTable(ctx context.Context, c Conn) (bool, error) {
 	found, err := texts(c.QueryContext(ctx, "SELECT 'yes' WHERE to_regclass($1) IS NOT NULL", p.render("{version}")))
 	return len(found) > 0, err

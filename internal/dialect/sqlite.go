@@ -1,6 +1,7 @@
 package dialect
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	_ "embed"
@@ -378,11 +379,12 @@ func (s *sqlite) StillIn(ctx context.Context, c Conn) bool {
 	return false
 }
 
+// Home needs no look: without it a temporary table of the connection would come first.
+func (s *sqlite) Home(context.Context, Conn) (string, error) { return "main", nil }
+
 func (s *sqlite) HasTable(ctx context.Context, c Conn) (bool, error) {
-	schema, bare, ok := strings.Cut(s.names.Version, ".")
-	if !ok {
-		schema, bare = "main", schema
-	}
+	schema, bare := s.names.place(s.names.Version)
+	schema = cmp.Or(schema, "main")
 	found, err := texts(c.QueryContext(ctx, "SELECT name FROM "+`"`+strings.ReplaceAll(schema, `"`, `""`)+`"`+
 		".sqlite_master WHERE type = 'table' AND name = ?1", bare))
 	return len(found) > 0, err
