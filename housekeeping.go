@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -22,13 +23,13 @@ func (d *dispatcher) prune(ctx context.Context) {
 	// Processes that start together do not prune together.
 	for wait(ctx, pruneEvery/2+rand.N(pruneEvery)) == nil {
 		for _, kind := range []struct {
-			errors bool
+			failed bool
 			age    time.Duration
 		}{{false, o.RetainSuccess}, {true, o.RetainErrors}} {
 			if kind.age < 0 {
 				continue
 			}
-			if err := d.pruneOlder(ctx, kind.errors, kind.age); err != nil && ctx.Err() == nil {
+			if err := d.pruneOlder(ctx, kind.failed, kind.age); err != nil && ctx.Err() == nil {
 				d.trouble.met("prune history", err)
 			} else {
 				d.trouble.over("prune history")
@@ -37,10 +38,10 @@ func (d *dispatcher) prune(ctx context.Context) {
 	}
 }
 
-func (d *dispatcher) pruneOlder(ctx context.Context, errors bool, age time.Duration) error {
+func (d *dispatcher) pruneOlder(ctx context.Context, failed bool, age time.Duration) error {
 	for {
 		limited, cancel := context.WithTimeout(ctx, d.statementLimit())
-		n, err := d.store.d.Prune(limited, d.store.pool, errors, age, pruneBatch)
+		n, err := d.store.d.Prune(limited, d.store.pool, failed, age, pruneBatch)
 		cancel()
 		if err != nil || n < pruneBatch {
 			return err
@@ -60,6 +61,11 @@ func (d *dispatcher) listen(ctx context.Context, w Waker) {
 			d.wake()
 		})
 		if ctx.Err() != nil {
+			return
+		}
+		if permanent := new(permanentError); errors.As(err, &permanent) {
+			d.log.Warn("outbox: a Waker cannot listen, so tasks of other processes start at the next scan",
+				"waker", fmt.Sprintf("%T", w), "err", err)
 			return
 		}
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // hourly are options with which only a wake-up or the timer can be in time.
@@ -301,4 +303,36 @@ func TestFailingWaker(t *testing.T) {
 			t.Errorf("after it had worked: said %d times", n)
 		}
 	})
+}
+
+// listening counts how often it is asked to listen, and ends with an error each time.
+type listening struct {
+	quietWaker
+	err   error
+	calls *atomic.Int32
+}
+
+func (l listening) Listen(context.Context, *sql.DB, func()) error {
+	l.calls.Add(1)
+	return l.err
+}
+
+// A Permanent error of Listen is said once, as what it is, and Listen is not called again; after another error it is.
+func TestWakerThatCannotListen(t *testing.T) {
+	db := testdb.SQLite(t)
+	var said logBuffer
+	var never, sometimes atomic.Int32
+	p := install(t, db, outbox.Options{Logger: said.logger(), Wakers: []outbox.Waker{
+		listening{err: fmt.Errorf("listen: %w", outbox.Permanent(errors.New("no ears"))), calls: &never},
+		listening{err: errors.New("not now"), calls: &sometimes},
+	}}, nil)
+	stop := start(t, p)
+	eventually(t, "it listens again after an error", func() bool { return sometimes.Load() >= 3 })
+	stop()
+	if n := never.Load(); n != 1 {
+		t.Errorf("it was asked %d times after a Permanent error", n)
+	}
+	if n := said.lines("level=WARN", "a Waker cannot listen", "no ears"); n != 1 || said.lines("the database fails", "no ears") != 0 {
+		t.Errorf("said %d times", n)
+	}
 }

@@ -6,26 +6,64 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"reflect"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/gorm-outbox/outbox"
 )
 
-// ErrDriver: the pool's connections are not pgx's, so that nothing can listen on them.
-var ErrDriver = errors.New("the pool's driver is not github.com/jackc/pgx/v5/stdlib, which gorm.io/driver/postgres opens")
+// Errors after which Listen is not tried again, for the next try would end like this one.
+var (
+	// ErrDriver: the pool's connections are not pgx's, or are wrapped by a package that hides them.
+	ErrDriver = errors.New("the pool's driver is not github.com/jackc/pgx/v5/stdlib, which gorm.io/driver/postgres opens, " +
+		"or hides it: give pgnotify a connection of its own with Options.Connect")
+
+	// ErrPool: the pool has a single connection, and the listener would take it from everybody else.
+	ErrPool = errors.New("the pool has a single connection: raise MaxOpenConns, or give pgnotify one of its own with Options.Connect")
+)
 
 // Listen is part of outbox.Waker. It holds a connection of the pool until ctx is done; then the connection goes back,
-// or is closed if it may be listening still. Errors: ErrDriver; that the connection is dead, or could not be had.
+// or is closed if it may be listening still. With Options.Connect it opens and closes one of its own. Errors: ErrDriver and
+// ErrPool, both of them Permanent; that the connection is dead, or could not be had.
 func (w *Waker) Listen(ctx context.Context, pool *sql.DB, wake func()) error {
+	on := w.listenOnPool
+	if w.connect != nil {
+		on = w.listenOnOwn
+	}
+	if err := on(ctx, pool, wake); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("pgnotify: listen on channel %q: %w", w.channel, err)
+	}
+	return nil
+}
+
+func (w *Waker) listenOnOwn(ctx context.Context, _ *sql.DB, wake func()) error {
+	limited, cancel := context.WithTimeout(ctx, w.limit)
+	c, err := w.connect(limited)
+	cancel()
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer func() {
+		_ = w.within(context.WithoutCancel(ctx), c.Close) // nobody needs it any more
+	}()
+	return w.listen(ctx, c, wake)
+}
+
+func (w *Waker) listenOnPool(ctx context.Context, pool *sql.DB, wake func()) error {
+	if pool.Stats().MaxOpenConnections == 1 {
+		return outbox.Permanent(ErrPool)
+	}
 	conn, err := pool.Conn(ctx)
 	if err != nil {
-		return fmt.Errorf("pgnotify: listen: get a connection: %w", err)
+		return fmt.Errorf("get a connection: %w", err)
 	}
 	defer conn.Close()
-	err = conn.Raw(func(raw any) error {
-		c, ok := raw.(*stdlib.Conn)
-		if !ok {
-			return fmt.Errorf("%w: a connection is a %T", ErrDriver, raw)
+	return conn.Raw(func(raw any) error {
+		c := unwrap(raw)
+		if c == nil {
+			return outbox.Permanent(fmt.Errorf("%w: a connection is a %T", ErrDriver, raw))
 		}
 		if err := w.listen(ctx, c.Conn(), wake); err != nil {
 			// The pool drops the connection: it is dead, or nobody knows its state.
@@ -33,8 +71,43 @@ func (w *Waker) Listen(ctx context.Context, pool *sql.DB, wake func()) error {
 		}
 		return nil
 	})
-	if err != nil && ctx.Err() == nil {
-		return fmt.Errorf("pgnotify: listen on channel %q: %w", w.channel, err)
+}
+
+var driverConn = reflect.TypeFor[driver.Conn]()
+
+// maxWrapped is more packages than anybody stacks.
+const maxWrapped = 10
+
+// unwrap looks for pgx's connection behind those that trace or measure; nil when it is not shown. Some have a method for it
+// (otelsql's Raw, dd-trace-go's WrappedConn), others a field Conn (sqlhooks).
+func unwrap(conn any) *stdlib.Conn {
+	for range maxWrapped {
+		var inner any
+		switch c := conn.(type) {
+		case *stdlib.Conn:
+			return c
+		case interface{ Raw() driver.Conn }:
+			inner = c.Raw()
+		case interface{ WrappedConn() driver.Conn }:
+			inner = c.WrappedConn()
+		case interface{ Unwrap() driver.Conn }:
+			inner = c.Unwrap()
+		default:
+			v := reflect.Indirect(reflect.ValueOf(conn))
+			if v.Kind() != reflect.Struct {
+				return nil
+			}
+			f, ok := v.Type().FieldByName("Conn")
+			if !ok || f.Type != driverConn {
+				return nil
+			}
+			field, err := v.FieldByIndexErr(f.Index)
+			if err != nil || !field.CanInterface() {
+				return nil
+			}
+			inner = field.Interface()
+		}
+		conn = inner
 	}
 	return nil
 }

@@ -9,10 +9,12 @@
 //
 // # What it needs
 //
-// The pool's driver must be pgx v5's stdlib, as gorm.io/driver/postgres opens it. While Run dispatches, one connection of
-// the pool is taken for listening: count it in MaxOpenConns. It does not work through PgBouncer in transaction or
-// statement mode, where LISTEN is lost; give such an application's dispatcher a *gorm.DB that goes past PgBouncer, or do
-// without. A transaction that has created a task cannot be prepared for a two-phase commit.
+// The pool's driver must be pgx v5's stdlib, as gorm.io/driver/postgres opens it. It may be wrapped by a package that shows
+// what it wraps, as otelsql, dd-trace-go and sqlhooks do. While Run dispatches, one connection of the pool is taken for
+// listening: count it in MaxOpenConns. Where the driver hides its connections (sqlmw), the pool has a single connection, or
+// it goes through PgBouncer in transaction or statement mode, which loses LISTEN, give pgnotify a connection of its own with
+// Options.Connect; without it the log says once why nothing listens, and tasks of other processes wait for the scan. A
+// transaction that has created a task cannot be prepared for a two-phase commit.
 //
 // # What it costs
 //
@@ -33,6 +35,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
@@ -48,6 +51,13 @@ type Options struct {
 	// Interval is the least time between two tasks of this process that notify, and between two reminders. Zero means
 	// 2 ms.
 	Interval time.Duration
+
+	// Connect opens the connection to listen on, which pgnotify closes. Nil means one of the pool's. It is for a pool that
+	// pgnotify cannot listen on, because it goes through PgBouncer, has a single connection, or has a driver that hides
+	// pgx's connections; such as
+	//
+	//	func(ctx context.Context) (*pgx.Conn, error) { return pgx.Connect(ctx, dsn) }
+	Connect func(ctx context.Context) (*pgx.Conn, error)
 }
 
 // Waker is an outbox.Waker for one plugin. It is safe for concurrent use.
@@ -56,6 +66,7 @@ type Waker struct {
 	interval time.Duration
 	alive    time.Duration // of silence, after which the listening connection is tried
 	limit    time.Duration // of one statement
+	connect  func(context.Context) (*pgx.Conn, error)
 
 	mu      sync.Mutex
 	last    time.Time   // start of the interval whose notification has been sent
@@ -77,7 +88,7 @@ const maxChannel = 63
 func New(o Options) *Waker {
 	w := &Waker{
 		channel: cmp.Or(o.Channel, "outbox"), interval: cmp.Or(o.Interval, 2*time.Millisecond),
-		alive: 30 * time.Second, limit: 5 * time.Second,
+		alive: 30 * time.Second, limit: 5 * time.Second, connect: o.Connect,
 	}
 	if len(w.channel) > maxChannel || strings.ContainsRune(w.channel, 0) {
 		panic(fmt.Sprintf("pgnotify: channel %.80q: a name has up to %d bytes, none of them zero", w.channel, maxChannel))
@@ -90,8 +101,7 @@ func New(o Options) *Waker {
 
 const notify = "SELECT pg_notify($1, '')"
 
-// Created is part of outbox.Waker. It notifies in the creator's transaction, or has it reminded of. An error has aborted
-// that transaction.
+// Created is part of outbox.Waker. It notifies in the creator's transaction, or has it reminded of.
 func (w *Waker) Created(ctx context.Context, conn gorm.ConnPool, pool *sql.DB) error {
 	if !w.take(time.Now(), pool) {
 		return nil
