@@ -1,108 +1,217 @@
 package outbox
 
 import (
-	"maps"
+	"cmp"
 	"slices"
 	"sync"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// backlog is what a dispatcher knows of the due tasks: the lanes that a probe found, and how far its claims have come in
-// each. The loop and the writer of outcomes both claim from it.
+// backlog is what a dispatcher knows of the due tasks: the partitions that the last poll found, less those that a claim has
+// emptied since, and how far claims have come in each. A partition is a queue at a priority. The loop and the writers of
+// outcomes claim from it.
+//
+// Queues take turns, and priority orders the tasks of one queue. A claim asks the next queues for an equal share each, so its
+// size bounds what it sends, whatever the number of queues, and a queue with many tasks does not keep another one waiting.
 type backlog struct {
-	mu       sync.Mutex
-	lanes    []dialect.Lane // with tasks due at the last probe
-	marks    map[dialect.Lane]dialect.Mark
-	more     bool // there may be tasks that no claim has found yet
-	probes   int  // so many there were
-	rotation int
+	mu     sync.Mutex
+	unused bool           // none of its functions are registered, so nothing is claimed from it
+	due    []dialect.Lane // what the last poll found and what was expected since
+	looked int            // park has looked at so many of them
+	ring   []*dueQueue    // queues with something to claim, in the order of their turns
+	queues map[string]*dueQueue
+	reads  int // polls and hints so far: what a claim says of a partition that was found later is out of date
 }
 
-// found takes over what a probe has found. The marks of earlier claims are gone with it: a late commit, a retry or a
-// reschedule may have put a task below them.
+type dueQueue struct {
+	name       string
+	partitions []duePartition // by priority
+}
+
+type duePartition struct {
+	priority int
+	read     int          // when it was found
+	cursor   dialect.Mark // the last task that was claimed from it
+}
+
+// minQueues is how many queues even a small claim asks, because some may be empty.
+const minQueues = 16
+
+// found takes over what a poll has found. The cursors of earlier claims are gone with it: a late commit, a retry or a
+// reschedule may have put a task below them. Queues keep their turns, and new ones come last.
 func (b *backlog) found(lanes []dialect.Lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.lanes, b.marks, b.more = lanes, nil, len(lanes) > 0
-	b.probes++
+	b.reads++
+	b.due = lanes
+	if b.unused {
+		return
+	}
+	before := b.ring
+	b.ring, b.queues = nil, make(map[string]*dueQueue, len(lanes))
+	for _, l := range lanes {
+		b.add(l)
+	}
+	added := b.ring
+	b.ring = make([]*dueQueue, 0, len(added))
+	kept := make(map[string]bool, len(before))
+	for _, q := range before {
+		if again := b.queues[q.name]; again != nil {
+			b.ring, kept[q.name] = append(b.ring, again), true
+		}
+	}
+	for _, q := range added {
+		if !kept[q.name] {
+			b.ring = append(b.ring, q)
+		}
+	}
 }
 
-// expect adds lanes in which something may have become due since the last probe, below the marks of earlier claims.
+// add puts a partition where its turn is; b.mu must be held. Its cursor, if it has one, is forgotten.
+func (b *backlog) add(l dialect.Lane) {
+	q := b.queues[l.Queue]
+	if q == nil {
+		q = &dueQueue{name: l.Queue}
+		b.ring, b.queues[l.Queue] = append(b.ring, q), q
+	}
+	i, there := q.find(l.Priority)
+	if !there {
+		q.partitions = slices.Insert(q.partitions, i, duePartition{})
+	}
+	q.partitions[i] = duePartition{priority: l.Priority, read: b.reads}
+}
+
+func (q *dueQueue) find(priority int) (int, bool) {
+	return slices.BinarySearchFunc(q.partitions, priority, func(p duePartition, priority int) int {
+		return cmp.Compare(p.priority, priority)
+	})
+}
+
+// expect adds partitions in which something may have become due since the last poll, below the cursors of earlier claims.
 func (b *backlog) expect(lanes []dialect.Lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for _, l := range lanes {
-		if delete(b.marks, l); !slices.Contains(b.lanes, l) {
-			b.lanes = append(b.lanes, l)
-		}
+	b.reads++
+	if b.unused {
+		return
 	}
-	b.more = true
-	b.probes++
+	if b.queues == nil {
+		b.queues = map[string]*dueQueue{}
+	}
+	for _, l := range lanes {
+		b.add(l)
+	}
 }
 
-// forget leaves it to the next probe what is due.
-func (b *backlog) forget() {
+// size is how many partitions the last poll found due.
+func (b *backlog) size() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.lanes, b.marks, b.more = nil, nil, false
-	b.probes++
+	return len(b.due)
 }
 
-// any reports whether the last probe found something due.
-func (b *backlog) any() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.lanes) > 0
-}
-
+// mayHaveMore reports whether there may be tasks that no claim has found yet.
 func (b *backlog) mayHaveMore() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.more
+	return len(b.ring) > 0
 }
 
-// due are the lanes in the order in which to claim from them, by priority, and among queues each has its turn to be first,
-// with the marks up to which claims have found them empty. They belong to a probe, which claimed wants to know.
-func (b *backlog) due() (lanes []dialect.Lane, marks map[dialect.Lane]dialect.Mark, probe int) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var queues []string
-	for _, l := range b.lanes {
-		if !slices.Contains(queues, l.Queue) {
-			queues = append(queues, l.Queue)
-		}
-	}
-	slices.Sort(queues)
-	b.rotation++
-	turn := func(l dialect.Lane) int { return (slices.Index(queues, l.Queue) + b.rotation) % len(queues) }
-	slices.SortFunc(b.lanes, func(x, y dialect.Lane) int {
-		if x.Priority != y.Priority {
-			return x.Priority - y.Priority
-		}
-		return turn(x) - turn(y)
-	})
-	return slices.Clone(b.lanes), maps.Clone(b.marks), b.probes
+// turn is what one claim asks for.
+type turn struct {
+	lanes []dialect.Lane
+	marks map[dialect.Lane]dialect.Mark
+	share int // at most so many rows of each partition
+	read  int
 }
 
-// claimed notes how far a claim has come; more is whether it was full. What a probe has found since then is newer.
-func (b *backlog) claimed(list []claimed, more bool, probe int) {
+// take gives a claim of up to limit rows the next queues and moves their turns on. Of a single queue it asks all priorities in
+// their order, one after the other as each is empty. Of several queues it asks only the first priority of each: whatever share
+// of a queue a claim takes, nothing of a later priority starts before a claim has found the earlier one empty.
+func (b *backlog) take(limit int) (t turn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if probe != b.probes {
-		return
+	t = turn{share: limit, read: b.reads}
+	asked := b.ring[:min(len(b.ring), max(limit, minQueues))]
+	for _, q := range asked {
+		partitions := q.partitions
+		if len(asked) > 1 {
+			partitions = partitions[:1]
+		}
+		for _, p := range partitions {
+			l := dialect.Lane{Queue: q.name, Priority: p.priority}
+			t.lanes = append(t.lanes, l)
+			if p.cursor != (dialect.Mark{}) {
+				if t.marks == nil {
+					t.marks = map[dialect.Lane]dialect.Mark{}
+				}
+				t.marks[l] = p.cursor
+			}
+		}
 	}
-	b.more = more
-	if b.marks == nil {
-		b.marks = map[dialect.Lane]dialect.Mark{}
+	if n := len(b.ring); n > 1 && limit > 0 {
+		served := min(limit, n)
+		t.share = (limit + served - 1) / served
+		next := 1 // where all are served, another one is the first
+		if served < n {
+			next = served
+		}
+		b.ring = slices.Concat(b.ring[next:], b.ring[:next])
 	}
+	return t
+}
+
+// claimed notes what a claim of up to limit rows has found: how far it has come, and which partitions it has emptied. Those
+// come back with the next poll, if something is due in them.
+func (b *backlog) claimed(t turn, limit int, list []claimed) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rows, last := make(map[dialect.Lane]int, len(t.lanes)), map[dialect.Lane]dialect.Mark{}
 	for _, c := range list {
-		if c.err != nil {
+		l, mark := dialect.Lane{Queue: c.task.Queue, Priority: c.task.Priority}, dialect.Mark{RunAt: c.task.RunAt, ID: c.task.ID}
+		if rows[l]++; c.err == nil && last[l].Before(mark) {
+			last[l] = mark
+		}
+	}
+	// A full claim did not get to the partitions behind the last one that gave it something.
+	reached := len(t.lanes)
+	for full := len(list) >= limit; full && reached > 0 && rows[t.lanes[reached-1]] == 0; {
+		reached--
+	}
+	gone := false
+	for i, l := range t.lanes[:reached] {
+		q := b.queues[l.Queue]
+		if q == nil {
 			continue
 		}
-		lane, mark := dialect.Lane{Queue: c.task.Queue, Priority: c.task.Priority}, dialect.Mark{RunAt: c.task.RunAt, ID: c.task.ID}
-		if b.marks[lane].Before(mark) {
-			b.marks[lane] = mark
+		at, there := q.find(l.Priority)
+		if !there || q.partitions[at].read > t.read {
+			continue
+		}
+		empty := rows[l] < t.share && (len(list) < limit || i < reached-1)
+		if p := &q.partitions[at]; !empty && p.cursor.Before(last[l]) {
+			p.cursor = last[l]
+		}
+		if empty {
+			if q.partitions = slices.Delete(q.partitions, at, at+1); len(q.partitions) == 0 {
+				gone = true
+				delete(b.queues, q.name)
+			}
 		}
 	}
+	if gone {
+		b.ring = slices.DeleteFunc(b.ring, func(q *dueQueue) bool { return len(q.partitions) == 0 })
+	}
+}
+
+// atHeads are the next partitions, at most limit, at whose heads park is to look: all that were due have their turn.
+func (b *backlog) atHeads(limit int) (lanes []dialect.Lane) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for range min(limit, len(b.due)) {
+		b.looked = (b.looked + 1) % len(b.due)
+		lanes = append(lanes, b.due[b.looked])
+	}
+	return lanes
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
@@ -39,16 +40,26 @@ func (d *dispatcher) probe(ctx context.Context) error {
 	if next >= 0 {
 		d.nextDue.Reset(min(next, farProbe))
 	}
-	d.backlog.found(due)
+	d.found(due)
 	return nil
 }
 
+// found notes which partitions have due tasks.
+func (d *dispatcher) found(due []dialect.Lane) {
+	d.backlog.found(due)
+	d.txBacklog.found(due)
+}
+
+// mayHaveMore reports whether there may be due tasks that no claim has found yet.
+func (d *dispatcher) mayHaveMore() bool { return d.backlog.mayHaveMore() || d.txBacklog.mayHaveMore() }
+
 // claim takes due tasks for the free slots and starts them; until is RunDue's time, or empty. It returns how many there
-// were, and whether there may be more.
-func (d *dispatcher) claim(ctx context.Context, until string) (n int, more bool, err error) {
+// were, and whether it asked the database: not without a free slot, or when nothing is known that could be claimed now. A
+// claim that asks and gets nothing has emptied what it asked for.
+func (d *dispatcher) claim(ctx context.Context, until string) (n int, asked bool, err error) {
 	limit := d.reserve()
 	if limit == 0 {
-		return 0, true, nil
+		return 0, false, nil
 	}
 	defer d.unreserve(limit)
 	waiting, cancel := context.WithTimeout(ctx, d.statementLimit())
@@ -57,45 +68,82 @@ func (d *dispatcher) claim(ctx context.Context, until string) (n int, more bool,
 	if err != nil {
 		return 0, false, err
 	}
-	plan, left, probe := d.plan(until)
+	plan := d.plan(until, limit)
+	if len(plan) == 0 {
+		over()
+		return 0, false, nil
+	}
 	// Not cut short by a shutdown: what has been claimed is to be known.
 	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
 	defer cancel()
-	list, full, err := d.store.claim(limited, plan, limit)
+	lists, err := d.store.claim(limited, plan.params(), limit)
 	over()
 	if err != nil {
 		d.mayHaveClaimed()
 		return 0, false, err
 	}
-	more = full || left
-	d.backlog.claimed(list, more, probe)
-	return d.start(list), more, nil
+	return d.start(plan.claimed(lists, limit)), true, nil
 }
 
-// plan says what to claim; more that there may be due tasks that the plan leaves out.
-func (d *dispatcher) plan(until string) (plan []dialect.ClaimParams, more bool, probe int) {
-	p := dialect.ClaimParams{Process: d.processID(), Repeatable: d.repeatable, Limit: d.slots, Until: until}
-	if p.Lanes, p.Marks, probe = d.backlog.due(); until != "" {
-		p.Marks = nil // no other claim comes later
+// plan is the claims that are made one after the other for some slots.
+type plan []planned
+
+type planned struct {
+	dialect.ClaimParams
+	from *backlog
+	turn turn
+}
+
+// plan says what to claim for up to limit slots: nothing when it is not known that something is due.
+func (d *dispatcher) plan(until string, limit int) (list plan) {
+	add := func(from *backlog, funcs []string, limit int) {
+		t := from.take(limit)
+		if len(t.lanes) == 0 {
+			return
+		}
+		p := dialect.ClaimParams{Process: d.processID(), Lanes: t.lanes, Marks: t.marks, Share: t.share, Funcs: funcs,
+			Repeatable: d.repeatable, Limit: limit, Until: until}
+		if until != "" {
+			p.Marks = nil // no other claim comes later
+		}
+		list = append(list, planned{p, from, t})
 	}
-	if d.txTurn == nil || len(d.txFuncs) == 0 {
-		p.Funcs = d.funcs
-		return []dialect.ClaimParams{p}, false, probe
+	if !d.apartTx() {
+		add(&d.backlog, d.funcs, limit)
+		return list
 	}
 	// One transaction at a time can write, so at most one transactional task is claimed, in turn with the others.
-	if len(d.plainFuncs) > 0 {
-		p.Funcs = d.plainFuncs
-		plan = append(plan, p)
-	}
+	add(&d.backlog, d.plainFuncs, limit)
 	if d.inTx.Load() > 0 {
-		return plan, true, probe
+		return list
 	}
-	p.Funcs, p.Limit = d.txFuncs, 1
-	plan = append(plan, p)
-	if d.txFirst.Add(1)%2 == 0 {
-		slices.Reverse(plan)
+	if add(&d.txBacklog, d.txFuncs, 1); d.txFirst.Add(1)%2 == 0 {
+		slices.Reverse(list)
 	}
-	return plan, false, probe
+	return list
+}
+
+// apartTx reports that transactional tasks are claimed apart from the others. How far claims have come with each is known
+// apart, too: a claim of one kind reads past the tasks of the other.
+func (d *dispatcher) apartTx() bool { return d.txTurn != nil && len(d.txFuncs) > 0 }
+
+func (p plan) params() []dialect.ClaimParams {
+	list := make([]dialect.ClaimParams, len(p))
+	for i := range p {
+		list[i] = p[i].ClaimParams
+	}
+	return list
+}
+
+// claimed tells the backlogs what the claims of a plan have found for up to limit slots, and returns all of it.
+func (p plan) claimed(lists [][]claimed, limit int) (all []claimed) {
+	for i := range p {
+		if limit := min(p[i].Limit, limit-len(all)); limit > 0 {
+			p[i].from.claimed(p[i].turn, limit, lists[i])
+		}
+		all = append(all, lists[i]...)
+	}
+	return all
 }
 
 // mayHaveClaimed notes that a claim failed: its reply may be lost though it was committed, and then tasks are ours that we
@@ -142,11 +190,14 @@ func (d *dispatcher) start(list []claimed) int {
 	return got
 }
 
+// maxParked bounds the partitions that one statement looks at.
+const maxParked = 100
+
 // park takes due tasks out of the claim's way that no live process can run.
 func (d *dispatcher) park(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
-	lanes, _, _ := d.backlog.due()
+	lanes := d.backlog.atHeads(maxParked)
 	if len(lanes) == 0 {
 		return
 	}
@@ -283,41 +334,39 @@ func (d *dispatcher) mayReclaim() bool {
 }
 
 // claim takes due tasks for a process, at most limit in all by the claims of a plan one after the other, in the caller's turn.
-// It reports whether one of them was full. A row that cannot be read comes back as a task with id and version only, and an
+// It returns what each has found. A row that cannot be read comes back as a task with little more than id and version, and an
 // error that says why.
-func (s *store) claim(ctx context.Context, plan []dialect.ClaimParams, limit int) (list []claimed, full bool, err error) {
+func (s *store) claim(ctx context.Context, plan []dialect.ClaimParams, limit int) (lists [][]claimed, err error) {
 	if s.d.OneStatement() || len(plan) == 1 && len(plan[0].Lanes) == 1 {
-		list, full, err = s.claimIn(ctx, s.work(nil), plan, limit)
-	} else {
-		err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
-			list, full, err = s.claimIn(ctx, s.work(tx), plan, limit)
-			return err
-		})
+		return s.claimIn(ctx, s.work(nil), plan, limit)
 	}
+	err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
+		lists, err = s.claimIn(ctx, s.work(tx), plan, limit)
+		return err
+	})
 	if err != nil {
-		return nil, false, err // what was read of a claim that failed is not ours
+		return nil, err // what was read of a claim that failed is not ours
 	}
-	return list, full, nil
+	return lists, nil
 }
 
-func (s *store) claimIn(ctx context.Context, c dialect.Conn, plan []dialect.ClaimParams, limit int) (list []claimed, full bool, err error) {
-	for _, p := range plan {
-		before := len(list)
-		if p.Limit = min(p.Limit, limit-before); p.Limit == 0 {
-			full = true
+func (s *store) claimIn(ctx context.Context, c dialect.Conn, plan []dialect.ClaimParams, limit int) ([][]claimed, error) {
+	lists := make([][]claimed, len(plan))
+	for i, p := range plan {
+		if p.Limit = min(p.Limit, limit); p.Limit == 0 {
 			continue
 		}
 		var scan claimScan
 		err := s.d.Claim(ctx, c, p, func(r dialect.Row) error {
-			list = append(list, scan.claimed(r))
+			lists[i] = append(lists[i], scan.claimed(r))
 			return nil
 		})
 		if err != nil {
-			return nil, false, err
+			return nil, err
 		}
-		full = full || len(list)-before == p.Limit
+		limit -= len(lists[i])
 	}
-	return list, full, nil
+	return lists, nil
 }
 
 type claimed struct {
@@ -343,6 +392,8 @@ func (s *claimScan) claimed(r dialect.Row) claimed {
 	}
 	// Somebody wrote into the row what its types do not hold, as SQLite allows. Fetch what can be fetched.
 	loose := new(TaskModel)
+	var queue sql.NullString
+	var priority any
 	dest := make([]any, len(dialect.Columns))
 	for i, column := range dialect.Columns {
 		switch column {
@@ -350,6 +401,10 @@ func (s *claimScan) claimed(r dialect.Row) claimed {
 			dest[i] = &loose.ID
 		case "version":
 			dest[i] = &loose.Version
+		case "queue":
+			dest[i] = &queue
+		case "priority":
+			dest[i] = &priority
 		default:
 			dest[i] = new(any)
 		}
@@ -358,5 +413,7 @@ func (s *claimScan) claimed(r dialect.Row) claimed {
 		err = errors.Join(err, again)
 	}
 	loose.MaxAttempts, loose.Attempt = 1, 1
+	loose.Queue = queue.String
+	loose.Priority, _ = strconv.Atoi(fmt.Sprint(priority)) // else the partition looks emptied, until the next poll
 	return claimed{task: loose, err: fmt.Errorf("the row cannot be read: %w", err)}
 }

@@ -22,15 +22,16 @@ type dispatcher struct {
 
 	funcs, txFuncs, plainFuncs, repeatable []string // what this process can run
 
-	slots    int
-	writers  int // of outcomes
-	finisher *finisher
-	trouble  trouble
-	txTurn   chan struct{} // on a serial database: whose turn it is to write
-	inTx     atomic.Int32  // transactional runs in progress
-	txFirst  atomic.Int32  // odd and even: whose turn it is to be claimed first
-	backlog  backlog
-	minding  atomic.Bool // a heartbeat, or what follows it, waits for the database
+	slots     int
+	writers   int // of outcomes
+	finisher  *finisher
+	trouble   trouble
+	txTurn    chan struct{} // on a serial database: whose turn it is to write
+	inTx      atomic.Int32  // transactional runs in progress
+	txFirst   atomic.Int32  // odd and even: whose turn it is to be claimed first
+	backlog   backlog
+	txBacklog backlog     // where transactional tasks are claimed apart, theirs
+	minding   atomic.Bool // a heartbeat, or what follows it, waits for the database
 
 	writeCtx    context.Context // of what must be written after a cancellation
 	stopWriting context.CancelFunc
@@ -85,6 +86,7 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	} else if d.slots > small {
 		d.writers = 2
 	}
+	d.backlog.unused, d.txBacklog.unused = d.apartTx() && len(d.plainFuncs) == 0, !d.apartTx()
 	d.finisher = newFinisher(max(d.slots/d.writers, small))
 	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())
 	d.lapse = time.AfterFunc(time.Hour, d.lapsed)
@@ -265,7 +267,7 @@ func (d *dispatcher) loop(ctx context.Context) {
 		asked, err := d.dispatch(ctx, probe, expected)
 		if err != nil && ctx.Err() == nil {
 			d.trouble.met("claim", err)
-			d.backlog.forget()
+			d.found(nil)
 			d.pause = min(max(2*d.pause, 100*time.Millisecond), 5*time.Second)
 			d.nextDue.Reset(d.pause)
 		} else if err == nil && asked {
@@ -294,14 +296,20 @@ func (d *dispatcher) dispatch(ctx context.Context, probe, expected bool) (asked 
 	} else if !expected && d.finisher.busy() {
 		return false, nil // the group that is written next claims for its slots and for those that are free
 	}
-	if d.room() == 0 || !d.backlog.mayHaveMore() {
+	if d.room() == 0 || !d.mayHaveMore() {
 		return probe, nil
 	}
-	n, more, err := d.claim(ctx, "")
-	if err != nil {
-		return true, err
+	total := 0
+	for ctx.Err() == nil && d.mayClaim() {
+		n, asked, err := d.claim(ctx, "")
+		if err != nil {
+			return true, err
+		}
+		if total += n; !asked || d.room() == 0 || !d.mayHaveMore() {
+			break
+		}
 	}
-	if n == 0 && !more && probe {
+	if total == 0 && !d.mayHaveMore() && probe {
 		d.park(ctx)
 	}
 	return true, nil
@@ -361,6 +369,7 @@ func (d *dispatcher) expect(lanes []dialect.Lane) {
 	}
 	if len(lanes) > 0 {
 		d.backlog.expect(lanes)
+		d.txBacklog.expect(lanes)
 		poke(d.expected)
 	}
 }

@@ -27,42 +27,56 @@ func (d *dispatcher) exchange(group []*pendingEnd) (written bool, err error) {
 		d.refill(own + free)
 		return true, nil
 	}
-	plan, left, probe := d.plan("")
-	done, list, full, err := d.store.exchange(ctx, outcomes, requeued, plan, own+free)
+	plan := d.plan("", own+free)
+	if len(plan) == 0 { // another claim has it meanwhile
+		d.exchanged(free)
+		return false, nil
+	}
+	done, lists, err := d.store.exchange(ctx, outcomes, requeued, plan.params(), own+free)
 	if err != nil {
 		d.mayHaveClaimed()
 		d.wake() // what it had locked may be behind the marks of another's claim by now
 		d.exchanged(free)
 		return false, err
 	}
-	d.backlog.claimed(list, full || left, probe)
+	list := plan.claimed(lists, own+free)
 	d.handOver(own)
 	d.durable(group, done)
 	d.start(list)
 	d.exchanged(own + free)
+	d.goOn()
 	return true, nil
 }
 
 // refill is the second half of an exchange whose group is written: it claims for the slots that are reserved for that.
 func (d *dispatcher) refill(slots int) {
-	defer d.exchanged(slots)
 	ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
 	defer cancel()
-	plan, left, probe := d.plan("") // no turn: what has an exchanger has no turns
-	list, full, err := d.store.claim(ctx, plan, slots)
-	if err != nil {
-		d.mayHaveClaimed()
-		d.wake() // the loop claims now, and tells what keeps it from that
-		return
+	if plan := d.plan("", slots); len(plan) > 0 {
+		lists, err := d.store.claim(ctx, plan.params(), slots) // no turn: what has an exchanger has no turns
+		if err != nil {
+			d.mayHaveClaimed()
+			d.exchanged(slots)
+			d.wake() // the loop claims now, and tells what keeps it from that
+			return
+		}
+		d.start(plan.claimed(lists, slots))
 	}
-	d.backlog.claimed(list, full || left, probe)
-	d.start(list)
+	d.exchanged(slots)
+	d.goOn()
+}
+
+// goOn has the loop claim for the slots that a claim of some queues has left free, from the others.
+func (d *dispatcher) goOn() {
+	if d.room() > 0 && d.mayHaveMore() {
+		poke(d.slotFree)
+	}
 }
 
 // mayExchange decides for how many slots an exchange may claim: the group's own, and those that are free, which are reserved
 // from now on. None means that it may not.
 func (d *dispatcher) mayExchange(group []*pendingEnd) (own, free int) {
-	if !d.backlog.mayHaveMore() || !d.mayClaim() {
+	if !d.mayHaveMore() || !d.mayClaim() {
 		return 0, 0
 	}
 	d.mu.Lock()

@@ -12,40 +12,6 @@ import (
 
 var someLane = dialect.Lane{Queue: "default", Priority: 2}
 
-// A claim that was under way while a probe found something else must not say that nothing is left.
-func TestBacklogBelievesTheLastProbe(t *testing.T) {
-	var b backlog
-	b.found([]dialect.Lane{someLane})
-	_, _, probe := b.due()
-	b.found([]dialect.Lane{someLane}) // as after a wake-up
-	task := &TaskModel{ID: "x", Queue: "default", Priority: 2, RunAt: time.Now()}
-	b.claimed([]claimed{{task: task}}, false, probe)
-	if _, marks, _ := b.due(); !b.mayHaveMore() || len(marks) > 0 {
-		t.Errorf("more %v, marks %v after a claim from before the probe", b.mayHaveMore(), marks)
-	}
-	_, _, probe = b.due()
-	b.claimed([]claimed{{task: task}}, false, probe)
-	if _, marks, _ := b.due(); b.mayHaveMore() || marks[someLane].ID != "x" {
-		t.Errorf("more %v, marks %v after a claim from after it", b.mayHaveMore(), marks)
-	}
-}
-
-// What was committed a moment ago may lie below the mark, and a claim that was under way has not seen it.
-func TestBacklogExpectsTasksBelowTheMark(t *testing.T) {
-	var b backlog
-	b.found([]dialect.Lane{someLane})
-	_, _, probe := b.due()
-	b.claimed([]claimed{{task: &TaskModel{ID: "x", Queue: "default", Priority: 2, RunAt: time.Now()}}}, false, probe)
-	_, _, probe = b.due()
-	other := dialect.Lane{Queue: "mail", Priority: 1}
-	b.expect([]dialect.Lane{someLane, other})
-	b.claimed(nil, false, probe)
-	lanes, marks, _ := b.due()
-	if !b.mayHaveMore() || len(marks) > 0 || len(lanes) != 2 || lanes[0] != other {
-		t.Errorf("more %v, lanes %v, marks %v", b.mayHaveMore(), lanes, marks)
-	}
-}
-
 // Only where a claim that finds nothing costs no more than a look, and where it is known what to claim.
 func TestExpectedTasksAreClaimedWithoutAProbe(t *testing.T) {
 	for _, c := range []struct {
@@ -67,7 +33,7 @@ func TestExpectedTasksAreClaimedWithoutAProbe(t *testing.T) {
 			d := p.newDispatcher(&store{d: memDialect{m: newMemory(c.serial)}})
 			defer d.lapse.Stop()
 			d.expect(c.lanes)
-			if claim := len(d.expected) > 0 && d.backlog.mayHaveMore(); claim != c.claim || len(d.woken) > 0 != c.probe {
+			if claim := len(d.expected) > 0 && d.mayHaveMore(); claim != c.claim || len(d.woken) > 0 != c.probe {
 				t.Errorf("a claim %v, a probe %v", claim, len(d.woken) > 0)
 			}
 		})

@@ -126,6 +126,11 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 		}
 	}
 	parked := func(m outbox.TaskModel) bool { return m.State == outbox.StateParked && m.Func == "mine" }
+	many := make([]string, 500)
+	for i := range many {
+		many[i] = fmt.Sprint("other.", i)
+	}
+	many = slices.Clip(many)
 	pendingAgain := func(was, is outbox.TaskModel) bool {
 		return is.State == outbox.StatePending && is.RunAt.Equal(was.RunAt)
 	}
@@ -140,6 +145,21 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 		{"claim", claim("alive", 1000), claimable, claimed(false), 0},
 		{"claim as repeatable", claim("alive", 1000, "mine"), claimable, claimed(true), 0},
 		{"claim up to a limit", claim("alive", 2), claimable, claimed(false), 2},
+		{"claim up to a share", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
+			lanes := append([]dialect.Lane{{Queue: "default", Priority: 1}}, fenceLane...)
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Lanes: lanes, Funcs: []string{"mine"}, Limit: 1000, Share: 2},
+				func(dialect.Row) error { return nil })
+		}, func(m outbox.TaskModel) bool {
+			return m.State == outbox.StatePending && m.Func == "mine" && m.Queue == "default" && isDue(m)
+		}, claimed(false), 4}, // of three in each of two
+		{"claim with many functions", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Lanes: fenceLane, Funcs: append(many, "mine"), Limit: 1000},
+				func(dialect.Row) error { return nil })
+		}, claimable, claimed(false), 0},
+		{"claim with many functions as repeatable", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Lanes: fenceLane, Funcs: append(many, "mine"),
+				Repeatable: append(many, "mine"), Limit: 1000}, func(dialect.Row) error { return nil })
+		}, claimable, claimed(true), 0},
 		{"claim by a process without a row", claim("dead", 1000), func(outbox.TaskModel) bool { return false }, claimed(false), 0},
 		{"finish", move(dialect.FromRunning, false), func(m outbox.TaskModel) bool {
 			return m.State == outbox.StateRunning && m.Version == 5

@@ -394,8 +394,12 @@ func (tx *memTx) claim(q memClaim) memResult {
 		tx.lock("anything")
 	}
 	for i, l := range q.Lanes {
+		end := q.Limit
+		if q.Share > 0 {
+			end = min(end, len(r.rows)+q.Share)
+		}
 		for _, t := range tasks(tx) {
-			if len(r.rows) == q.Limit || t.State != StatePending || t.Queue != l.Queue || t.Priority != l.Priority ||
+			if len(r.rows) == end || t.State != StatePending || t.Queue != l.Queue || t.Priority != l.Priority ||
 				!q.Marks[i].Before(dialect.Mark{RunAt: t.RunAt, ID: t.ID}) ||
 				t.RunAt.After(time.Now()) || !slices.Contains(q.Funcs, t.Func) || !tx.free("task "+t.ID) {
 				continue

@@ -151,8 +151,10 @@ func Key(key string) Option {
 	}}
 }
 
-// Queue puts the task into a queue, "default" by default; Options.Queues says which ones a process serves. 1 to 64
-// bytes.
+// Queue puts the task into a queue, "default" by default; Options.Queues says which ones a process serves. Queues take turns:
+// each claim of a process gives its free slots to the queues with due tasks in equal shares, and begins with another one. So a
+// queue with many tasks does not keep the others waiting, whatever its priorities. A queue for each tenant is a good use.
+// The name has 1 to 64 bytes.
 func Queue(name string) Option {
 	return Option{"Queue", func(s *settings, _ *Plugin) error {
 		if err := checkText(name, maxQueue); err != nil {
@@ -164,7 +166,8 @@ func Queue(name string) Option {
 }
 
 // Priority orders the due tasks of a queue: 1 to 4, lower first, 2 by default; among equals the earlier start time goes
-// first. It is strict: while tasks of priority 1 are due, none of priority 2 starts.
+// first. It is strict: while tasks of priority 1 are due, none of priority 2 of that queue starts. It says nothing about
+// other queues: those take turns, see [Queue].
 func Priority(n int) Option {
 	return Option{"Priority", func(s *settings, _ *Plugin) error {
 		if n < 1 || n > 4 {

@@ -33,37 +33,38 @@ func (s *store) finish(ctx context.Context, d dialect.Exchanger, outcomes []dial
 
 // exchange is write and claim in one transaction.
 func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued, plan []dialect.ClaimParams, limit int) (
-	done fenced, list []claimed, full bool, err error,
+	done fenced, lists [][]claimed, err error,
 ) {
 	if d := s.exchanger(requeued); d != nil && len(plan) == 1 {
 		p := plan[0]
 		p.Limit = min(p.Limit, limit)
 		var scan claimScan
+		var list []claimed
 		moved, all, err := d.Exchange(ctx, s.pool, outcomes, p, func(r dialect.Row) error {
 			list = append(list, scan.claimed(r))
 			return nil
 		})
 		if err != nil {
-			return fenced{}, nil, false, err
+			return fenced{}, nil, err
 		}
-		return fencedBy(moved, all), list, len(list) == p.Limit, nil
+		return fencedBy(moved, all), [][]claimed{list}, nil
 	}
 	over, err := s.takeTurn(ctx)
 	if err != nil {
-		return fenced{}, nil, false, err
+		return fenced{}, nil, err
 	}
 	defer over()
 	err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
 		ctx := s.inside(ctx)
 		if done.ids, err = s.writeIn(ctx, s.work(tx), outcomes, requeued); err == nil {
-			list, full, err = s.claimIn(ctx, s.work(tx), plan, limit)
+			lists, err = s.claimIn(ctx, s.work(tx), plan, limit)
 		}
 		return err
 	})
 	if err != nil {
-		return fenced{}, nil, false, err
+		return fenced{}, nil, err
 	}
-	return done, list, full, nil
+	return done, lists, nil
 }
 
 // fenced are the tasks of a group that the fence let through: all of them, or those that are listed.

@@ -65,26 +65,20 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		}
 	}
 	until := d.store.d.Time(now)
-	parked := false
-	for d.backlog.any() {
+	for d.backlog.size() > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, more, err := d.claim(ctx, until)
+		n, asked, err := d.claim(ctx, until)
 		if err != nil {
 			return err
 		}
-		if n > 0 && d.room() > 0 {
+		if asked && (n > 0 || d.mayHaveMore()) && d.room() > 0 {
 			continue
 		}
 		// Where those that are left behind have every slot, nothing more can be started.
-		if n == 0 && (!more || d.room() == 0) && d.rests((*run).leftBehind) {
-			if parked {
-				break
-			}
-			parked = true
-			d.park(ctx)
-			continue
+		if n == 0 && (!d.mayHaveMore() || d.room() == 0) && d.rests((*run).leftBehind) {
+			break
 		}
 		select {
 		case <-ctx.Done():
@@ -92,5 +86,8 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		case <-d.slotFree:
 		}
 	}
-	return nil
+	for range (d.backlog.size() + maxParked - 1) / maxParked {
+		d.park(ctx)
+	}
+	return ctx.Err()
 }

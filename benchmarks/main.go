@@ -47,6 +47,8 @@ var tables = []table{
 	{"mysql", "Working off on MariaDB", (*bench).mysql},
 	{"sqlite", "Working off on SQLite", (*bench).sqlite},
 	{"memory", "Memory", (*bench).memory},
+	{"queues", "Many queues", (*bench).manyQueues},
+	{"others", "Beside the tasks of others", (*bench).others},
 	{"planflip", "A queue that was empty when it was analysed", (*bench).planflip},
 }
 

@@ -118,11 +118,20 @@ type ClaimParams struct {
 	Funcs      []string // only tasks of these functions
 	Repeatable []string // those of Funcs whose interrupted runs may be run again
 	Limit      int      // at most so many rows
+	Share      int      // at most so many of each lane; 0 means Limit
 	Until      string   // only rows due at this time, as Time formats it; empty means now
 
 	// Marks are where to begin in a lane. A database in which a scan has to walk over the entries of rows that are gone, as
 	// long as some transaction may see them, takes only rows behind the mark; another may ignore it.
 	Marks map[Lane]Mark
+}
+
+// share is how many rows of a lane may be claimed when so many are left.
+func (p ClaimParams) share(left int) int {
+	if p.Share > 0 {
+		return min(p.Share, left)
+	}
+	return left
 }
 
 // From says in which states a row may be for Move to take it.

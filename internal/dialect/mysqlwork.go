@@ -131,7 +131,7 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 				behind = mysqlBehind
 				params = append(params, at, mark.ID, at)
 			}
-			params = append(append(params, funcs...), q.Process, left)
+			params = append(append(params, funcs...), q.Process, q.share(left))
 			var ids []string
 			var started any
 			r, err := c.QueryContext(ctx, strings.Replace(query, "<mark>", behind, 1), params...)

@@ -6,7 +6,9 @@ import (
 	_ "embed"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/bits"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,7 +21,7 @@ var postgresSchema string
 // postgres: version 12 and later. Lists of functions travel as JSON, so that no array type of a driver is needed.
 type postgres struct {
 	base
-	insert, insertPlain, insertKey, insertMany, insertManyKeys, insertAlike, insertAlikeKeys, probe, claim, moveRunning, moveWaiting, finish, exchange, requeue, park, unpark, orphans, prune string
+	insert, insertPlain, insertKey, insertMany, insertManyKeys, insertAlike, insertAlikeKeys, probe, claim, claimMany, moveRunning, moveWaiting, finish, exchange, exchangeMany, requeue, park, unpark, orphans, prune string
 }
 
 const postgresTime = "2006-01-02 15:04:05.999999-07:00"
@@ -110,17 +112,18 @@ WHERE t.ctid = ANY (ARRAY(
 	SELECT c.ctid FROM (
 		SELECT * FROM json_to_recordset({lanes}::text::json) AS l(queue text, priority smallint, run_at timestamptz, id text)
 		LIMIT /*lanes*/ 1) l
-	CROSS JOIN LATERAL (
+	CROSS JOIN LATERAL (/*shared*/
 		SELECT c.ctid FROM {tasks} c
 		WHERE c.state = 'pending' AND c.queue = l.queue AND c.priority = l.priority AND (c.run_at, c.id) > (l.run_at, l.id)
 			AND c.run_at <= coalesce(nullif({until}::text, '')::timestamptz, {now})
 			AND c.func = ANY (ARRAY(SELECT json_array_elements_text({funcs}::text::json)))
-		ORDER BY c.run_at, c.id LIMIT /*limit*/ 1 FOR UPDATE SKIP LOCKED) c
+		ORDER BY c.run_at, c.id LIMIT /*limit*/ 1 FOR UPDATE SKIP LOCKED/*share*/) c
 	LIMIT {limit}::bigint))
 	AND t.state || '' = 'pending' AND EXISTS (SELECT 1 FROM {processes} WHERE id = {process})
 RETURNING {t.columns}`)
 	}
 	p.claim = p.render(claim("$1", "$2", "$3", "$4", "$5", "$6"))
+	p.claimMany = manyFuncs(p.claim)
 
 	move := `
 WITH o AS MATERIALIZED (
@@ -153,6 +156,7 @@ WITH o AS MATERIALIZED (
 	p.exchange = p.render(finish + ", c AS (" + claim("$2", "$3", "$4", "$5", "$6", "$7") + "\n)\n" +
 		told + strings.Repeat(", NULL", len(Columns)-1) + "\n" +
 		"UNION ALL SELECT {columns} FROM c")
+	p.exchangeMany = manyFuncs(p.exchange)
 
 	p.requeue = p.render(`
 WITH o AS MATERIALIZED (
@@ -362,15 +366,39 @@ func (p *postgres) Clock(ctx context.Context, c Conn) (string, error) {
 }
 
 func (p *postgres) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) error) error {
-	r, err := c.QueryContext(ctx, p.at(about(p.claim, q)), p.claimArgs(q)...)
+	query := p.claim
+	if len(q.Funcs) > fewFuncs {
+		query = p.claimMany
+	}
+	query, args := about(query, q, p.claimArgs(q))
+	r, err := c.QueryContext(ctx, p.at(query), args...)
 	return each(r, err, f)
 }
 
+// manyFuncs is a claim that looks functions up in a hash table. An array is compared element by element with each row, which
+// is faster while it is short. IS TRUE keeps the planner from making a join of it, which it might run the other way round.
+func manyFuncs(claim string) string {
+	return funcsInArray.ReplaceAllString(claim, "($1 IN ($2)) IS TRUE")
+}
+
+var funcsInArray = regexp.MustCompile(`([ct]\.func) = ANY \(ARRAY\((SELECT json_array_elements_text\(.*?\))\)\)`)
+
+// fewFuncs are compared one by one.
+const fewFuncs = 50
+
 // about tells the planner how many lanes and rows a claim is for, rounded up so that there are few texts to prepare. From
 // parameters it can know only by planning every single execution, or not at all; then it may take a claim for so large
-// that it compiles it (jit), for longer than it runs.
-func about(query string, q ClaimParams) string {
-	return strings.NewReplacer("/*lanes*/ 1", roundUp(len(q.Lanes)), "/*limit*/ 1", roundUp(q.Limit)).Replace(query)
+// that it compiles it (jit), for longer than it runs. A claim that shares its rows between lanes has a limit more, which
+// others do not pay for.
+func about(query string, q ClaimParams, args []any) (string, []any) {
+	limit, shared, share := q.Limit, "", ""
+	if 0 < q.Share && q.Share < q.Limit {
+		limit, shared = q.Share, "SELECT ctid FROM ("
+		args = append(args, q.Share)
+		share = fmt.Sprintf(") c LIMIT $%d::bigint", len(args))
+	}
+	return strings.NewReplacer("/*lanes*/ 1", roundUp(len(q.Lanes)), "/*limit*/ 1", roundUp(limit), "/*shared*/", shared,
+		"/*share*/", share).Replace(query), args
 }
 
 // roundUp to a power of two.
@@ -410,7 +438,12 @@ func allOrListed(text string) (moved []string, all bool, err error) {
 
 func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(Row) error) (moved []string, all bool, err error) {
 	first := true
-	r, err := c.QueryContext(ctx, p.at(about(p.exchange, q)), append([]any{encode(rows)}, p.claimArgs(q)...)...)
+	query := p.exchange
+	if len(q.Funcs) > fewFuncs {
+		query = p.exchangeMany
+	}
+	query, args := about(query, q, append([]any{encode(rows)}, p.claimArgs(q)...))
+	r, err := c.QueryContext(ctx, p.at(query), args...)
 	err = each(r, err, func(r Row) error {
 		if !first {
 			return f(r)

@@ -219,7 +219,7 @@ func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) e
 			break
 		}
 		before := n
-		params := []any{q.Process, encode(nonNil(q.Repeatable)), l.Queue, l.Priority, q.Until, encode(nonNil(q.Funcs)), q.Limit - n}
+		params := []any{q.Process, encode(nonNil(q.Repeatable)), l.Queue, l.Priority, q.Until, encode(nonNil(q.Funcs)), q.share(q.Limit - n)}
 		var row arrayRow
 		r, err := c.QueryContext(ctx, s.at(s.claim), params...)
 		err = each(r, err, func(r Row) error {
