@@ -35,7 +35,8 @@ type dispatcher struct {
 
 	writeCtx    context.Context // of what must be written after a cancellation
 	stopWriting context.CancelFunc
-	drain       chan struct{} // closed when runs that wait for their turn are to give it up, and idle workers to end
+	poolClosed  context.Context // has ended when the application has closed the pool
+	drain       chan struct{}   // closed when runs that wait for their turn are to give it up, and idle workers to end
 	workers     workers
 	draining    atomic.Bool // nothing more is to be started
 	ran         atomic.Int64
@@ -74,7 +75,7 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 		woken: make(chan struct{}, 1), expected: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 	}
-	d.trouble.log = p.log
+	d.trouble.log, d.trouble.pool = p.log, s.pool
 	d.funcs = p.registry.paths(func(*handler) bool { return true })
 	d.txFuncs = p.registry.paths(func(h *handler) bool { return h.tx })
 	d.plainFuncs = p.registry.paths(func(h *handler) bool { return !h.tx })
@@ -89,6 +90,11 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d.backlog.unused, d.txBacklog.unused = d.apartTx() && len(d.plainFuncs) == 0, !d.apartTx()
 	d.finisher = newFinisher(max(d.slots/d.writers, small))
 	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())
+	d.poolClosed, d.trouble.closed = context.WithCancel(context.Background())
+	context.AfterFunc(d.poolClosed, func() {
+		d.stopWriting()
+		d.endRuns()
+	})
 	d.lapse = time.AfterFunc(time.Hour, d.lapsed)
 	d.nextDue = time.NewTimer(time.Hour)
 	return d
@@ -110,6 +116,8 @@ func (d *dispatcher) backoff(attempt int) time.Duration { return d.p.opts.Backof
 //
 // One Run at a time per plugin; any number of processes may run on one database. The tables must be there (ErrSchema).
 // A database that cannot be reached, at the start or later, is waited for.
+// A pool that is closed is not: Run then ends with an error, and what ran is taken for interrupted. So close it after Run has
+// returned. When ctx has ended before Run begins, it returns nil.
 func (p *Plugin) Run(ctx context.Context) error {
 	if !p.running.CompareAndSwap(false, true) {
 		return errors.New("outbox: run: this plugin is running already")
@@ -120,10 +128,14 @@ func (p *Plugin) Run(ctx context.Context) error {
 	d, stop, err := p.begin(ctx, true)
 	if err != nil {
 		if ctx.Err() != nil {
+			p.log.Info("outbox: not started, because Run's context has ended", "cause", context.Cause(ctx))
 			return nil
 		}
 		return fmt.Errorf("outbox: run: %w", err)
 	}
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	defer context.AfterFunc(d.poolClosed, end)()
 	d.checkPool()
 	d.log.Info("outbox: started", "process", d.processID(), "concurrency", d.slots, "functions", len(d.funcs), "scan", p.opts.Scan)
 
@@ -146,8 +158,15 @@ func (p *Plugin) Run(ctx context.Context) error {
 	d.accept(false)
 
 	cancel()
-	err = d.shutDown(p.opts.ShutdownGrace)
+	grace := p.opts.ShutdownGrace
+	if d.poolClosed.Err() != nil {
+		grace = 0
+	}
+	err = d.shutDown(grace)
 	stop()
+	if d.poolClosed.Err() != nil {
+		err = errors.Join(errPoolClosed, err)
+	}
 	wg.Wait() // last: a Waker that does not return must keep nobody's outcome from being recorded
 	d.log.Info("outbox: stopped", "process", d.processID())
 	if err != nil {
@@ -155,6 +174,9 @@ func (p *Plugin) Run(ctx context.Context) error {
 	}
 	return nil
 }
+
+var errPoolClosed = errors.New("the pool was closed before Run had ended, so what ran then is recorded by nobody and will be " +
+	"taken for interrupted: end Run's context, wait until Run returns, and then close the pool")
 
 // begin registers the process and starts its heartbeats and its writer; stop ends them. Who is to stay waits for a database
 // that cannot be reached, and watches the other processes.

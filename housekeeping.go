@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -112,12 +113,19 @@ func (p *Plugin) guardHook(name string, call func()) {
 
 // trouble logs once when something begins to fail, and once when it works again.
 type trouble struct {
-	log   *slog.Logger
+	log    *slog.Logger
+	pool   *sql.DB
+	closed func() // called when the pool is closed, after which nothing works again
+
 	mu    sync.Mutex
 	since map[string]time.Time
 }
 
 func (t *trouble) met(what string, err error) {
+	if isClosed(t.pool) {
+		t.closed() // Run returns the error
+		return
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, known := t.since[what]; known {
@@ -128,6 +136,17 @@ func (t *trouble) met(what string, err error) {
 	}
 	t.since[what] = time.Now()
 	t.log.Warn("outbox: the database fails, trying again", "step", what, "err", err)
+}
+
+// isClosed asks without I/O: a pool says that it is closed before it looks at the context.
+func isClosed(pool *sql.DB) bool {
+	if pool == nil {
+		return false
+	}
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	err := pool.PingContext(ended)
+	return err != nil && err.Error() == "sql: database is closed" // database/sql has no name for it
 }
 
 func (t *trouble) over(what string) {

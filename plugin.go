@@ -184,8 +184,11 @@ func (p *Plugin) Name() string { return pluginName }
 
 // Initialize is part of gorm.Plugin: call db.Use(p). It binds the plugin to the database, and asks it in which schema the
 // tables are, for two seconds at most. From then on every statement of the library names that schema, whatever search_path
-// a session has set or database it uses. Initialize starts nothing. GORM calls it again for every replica of dbresolver and for a *gorm.Config that opens a second database; the
-// plugin stays bound to the first.
+// a session has set or database it uses. Initialize starts nothing. GORM calls it again for every replica of dbresolver
+// and for a *gorm.Config that opens a second database; the plugin stays bound to the first.
+//
+// A db that was opened on a *sql.Tx creates tasks in it, while Migrate and Run use the pool behind. One on a *sql.Conn is
+// refused.
 func (p *Plugin) Initialize(db *gorm.DB) error {
 	if p.err != nil {
 		return p.err
@@ -201,12 +204,14 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 	}
 	pool, err := db.DB()
 	if err != nil {
-		return fmt.Errorf("outbox: use: the *gorm.DB must be opened on a *sql.DB: %w", err)
+		return fmt.Errorf("outbox: use: the *gorm.DB is opened on a %T, and dispatchers need a pool, a *sql.DB: Use the plugin on the "+
+			"*gorm.DB of the pool; to create tasks on this connection, take tx := db.WithContext(ctx) of that and set "+
+			"tx.Statement.ConnPool: %w", base(db.ConnPool), err)
 	}
 	p.store = &store{
 		home: strings.Contains(names(db.NamingStrategy).Tasks, "."),
 		turn: make(chan struct{}, 1),
-		gorm: db.Session(&gorm.Session{NewDB: true, Context: context.Background()}),
+		gorm: onPool(db, pool),
 		pool: pool,
 		d:    d,
 	}
@@ -220,6 +225,16 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 		p.store.kept = newKept(pool)
 	}
 	return nil
+}
+
+// onPool is the application's DB for handlers. One that was opened on a *sql.Tx, of which GORM tells the pool, would be of no
+// use once that transaction is over.
+func onPool(db *gorm.DB, pool *sql.DB) *gorm.DB {
+	s := db.Session(&gorm.Session{NewDB: true, Context: context.Background()})
+	if isTx(db.ConnPool) {
+		s.Config.ConnPool, s.Statement.ConnPool = pool, pool
+	}
+	return s
 }
 
 // bound is the store, or an error before db.Use.
