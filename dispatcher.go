@@ -189,7 +189,7 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 	if err := d.patiently(ctx, stay, func(ctx context.Context) (err error) {
 		if s, err = p.placed(ctx); err == nil {
 			d.store = s
-			err = s.checkSchema(ctx)
+			err = s.checkSchema(ctx, &p.compared)
 		}
 		return err
 	}); err != nil {

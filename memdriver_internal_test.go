@@ -23,22 +23,24 @@ type memDialect struct {
 	gone            *sync.Map                                         // by transaction
 }
 
-func (d memDialect) Name() string                                         { return "memory" }
-func (d memDialect) Serial() bool                                         { return d.m.serial }
-func (d memDialect) Keep() bool                                           { return false }
-func (d memDialect) OneStatement() bool                                   { return !d.m.serial }
-func (d memDialect) ForUpdate() string                                    { return " FOR UPDATE" }
-func (d memDialect) Rebind(q string) string                               { return q }
-func (d memDialect) Time(t time.Time) string                              { return t.Format(time.RFC3339Nano) }
-func (d memDialect) Check(context.Context, dialect.Conn) error            { return nil }
-func (d memDialect) Isolation() sql.IsolationLevel                        { return sql.LevelDefault }
-func (d memDialect) Begin(context.Context, dialect.Conn) error            { return nil }
-func (d memDialect) StillIn(context.Context, dialect.Conn) bool           { return true }
-func (d memDialect) Latest() string                                       { return "" }
-func (d memDialect) Unlock(context.Context, dialect.Conn) error           { return nil }
-func (d memDialect) Text(column string) string                            { return column }
-func (d memDialect) SkipLocked() string                                   { return " SKIP LOCKED" }
-func (d memDialect) HasTable(context.Context, dialect.Conn) (bool, error) { return true, nil }
+func (d memDialect) Name() string                               { return "memory" }
+func (d memDialect) Serial() bool                               { return d.m.serial }
+func (d memDialect) Keep() bool                                 { return false }
+func (d memDialect) OneStatement() bool                         { return !d.m.serial }
+func (d memDialect) ForUpdate() string                          { return " FOR UPDATE" }
+func (d memDialect) Rebind(q string) string                     { return q }
+func (d memDialect) Time(t time.Time) string                    { return t.Format(time.RFC3339Nano) }
+func (d memDialect) Check(context.Context, dialect.Conn) error  { return nil }
+func (d memDialect) Isolation() sql.IsolationLevel              { return sql.LevelDefault }
+func (d memDialect) Begin(context.Context, dialect.Conn) error  { return nil }
+func (d memDialect) StillIn(context.Context, dialect.Conn) bool { return true }
+func (d memDialect) Latest() string                             { return "" }
+func (d memDialect) Unlock(context.Context, dialect.Conn) error { return nil }
+func (d memDialect) Text(column string) string                  { return column }
+func (d memDialect) SkipLocked() string                         { return " SKIP LOCKED" }
+func (d memDialect) CheckTables(context.Context, dialect.Conn) (absent, create []string, err error) {
+	return nil, nil, nil
+}
 func (d memDialect) Park(context.Context, dialect.Conn, []dialect.Lane, int) ([]string, error) {
 	return nil, nil
 }

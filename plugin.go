@@ -110,6 +110,8 @@ type Plugin struct {
 
 	smallGroup int // of outcomes; zero means the constant
 
+	compared atomic.Bool // the tables are what this program needs
+
 	mu    sync.Mutex
 	store *store    // nil until Initialize
 	asked time.Time // when a caller last asked for the schema

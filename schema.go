@@ -3,7 +3,11 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
@@ -47,19 +51,22 @@ func (s *store) migrate(ctx context.Context) error {
 				return err
 			}
 			defer s.d.Unlock(context.WithoutCancel(ctx), tx)
-			version, err := s.version(ctx, tx)
-			if err != nil || version == dialect.Version {
+			absent, create, version, err := s.tables(ctx, tx)
+			if err != nil || version == dialect.Version && len(absent)+len(create) == 0 {
 				return err
 			}
-			if version > dialect.Version {
-				return fmt.Errorf("%w: the tables are of version %d, newer than this program's %d", ErrSchema, version, dialect.Version)
-			}
-			for _, statement := range s.d.Schema() {
+			// What the tables lack that somebody else has made, as by AutoMigrate before Migrate, comes last: where the
+			// schema's statements do not mend it.
+			for _, statement := range append(s.d.Schema(), create...) {
 				if _, err := tx.ExecContext(ctx, statement); err != nil {
 					return fmt.Errorf("%w\n%s", err, statement)
 				}
 			}
-			return nil
+			absent, create, _, err = s.tables(ctx, tx)
+			if err == nil && len(absent)+len(create) > 0 {
+				err = s.incomplete(absent, create)
+			}
+			return err
 		})
 		class := dialect.Classify(err)
 		if err == nil || class != dialect.Busy && class != dialect.Retry || try == 200 {
@@ -71,35 +78,61 @@ func (s *store) migrate(ctx context.Context) error {
 	}
 }
 
-// version of the tables; 0 means that there are none.
-func (s *store) version(ctx context.Context, c dialect.Conn) (int, error) {
-	there, err := s.d.HasTable(ctx, c)
-	if err != nil || !there {
-		return 0, err
+// tables compares what is there with what is needed. absent tables and create's indexes are what Migrate can make; whatever
+// else differs is an error. The version is 0 where none is told.
+func (s *store) tables(ctx context.Context, c dialect.Conn) (absent, create []string, version int, err error) {
+	absent, create, differs := s.d.CheckTables(ctx, c)
+	if differs != nil && !errors.Is(differs, dialect.ErrShape) {
+		return nil, nil, 0, differs
 	}
+	if !slices.Contains(absent, names(s.gorm.NamingStrategy).Version) {
+		if version, err = s.version(ctx, c); err != nil {
+			return nil, nil, 0, err
+		}
+	}
+	if differs != nil {
+		return nil, nil, 0, fmt.Errorf("%w: %w: compare them with what Schema(%q) prints, or remove them and call Migrate", ErrSchema, differs, s.d.Name())
+	}
+	return absent, create, version, nil
+}
+
+func (s *store) incomplete(absent, create []string) error {
+	var lacks []string
+	if len(absent) > 0 {
+		lacks = append(lacks, "the tables "+strings.Join(absent, ", ")+" are missing")
+	}
+	for _, statement := range create {
+		lacks = append(lacks, "an index is missing: "+statement)
+	}
+	return fmt.Errorf("%w: %s: call Migrate, or apply what Schema(%q) prints", ErrSchema, strings.Join(lacks, "; "), s.d.Name())
+}
+
+// version of the tables: the newest that is told. None at all means nothing: tests empty all tables of an application, this one
+// too, and what is there was looked at.
+func (s *store) version(ctx context.Context, c dialect.Conn) (int, error) {
 	var version int
-	err = s.query(ctx, c, "SELECT coalesce(max(version), 0) FROM {version}", nil, func(r *sql.Rows) error {
+	err := s.query(ctx, c, "SELECT coalesce(max(version), 0) FROM {version}", nil, func(r *sql.Rows) error {
 		return r.Scan(&version)
 	})
+	if err == nil && version > dialect.Version {
+		err = fmt.Errorf("%w: the tables are of version %d, newer than this program's %d", ErrSchema, version, dialect.Version)
+	}
 	return version, err
 }
 
-// checkSchema fails when the tables are not of this program's version.
-func (s *store) checkSchema(ctx context.Context) error {
+// checkSchema fails when the tables are not what this program needs. What was compared once is not compared again.
+func (s *store) checkSchema(ctx context.Context, compared *atomic.Bool) error {
 	if err := s.d.Check(ctx, s.pool); err != nil {
 		return err
 	}
-	version, err := s.version(ctx, s.pool)
-	if err != nil {
-		return err
+	if compared.Load() {
+		_, err := s.version(ctx, s.pool)
+		return s.explain(err)
 	}
-	if version != dialect.Version {
-		found := fmt.Sprintf("are of version %d", version)
-		if version == 0 {
-			found = "are missing"
-		}
-		return fmt.Errorf("%w: the tables %s, this program needs version %d: call Migrate, or apply what Schema(%q) prints",
-			ErrSchema, found, dialect.Version, s.d.Name())
+	absent, create, _, err := s.tables(ctx, s.pool)
+	if err == nil && len(absent)+len(create) > 0 {
+		err = s.incomplete(absent, create)
 	}
-	return nil
+	compared.Store(err == nil)
+	return err
 }

@@ -204,8 +204,10 @@ type Dialect interface {
 	// Home is the schema in which c's session finds the tables, or would create them; empty when it has none. Both depend on
 	// what the session has set, so it is asked once and the answer becomes part of the names.
 	Home(ctx context.Context, c Conn) (string, error)
-	// HasTable reports whether the version table is there.
-	HasTable(ctx context.Context, c Conn) (bool, error)
+	// CheckTables compares the tables with Schema by the catalog: absent are those that are not there, create are statements
+	// for indexes that are missing. Anything else that differs is ErrShape, with all of it by name. Columns and indexes of
+	// others do not count, but for columns that an insert must fill.
+	CheckTables(ctx context.Context, c Conn) (absent, create []string, err error)
 	// Schema is the SQL that creates version Version of the tables.
 	Schema() []string
 }
@@ -272,7 +274,9 @@ type base struct {
 	clock   func() time.Time
 	literal func(time.Time) string // an instant as an SQL literal
 	now     string                 // the database's clock
-	pairs   []string
+
+	identifier func(string) string // quotes a name
+	pairs      []string
 }
 
 func newBase(names Names, clock func() time.Time, quote byte, now string, literal func(time.Time) string) base {
@@ -280,6 +284,7 @@ func newBase(names Names, clock func() time.Time, quote byte, now string, litera
 	identifier := func(name string) string {
 		return string(quote) + strings.ReplaceAll(name, string(quote), string(quote)+string(quote)) + string(quote)
 	}
+	b.identifier = identifier
 	quoted := func(name string) string {
 		parts := strings.Split(name, ".")
 		for i, p := range parts {

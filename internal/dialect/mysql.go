@@ -19,7 +19,7 @@ var mysqlSchema string
 type mysql struct {
 	base
 	instants, insert, probe, probeNext, lane, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, dropRunning,
-	dropWaiting, requeue, processes, head, heads, park, unparkable, parked, unpark, orphans, orphaned, prunable, prune, tables string
+	dropWaiting, requeue, processes, head, heads, park, unparkable, parked, unpark, orphans, orphaned, prunable, prune string
 }
 
 const mysqlTime = "2006-01-02 15:04:05.000000"
@@ -132,7 +132,6 @@ WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id
 SELECT id FROM {history} FORCE INDEX ({history.status})
 WHERE status = ? AND finished_at < {now} - INTERVAL ? MICROSECOND ORDER BY finished_at LIMIT ? FOR UPDATE SKIP LOCKED`)
 	m.prune = m.render("DELETE t FROM " + strings.Replace(byID, "{tasks}", "{history}", 1))
-	m.tables = "SELECT table_name FROM information_schema.tables WHERE table_schema = COALESCE(NULLIF(?, ''), DATABASE()) AND table_name = ?"
 	return m
 }
 

@@ -1,4 +1,8 @@
-CREATE TABLE IF NOT EXISTS {version} (version integer NOT NULL PRIMARY KEY, migrated_at datetime(6) NOT NULL) ENGINE=InnoDB;
+CREATE TABLE IF NOT EXISTS {version} (
+    version     integer NOT NULL,
+    migrated_at datetime(6) NOT NULL,
+    PRIMARY KEY (version, migrated_at)
+) ENGINE=InnoDB;
 CREATE TABLE IF NOT EXISTS {tasks} (
     id           varchar(36)  {exact} NOT NULL PRIMARY KEY,
     func         varchar(255) {exact} NOT NULL,

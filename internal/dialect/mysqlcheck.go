@@ -42,12 +42,6 @@ func (m *mysql) Home(ctx context.Context, c Conn) (string, error) {
 	return home(c.QueryContext(ctx, "SELECT DATABASE()"))
 }
 
-func (m *mysql) HasTable(ctx context.Context, c Conn) (bool, error) {
-	schema, bare := m.names.place(m.names.Version)
-	found, err := texts(c.QueryContext(ctx, m.tables, schema, bare))
-	return len(found) > 0, err
-}
-
 // Check refuses connections on which a value would be cut without an error, a character lost, or a time moved when the
 // application reads it through the models.
 func (m *mysql) Check(ctx context.Context, c Conn) error {

@@ -140,16 +140,17 @@ WITH o AS MATERIALIZED (
 	INSERT INTO {history} (id, func, args, key, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
 		timeout_ms, version, process_id, rerun_of, errors, meta, created_at, started_at, status, reason, result, error,
 		finished_at)
-	SELECT d.*, {now} FROM d
-	ON CONFLICT (id) DO NOTHING
+	SELECT d.*, {now} FROM d{new}
 )`
+	// Not ON CONFLICT (id): of a history in partitions the key is another. One by one, whatever the statistics say.
+	const isNew = "\n\tWHERE (SELECT x.id FROM {history} x WHERE x.id = d.id LIMIT 1) IS NULL"
 	running := strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version", 1)
-	p.moveRunning = p.render(running + "\nSELECT id FROM d")
-	p.moveWaiting = p.render(strings.Replace(move, "{fence}",
+	p.moveRunning = p.render(strings.Replace(running, "{new}", isNew, 1) + "\nSELECT id FROM d")
+	p.moveWaiting = p.render(strings.Replace(strings.Replace(move, "{new}", isNew, 1), "{fence}",
 		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1) + "\nSELECT id FROM d")
 	// What was moved is told as a list of ids, or as "all". An id that history has already makes these fail, which leaves it to
-	// Move: ON CONFLICT costs more than a tenth of the statement.
-	finish := strings.Replace(running, "\n	ON CONFLICT (id) DO NOTHING", "", 1)
+	// Move: to look costs more than a tenth of the statement.
+	finish := strings.Replace(running, "{new}", "", 1)
 	const told = `SELECT CASE WHEN (SELECT count(*) FROM d) = (SELECT count(*) FROM o) THEN 'all'
 	ELSE (SELECT coalesce(json_agg(id), '[]')::text FROM d) END`
 	p.finish = p.render(finish + "\n" + told)
@@ -209,9 +210,11 @@ WHERE t.id = ANY (ARRAY(
 SELECT {t.columns} FROM {tasks} t
 WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id)
 LIMIT $1::bigint FOR UPDATE OF t SKIP LOCKED`)
-	// One status after the other: in the order of time over all of them, every batch would sort all that is to go.
+	// One status after the other: in the order of time over all of them, every batch would sort all that is to go. A place is
+	// one of each partition, so what is found there is looked at again.
 	p.prune = p.render(`
-DELETE FROM {history} WHERE ctid = ANY (ARRAY(
+DELETE FROM {history} WHERE status = ANY (ARRAY(SELECT json_array_elements_text($1::text::json)))
+	AND finished_at < {now} - $2::bigint * interval '1 microsecond' AND ctid = ANY (ARRAY(
 	SELECT h.ctid FROM json_array_elements_text($1::text::json) AS s(status) CROSS JOIN LATERAL (
 		SELECT ctid FROM {history}
 		WHERE status = s.status AND finished_at < {now} - $2::bigint * interval '1 microsecond'
@@ -509,11 +512,6 @@ func (p *postgres) StillIn(context.Context, Conn) bool { return true }
 func (p *postgres) Home(ctx context.Context, c Conn) (string, error) {
 	return home(c.QueryContext(ctx, `SELECT coalesce((SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 	WHERE c.oid = to_regclass($1) AND c.relpersistence <> 't'), current_schema())`, p.render("{tasks}")))
-}
-
-func (p *postgres) HasTable(ctx context.Context, c Conn) (bool, error) {
-	found, err := texts(c.QueryContext(ctx, "SELECT 'yes' WHERE to_regclass($1) IS NOT NULL", p.render("{version}")))
-	return len(found) > 0, err
 }
 
 func (p *postgres) Schema() []string { return p.script(postgresSchema) }

@@ -1,4 +1,8 @@
-CREATE TABLE IF NOT EXISTS {version} (version integer NOT NULL PRIMARY KEY, migrated_at timestamptz NOT NULL);
+CREATE TABLE IF NOT EXISTS {version} (
+    version     integer NOT NULL,
+    migrated_at timestamptz NOT NULL,
+    PRIMARY KEY (version, migrated_at)
+);
 CREATE TABLE IF NOT EXISTS {tasks} (
     id           varchar(36)  COLLATE "C" NOT NULL PRIMARY KEY,
     func         varchar(255) NOT NULL,

@@ -1,7 +1,6 @@
 package dialect
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	_ "embed"
@@ -381,13 +380,5 @@ func (s *sqlite) StillIn(ctx context.Context, c Conn) bool {
 
 // Home needs no look: without it a temporary table of the connection would come first.
 func (s *sqlite) Home(context.Context, Conn) (string, error) { return "main", nil }
-
-func (s *sqlite) HasTable(ctx context.Context, c Conn) (bool, error) {
-	schema, bare := s.names.place(s.names.Version)
-	schema = cmp.Or(schema, "main")
-	found, err := texts(c.QueryContext(ctx, "SELECT name FROM "+`"`+strings.ReplaceAll(schema, `"`, `""`)+`"`+
-		".sqlite_master WHERE type = 'table' AND name = ?1", bare))
-	return len(found) > 0, err
-}
 
 func (s *sqlite) Schema() []string { return s.script(sqliteSchema) }

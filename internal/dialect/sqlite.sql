@@ -1,4 +1,8 @@
-CREATE TABLE IF NOT EXISTS {version} (version integer NOT NULL PRIMARY KEY, migrated_at datetime NOT NULL);
+CREATE TABLE IF NOT EXISTS {version} (
+    version     integer NOT NULL,
+    migrated_at datetime NOT NULL,
+    PRIMARY KEY (version, migrated_at)
+);
 CREATE TABLE IF NOT EXISTS {tasks} (
     id           text     NOT NULL PRIMARY KEY,
     func         text     NOT NULL,
