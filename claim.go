@@ -392,7 +392,7 @@ func (s *claimScan) claimed(r dialect.Row) claimed {
 	}
 	// Somebody wrote into the row what its types do not hold, as SQLite allows. Fetch what can be fetched.
 	loose := new(TaskModel)
-	var queue sql.NullString
+	var queue, path sql.NullString
 	var priority any
 	dest := make([]any, len(dialect.Columns))
 	for i, column := range dialect.Columns {
@@ -401,6 +401,8 @@ func (s *claimScan) claimed(r dialect.Row) claimed {
 			dest[i] = &loose.ID
 		case "version":
 			dest[i] = &loose.Version
+		case "func":
+			dest[i] = &path
 		case "queue":
 			dest[i] = &queue
 		case "priority":
@@ -413,7 +415,7 @@ func (s *claimScan) claimed(r dialect.Row) claimed {
 		err = errors.Join(err, again)
 	}
 	loose.MaxAttempts, loose.Attempt = 1, 1
-	loose.Queue = queue.String
+	loose.Func, loose.Queue = path.String, queue.String
 	loose.Priority, _ = strconv.Atoi(fmt.Sprint(priority)) // else the partition looks emptied, until the next poll
 	return claimed{task: loose, err: fmt.Errorf("the row cannot be read: %w", err)}
 }

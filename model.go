@@ -4,6 +4,7 @@ import (
 	"database/sql/driver"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -274,8 +275,25 @@ func (i instant) Scan(src any) error {
 		return i.parse(v)
 	case []byte:
 		return i.parse(string(v))
+	case int64:
+		*i.t = unixTime(v)
+		return nil
 	}
 	return fmt.Errorf("outbox: scan: a time column holds %T", src)
+}
+
+// unixTime reads a time that somebody's import has written as a number, as some drivers do where a column takes anything:
+// in seconds, or else in milli-, micro- or nanoseconds, which its size tells of any time since 2002.
+func unixTime(n int64) time.Time {
+	switch size := max(n, -n); {
+	case size < 1e12:
+		return time.Unix(n, 0).UTC()
+	case size < 1e15:
+		return time.UnixMilli(n).UTC()
+	case size < 1e18:
+		return time.UnixMicro(n).UTC()
+	}
+	return time.Unix(0, n).UTC()
 }
 
 func (i instant) parse(s string) error {
@@ -292,6 +310,10 @@ func (i instant) parse(s string) error {
 			*i.t = t.UTC()
 			return nil
 		}
+	}
+	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
+		*i.t = unixTime(n)
+		return nil
 	}
 	return fmt.Errorf("outbox: scan: %q is not a time", s)
 }

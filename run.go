@@ -77,6 +77,13 @@ func (r *run) execute() {
 		r.finish(r.failure(ReasonBadArgs, r.broken, true))
 		return
 	}
+	if t := r.task; t.StartedAt != nil && t.RunAt.After(*t.StartedAt) {
+		// Somebody has written the start time in a form that the database compares otherwise, as a number sorts before every
+		// text on one that takes both. Given back, it has the library's.
+		r.d.log.Warn("outbox: the start time was stored in another form, the task waits for it", r.attrs("run_at", t.RunAt)...)
+		r.finish(ending{giveBack: true, delay: t.RunAt.Sub(*t.StartedAt)})
+		return
+	}
 	if r.handler == nil {
 		// The claim asks for registered functions only; this is a path that the database takes for another's equal.
 		r.finish(ending{giveBack: true, delay: time.Minute})
