@@ -19,9 +19,11 @@ import (
 // What a fragment may use without saying where it comes from.
 var snippetImports = map[string]string{
 	"context": "context", "errors": "errors", "fmt": "fmt", "log": "log", "logger": "gorm.io/gorm/logger", "slog": "log/slog", "time": "time", "testing": "testing",
-	"gorm": "gorm.io/gorm", "sqlite": "gorm.io/driver/sqlite", "postgres": "gorm.io/driver/postgres",
+	"http": "net/http", "gorm": "gorm.io/gorm", "sqlite": "gorm.io/driver/sqlite", "postgres": "gorm.io/driver/postgres",
 	"outbox":   "github.com/gorm-outbox/outbox",
+	"admin":    "github.com/gorm-outbox/outbox/admin",
 	"testutil": "github.com/gorm-outbox/outbox/testutil",
+	"testdb":   "github.com/gorm-outbox/outbox/testutil/testdb",
 	"pgnotify": "github.com/gorm-outbox/outbox/pgnotify",
 }
 
@@ -29,15 +31,22 @@ const snippetContext = `package snippet
 
 import (
 	"context"
+	"net/http"
 
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/admin"
 )
 
 type Order struct {
 	ID     uint64
 	Status string
+}
+
+type User struct {
+	Name     string
+	Operator bool
 }
 
 var (
@@ -46,6 +55,10 @@ var (
 	plugin *outbox.Plugin
 	order  Order
 	task   *outbox.TaskModel
+
+	mux       *http.ServeMux
+	authorize func(*http.Request, admin.Action) (admin.Actor, error)
+	session   func(*http.Request) (User, bool)
 )
 `
 
@@ -94,11 +107,8 @@ func TestSnippetsCompile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bin := filepath.Join(dir, "bin") + string(filepath.Separator) // where main packages are linked to
-	if err := os.Mkdir(bin, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	args := append([]string{"build", "-overlay", config, "-o", bin}, packages...)
+	// Without -o: with a directory go build compiles the main packages and leaves the others out.
+	args := append([]string{"build", "-overlay", config}, packages...)
 	if out, err := exec.CommandContext(t.Context(), "go", args...).CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -163,9 +173,16 @@ func complete(s snippet) (text string, fragment bool, err error) {
 		for _, path := range slices.Sorted(maps.Keys(used)) {
 			head += fmt.Sprintf("import %q\n", path)
 		}
-		// A local variable that only receives a value is not used, to the compiler.
-		if strings.HasPrefix(s.text, "err := ") {
-			body = strings.Replace(body, "\nreturn nil\n}\n", "\nreturn err\n}\n", 1)
+		if wrap.before != "" { // a variable that only receives a value is not used, to the compiler
+			use := ""
+			for _, statement := range file.Decls[0].(*ast.FuncDecl).Body.List {
+				if define, ok := statement.(*ast.AssignStmt); ok && define.Tok == token.DEFINE {
+					for _, x := range define.Lhs {
+						use += "\n_ = " + x.(*ast.Ident).Name
+					}
+				}
+			}
+			body = strings.Replace(body, "\nreturn nil\n}\n", use+"\nreturn nil\n}\n", 1)
 		}
 		return head + body, true, nil
 	}
