@@ -48,11 +48,8 @@ type shop struct {
 // open serves the pages; whoever has no X-User is not signed in, and only alice may cancel.
 func open(t *testing.T, serve serve, redact func(*gorm.DB) func(string, []byte) []byte) *shop {
 	t.Helper()
-	s := &shop{db: testdb.SQLite(t), plugin: outbox.New(outbox.Options{Logger: slog.New(slog.DiscardHandler), ProducerOnly: true}), said: &log{}}
-	if err := errors.Join(s.db.Use(s.plugin), s.plugin.Migrate(t.Context())); err != nil {
-		t.Fatal(err)
-	}
-	opts := admin.Options{Logger: slog.New(slog.NewTextHandler(s.said, nil)), Authorize: func(r *http.Request, a admin.Action) (admin.Actor, error) {
+	s := newShop(t)
+	opts := admin.Options{Authorize: func(r *http.Request, a admin.Action) (admin.Actor, error) {
 		user := r.Header.Get("X-User")
 		switch {
 		case user == "":
@@ -65,6 +62,23 @@ func open(t *testing.T, serve serve, redact func(*gorm.DB) func(string, []byte) 
 	if redact != nil {
 		opts.Redact = redact(s.db)
 	}
+	s.serve(t, serve, opts, "/ops/outbox/")
+	return s
+}
+
+func newShop(t *testing.T) *shop {
+	t.Helper()
+	s := &shop{db: testdb.SQLite(t), plugin: outbox.New(outbox.Options{Logger: slog.New(slog.DiscardHandler), ProducerOnly: true}), said: &log{}}
+	if err := errors.Join(s.db.Use(s.plugin), s.plugin.Migrate(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// serve lets a server have the pages; paths are sent below root.
+func (s *shop) serve(t *testing.T, serve serve, opts admin.Options, root string) {
+	t.Helper()
+	opts.Logger = slog.New(slog.NewTextHandler(s.said, nil))
 	pages, err := admin.New(s.plugin, opts)
 	if err != nil {
 		t.Fatal(err)
@@ -74,8 +88,7 @@ func open(t *testing.T, serve serve, redact func(*gorm.DB) func(string, []byte) 
 		t.Fatal(err)
 	}
 	serve(t, l, pages)
-	s.root = "http://" + l.Addr().String() + "/ops/outbox/"
-	return s
+	s.root = "http://" + l.Addr().String() + root
 }
 
 // answer is what came, and whether it broke off.
