@@ -48,6 +48,7 @@ vulnerabilities() {
 }
 
 check . gofmt formatted
+check . requirements scripts/requirements.sh
 for dir in $(modules); do
 	check "$dir" vet go vet ./...
 	check "$dir" staticcheck "$tools/staticcheck" ./...
