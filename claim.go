@@ -74,7 +74,7 @@ func (d *dispatcher) claim(ctx context.Context, until string) (n int, asked bool
 		return 0, false, nil
 	}
 	// Not cut short by a shutdown: what has been claimed is to be known.
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
+	limited, cancel := d.outlive(ctx)
 	defer cancel()
 	lists, err := d.store.claim(limited, plan.params(), limit)
 	over()

@@ -226,7 +226,7 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		d.lapse.Stop()
 		d.nextDue.Stop()
 		d.stopWriting()
-		last, cancel := context.WithTimeout(context.Background(), d.statementLimit())
+		last, cancel := context.WithTimeout(context.Background(), min(d.statementLimit(), farewellLimit))
 		defer cancel()
 		d.reclaim(last)
 		// Whatever is left behind is an orphan from now on. The connection may be one that the end of the heartbeats has
@@ -241,6 +241,19 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		p.registry.unseal()
 	}, nil
 }
+
+// farewellLimit bounds the last statements of a Run whose context has ended.
+const farewellLimit = 5 * time.Second
+
+// outlive is a context of a statement that the end of ctx does not cut short, for its effect is to
+// be known; but it ends soon after ctx, because the database may not answer at all.
+func (d *dispatcher) outlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(statementGrace, cancel) })
+	return longer, func() { stop(); cancel() }
+}
+
+const statementGrace = 2 * time.Second
 
 // patiently tries again while the database is busy, as when another process holds SQLite's write lock; who is to stay also
 // does so while it cannot be reached.

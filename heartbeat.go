@@ -36,7 +36,7 @@ func (d *dispatcher) register(ctx context.Context) error {
 	}
 	begun := time.Now()
 	// Not cut short by a shutdown: a row that is there is to be known, and removed.
-	limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
+	limited, cancel := d.outlive(ctx)
 	defer cancel()
 	if err := d.store.register(limited, m); err != nil {
 		return err

@@ -316,6 +316,9 @@ func init() {
 
 // Migrate creates the tables, or brings them to this version; when they are up to date it does nothing. Any number of
 // processes may call it at once. Schema prints what it executes.
+//
+// It returns soon after ctx has ended; on SQLite, a statement that waits for the file's lock first
+// waits for the connection's busy timeout.
 func (p *Plugin) Migrate(ctx context.Context) error {
 	s, err := p.placed(ctx)
 	if err == nil {

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"slices"
@@ -42,32 +43,7 @@ func (s *store) explain(err error) error {
 // migrate creates or updates the tables in one transaction that excludes every other migration.
 func (s *store) migrate(ctx context.Context) error {
 	for try := 1; ; try++ {
-		// Not ctx's transaction, or its end would leave a connection with the lock on it in the pool.
-		err := s.inTx(context.WithoutCancel(ctx), func(tx *sql.Tx) error {
-			if err := s.d.Check(ctx, tx); err != nil {
-				return err
-			}
-			if err := s.d.Lock(ctx, tx); err != nil {
-				return err
-			}
-			defer s.d.Unlock(context.WithoutCancel(ctx), tx)
-			absent, create, version, err := s.tables(ctx, tx)
-			if err != nil || version == dialect.Version && len(absent)+len(create) == 0 {
-				return err
-			}
-			// What the tables lack that somebody else has made, as by AutoMigrate before Migrate, comes last: where the
-			// schema's statements do not mend it.
-			for _, statement := range append(s.d.Schema(), create...) {
-				if _, err := tx.ExecContext(ctx, statement); err != nil {
-					return fmt.Errorf("%w\n%s", err, statement)
-				}
-			}
-			absent, create, _, err = s.tables(ctx, tx)
-			if err == nil && len(absent)+len(create) > 0 {
-				err = s.incomplete(absent, create)
-			}
-			return err
-		})
+		err := s.migrateOnce(ctx)
 		class := dialect.Classify(err)
 		if err == nil || class != dialect.Busy && class != dialect.Retry || try == 200 {
 			return err
@@ -76,6 +52,52 @@ func (s *store) migrate(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+func (s *store) migrateOnce(ctx context.Context) (err error) {
+	conn, err := s.pool.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	locked := false
+	defer func() {
+		if locked && s.d.Unlock(ctx, conn) != nil {
+			// The lock is the session's: back in the pool, it would keep the lock. Closed, it does not.
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		}
+		_ = conn.Close()
+	}()
+	tx, err := conn.BeginTx(ctx, &sql.TxOptions{Isolation: s.d.Isolation()})
+	if err != nil {
+		return err
+	}
+	defer tx.Rollback()
+	if err := s.d.Check(ctx, tx); err != nil {
+		return err
+	}
+	locked = true // perhaps, if the reply is lost
+	if err := s.d.Lock(ctx, tx); err != nil {
+		return err
+	}
+	absent, create, version, err := s.tables(ctx, tx)
+	if err != nil || version == dialect.Version && len(absent)+len(create) == 0 {
+		return err
+	}
+	// What the tables lack that somebody else has made, as by AutoMigrate before Migrate, comes last: where the
+	// schema's statements do not mend it.
+	for _, statement := range append(s.d.Schema(), create...) {
+		if _, err := tx.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("%w\n%s", err, statement)
+		}
+	}
+	absent, create, _, err = s.tables(ctx, tx)
+	if err == nil && len(absent)+len(create) > 0 {
+		err = s.incomplete(absent, create)
+	}
+	if err != nil {
+		return err
+	}
+	return tx.Commit()
 }
 
 // tables compares what is there with what is needed. absent tables and create's indexes are what Migrate can make; whatever

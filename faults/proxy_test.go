@@ -35,6 +35,7 @@ type proxy struct {
 	see      func(statement string) action // under mu
 	links    map[*link]struct{}
 	closed   bool
+	mute     bool // connections are accepted, and hear nothing
 }
 
 // link is one connection through the proxy.
@@ -134,6 +135,18 @@ func (p *proxy) close() {
 	}
 }
 
+// silence is a server that accepts connections and says nothing, to none of them.
+func (p *proxy) silence() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.mute = true
+	for l := range p.links {
+		l.mu.Lock()
+		l.silent = true
+		l.mu.Unlock()
+	}
+}
+
 func (p *proxy) accept() {
 	for {
 		client, err := p.listener.Accept()
@@ -147,6 +160,7 @@ func (p *proxy) accept() {
 		}
 		l := &link{p: p, client: client, server: server, prepared: map[string]string{}}
 		p.mu.Lock()
+		l.silent = p.mute
 		p.links[l] = struct{}{}
 		if p.closed {
 			l.close()
