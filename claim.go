@@ -26,8 +26,12 @@ func (d *dispatcher) probe(ctx context.Context) error {
 	}
 	next := time.Duration(-1)
 	var due []dialect.Lane
+	clear(d.foreign)
 	for _, l := range found {
 		if len(d.p.opts.Queues) > 0 && !slices.Contains(d.p.opts.Queues, l.Queue) {
+			if l.Due {
+				d.foreign[l.Queue] = true
+			}
 			continue
 		}
 		if l.Due {
@@ -212,7 +216,7 @@ func (d *dispatcher) park(ctx context.Context) {
 	for _, f := range funcs {
 		if !d.unserved[f] {
 			d.unserved[f] = true
-			d.log.Warn("outbox: tasks parked, no live process has registered their function", "func", f)
+			d.log.Warn("outbox: tasks parked, no live process that serves their queue has registered their function", "func", f)
 		}
 	}
 }

@@ -66,16 +66,20 @@ type dispatcher struct {
 	seen     map[string]bool    // RunDue: ids that have run
 	held     []dialect.Requeued // RunDue: those of them that were claimed again
 	unserved map[string]bool    // paths that were reported as parked
+	foreign  map[string]bool    // queues of others that had due tasks at the last probe
+	deserted map[string]int     // those that no live process serves: in how many looks they were seen
 }
 
 func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d := &dispatcher{
 		p: p, store: s, log: p.log, slots: p.opts.Concurrency,
 		drain: make(chan struct{}), workers: workers{idle: make(chan struct{})}, runs: map[*run]struct{}{}, hadRun: map[string]bool{}, unserved: map[string]bool{},
+		foreign: map[string]bool{}, deserted: map[string]int{},
 		woken: make(chan struct{}, 1), expected: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 	}
 	d.trouble.log, d.trouble.pool = p.log, s.pool
+	d.trouble.locked = func() bool { return s.d.Serial() && d.inTx.Load() > 0 }
 	d.funcs = p.registry.paths(func(*handler) bool { return true })
 	d.txFuncs = p.registry.paths(func(h *handler) bool { return h.tx })
 	d.plainFuncs = p.registry.paths(func(h *handler) bool { return !h.tx })
@@ -294,6 +298,7 @@ func (d *dispatcher) loop(ctx context.Context) {
 		case <-d.reconcile:
 			d.reclaim(ctx)
 			d.park(ctx) // also while every claim finds something else to do
+			d.findDeserted(ctx)
 			probe = false
 		}
 		if ctx.Err() != nil {

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"sync"
 	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // What a dispatcher does beside dispatching.
@@ -91,6 +94,34 @@ func (d *dispatcher) checkPool() {
 	}
 }
 
+// findDeserted reports queues with due tasks that no live process serves, once each. A process that
+// is just being replaced is none: the second look in a row counts.
+func (d *dispatcher) findDeserted(ctx context.Context) {
+	maps.DeleteFunc(d.deserted, func(queue string, _ int) bool { return !d.foreign[queue] })
+	if len(d.foreign) == 0 {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
+	defer cancel()
+	served, all, err := d.store.served(limited)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.trouble.met("look for queues without a process", err)
+		}
+		return
+	}
+	d.trouble.over("look for queues without a process")
+	for queue := range d.foreign {
+		if all || served[queue] {
+			delete(d.deserted, queue)
+			continue
+		}
+		if d.deserted[queue]++; d.deserted[queue] == 2 {
+			d.log.Warn("outbox: tasks are due in a queue that no live process serves", "queue", queue)
+		}
+	}
+}
+
 // guardHook keeps a hook from doing harm by a panic or by runtime.Goexit, which a test's t.Fatal calls. The latter would
 // end the goroutine that writes outcomes, so the hook gets one of its own.
 func (p *Plugin) guardHook(name string, call func()) {
@@ -115,7 +146,8 @@ func (p *Plugin) guardHook(name string, call func()) {
 type trouble struct {
 	log    *slog.Logger
 	pool   *sql.DB
-	closed func() // called when the pool is closed, after which nothing works again
+	closed func()      // called when the pool is closed, after which nothing works again
+	locked func() bool // a transactional handler of this process has the only write lock
 
 	mu    sync.Mutex
 	since map[string]time.Time
@@ -135,7 +167,23 @@ func (t *trouble) met(what string, err error) {
 		t.since = map[string]time.Time{}
 	}
 	t.since[what] = time.Now()
-	t.log.Warn("outbox: the database fails, trying again", "step", what, "err", err)
+	message, more := t.cause(err)
+	t.log.Warn(message, append([]any{"step", what, "err", err}, more...)...)
+}
+
+// cause says what keeps a statement waiting where it is this process, and not the database.
+func (t *trouble) cause(err error) (message string, more []any) {
+	class := dialect.Classify(err)
+	waited := class == dialect.Busy || errors.Is(err, context.DeadlineExceeded)
+	if waited && t.locked != nil && t.locked() {
+		return "outbox: waiting for the write lock, which a transactional handler of this process holds", nil
+	}
+	if t.pool != nil && errors.Is(err, context.DeadlineExceeded) {
+		if s := t.pool.Stats(); s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
+			return "outbox: every connection of the pool is in use, trying again", []any{"in_use", s.InUse}
+		}
+	}
+	return "outbox: the database fails, trying again", nil
 }
 
 // isClosed asks without I/O: a pool says that it is closed before it looks at the context.

@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"slices"
 	"time"
@@ -63,6 +64,28 @@ UNION ALL SELECT 'owned', count(*) FROM {tasks} WHERE state = 'running' AND proc
 			return nil
 		})
 	return w, err
+}
+
+// served are the queues that live processes serve; all means that one of them serves every queue.
+func (s *store) served(ctx context.Context) (queues map[string]bool, all bool, err error) {
+	queues = map[string]bool{}
+	err = s.query(ctx, s.pool, "SELECT queues FROM {processes}", nil, func(r *sql.Rows) error {
+		var list []string
+		var text sql.NullString
+		if err := r.Scan(&text); err != nil {
+			return err
+		}
+		if !text.Valid {
+			all = true
+		} else if err := json.Unmarshal([]byte(text.String), &list); err != nil {
+			return nil // somebody has written into the row
+		}
+		for _, q := range list {
+			queues[q] = true
+		}
+		return nil
+	})
+	return queues, all, err
 }
 
 // bury removes the row of a process that was seen dead, unless it has beaten since. Its tasks are orphans then.

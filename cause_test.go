@@ -1,0 +1,125 @@
+package outbox_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/testutil/testdb"
+)
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// A statement is given a second, and what it waits for is this process itself.
+
+func TestStarvedPoolIsNamed(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		var said logBuffer
+		opts := processOptions()
+		opts.Logger = said.logger()
+		p := install(t, db, opts, nil)
+		pool, err := db.DB()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool.SetMaxOpenConns(1)
+		start(t, p)
+		eventually(t, "it runs", func() bool { return said.lines("outbox: started") > 0 })
+		held, err := pool.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer held.Close()
+		eventually(t, "the heartbeat fails", func() bool { return said.lines("step=heartbeat") > 0 })
+		eventually(t, "the claim fails", func() bool { return said.lines("step=claim") > 0 })
+		if said.lines("every connection of the pool is in use", "in_use=1") < 2 || said.lines("the database fails") > 0 {
+			t.Errorf("logged:\n%s", said.String())
+		}
+	})
+}
+
+func TestTransactionalHandlerThatKeepsTheWriteLockIsNamed(t *testing.T) {
+	db := testdb.SQLite(t)
+	var said logBuffer
+	opts := processOptions()
+	opts.Logger = said.logger()
+	running, release := make(chan struct{}), make(chan struct{})
+	p := install(t, db, opts, func(p *outbox.Plugin) {
+		p.Handle("slow", func(ctx context.Context, tx *gorm.DB) error {
+			close(running)
+			<-release
+			return nil
+		})
+		p.Handle("plain", func(context.Context) error { return nil })
+	})
+	id := create(t, db, "slow", nil).ID
+	start(t, p)
+	receive(t, running)
+	time.AfterFunc(30*time.Second, func() {
+		select {
+		case <-release:
+		default:
+			t.Error("nothing was logged within 30 s")
+			close(release)
+		}
+	})
+	eventually(t, "the heartbeat says what it waits for", func() bool { return said.lines("a transactional handler of this process", "step=heartbeat") > 0 })
+	close(release)
+	ended(t, db, id)
+	eventually(t, "it beats again", func() bool { return said.lines("works again", "step=heartbeat") > 0 })
+	if said.lines("the database fails") > 0 {
+		t.Errorf("logged:\n%s", said.String())
+	}
+}
+
+func TestQueueThatNobodyServesIsReportedOnce(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		var said logBuffer
+		opts := processOptions()
+		opts.Logger, opts.Queues, opts.HeartbeatLimit = said.logger(), []string{"mail"}, 30*time.Second
+		p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
+		_, err := p.RunDue(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		beats := func(more int64) {
+			var m outbox.ProcessModel
+			var first int64 = -1
+			eventually(t, "it beats", func() bool {
+				if err := db.First(&m, "queues IS NOT NULL").Error; err != nil {
+					return false
+				}
+				if first < 0 {
+					first = m.Beats
+				}
+				return m.Beats >= first+more
+			})
+		}
+		other := outbox.ProcessModel{ID: "other", Functions: outbox.JSON("[]"), StartedAt: time.Now().UTC(), BeatAt: time.Now().UTC(), Beats: 1}
+		if err := db.Create(&other).Error; err != nil { // which serves every queue
+			t.Fatal(err)
+		}
+		create(t, db, "quick", nil, outbox.Queue("reports"))
+		create(t, db, "quick", nil, outbox.Queue("later"), outbox.StartAfter(time.Hour))
+		start(t, p)
+		beats(5)
+		if said.lines("no live process serves") > 0 {
+			t.Errorf("a process serves it, but:\n%s", said.String())
+		}
+		if err := db.Delete(&other).Error; err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "it is reported", func() bool { return said.lines("no live process serves", "queue=reports") > 0 })
+		beats(5)
+		if n := said.lines("no live process serves"); n != 1 {
+			t.Errorf("reported %d times:\n%s", n, said.String())
+		}
+	})
+}
