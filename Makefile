@@ -11,7 +11,7 @@ test: ## every test of every module on every database; TESTFLAGS go to go test
 
 DURATION ?= 30m
 DATABASE ?= postgres
-soak: ## four processes under load, killed, paused and cut off, for DURATION on DATABASE (postgres, mysql, sqlite); SEED repeats the faults
+soak: ## four processes under load, killed, paused and cut off, for DURATION on DATABASE (postgres, mariadb, mysql, sqlite); SEED repeats the faults
 	@go run ./internal/soak -duration $(DURATION) -database $(DATABASE) $(if $(SEED),-seed $(SEED))
 
 mutants: ## takes each guard away in turn and shows which test notices; ONLY="words" chooses by name

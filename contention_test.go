@@ -105,11 +105,13 @@ func TestSerializationFailureIsRunAgain(t *testing.T) {
 
 func TestIsolation(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) { isolation(t, testdb.Postgres(t), "SHOW transaction_isolation") })
-	t.Run("mariadb", func(t *testing.T) {
-		// The variable is the session's, and a transaction is known with its first row.
-		isolation(t, testdb.MariaDB(t), `SELECT LOWER(trx_isolation_level) FROM outbox_tasks, information_schema.innodb_trx
+	for name, open := range mysqlServers {
+		t.Run(name, func(t *testing.T) {
+			// The variable is the session's, and a transaction is known with its first row.
+			isolation(t, open(t), `SELECT LOWER(trx_isolation_level) FROM outbox_tasks, information_schema.innodb_trx
 WHERE trx_mysql_thread_id = CONNECTION_ID() LIMIT 1`)
-	})
+		})
+	}
 }
 
 func isolation(t *testing.T, db *gorm.DB, query string) {
@@ -138,7 +140,9 @@ func isolation(t *testing.T, db *gorm.DB, query string) {
 
 func TestDeadlockIsRunAgain(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) { deadlock(t, testdb.Postgres(t)) })
-	t.Run("mariadb", func(t *testing.T) { deadlock(t, testdb.MariaDB(t)) })
+	for name, open := range mysqlServers {
+		t.Run(name, func(t *testing.T) { deadlock(t, open(t)) })
+	}
 }
 
 func deadlock(t *testing.T, db *gorm.DB) {

@@ -347,7 +347,9 @@ func TestOuterHandleInsideATransaction(t *testing.T) {
 	}
 	// On SQLite the outer handle waits for the transaction.
 	t.Run("escapes the rollback of PostgreSQL", func(t *testing.T) { escapes(t, testdb.Postgres(t)) })
-	t.Run("escapes the rollback of MySQL", func(t *testing.T) { escapes(t, testdb.MariaDB(t)) })
+	for name, open := range mysqlServers {
+		t.Run("escapes the rollback of "+name, func(t *testing.T) { escapes(t, open(t)) })
+	}
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		_, _ = shop(t, db, outbox.Options{})
 		pool, err := db.DB()

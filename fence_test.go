@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -341,7 +342,10 @@ func TestTakeOverHalfDone(t *testing.T) {
 					owner <- answer{ids, err}
 				}()
 				if _, pool := p.Statements(); !d.Serial() {
-					eventually(t, "the owner waits for the row", func() bool {
+					eventually(t, "the owner waits for the row, or is refused", func() bool {
+						if len(owner) > 0 {
+							return true
+						}
 						var n int
 						if err := pool.QueryRow(waiting[db.Name()]).Scan(&n); err != nil {
 							t.Fatal(err)
@@ -361,7 +365,11 @@ func TestTakeOverHalfDone(t *testing.T) {
 		if ids, err := p.TakeOver(t.Context()); err != nil || len(ids) != 1 {
 			t.Errorf("the take-over got %v, %v", ids, err)
 		}
-		if a := receive(t, owner); a.err != nil || len(a.ids) != 0 {
+		a := receive(t, owner)
+		if a.err != nil && strings.Contains(a.err.Error(), "NOWAIT") { // MySQL's statement does not wait: the owner tries again
+			a.ids, a.err = p.Finish(t.Context(), dialect.Outcome{ID: m.ID, Version: &version, Status: "success"})
+		}
+		if a.err != nil || len(a.ids) != 0 {
 			t.Errorf("the owner finished %v, %v", a.ids, a.err)
 		}
 		if a := receive(t, other); a.err != nil || len(a.ids) != 0 {

@@ -174,6 +174,7 @@ func TestHandlerThatLosesItsOwnConnection(t *testing.T) {
 		losesItsConnection(t, testdb.Postgres(t), "SELECT pg_terminate_backend(pg_backend_pid())")
 	})
 	t.Run("mariadb", func(t *testing.T) { losesItsConnection(t, testdb.MariaDB(t), "KILL CONNECTION_ID()") })
+	t.Run("mysql", func(t *testing.T) { losesItsConnection(t, testdb.MySQL(t), "KILL CONNECTION_ID()") })
 }
 
 func losesItsConnection(t *testing.T, db *gorm.DB, suicide string) {
@@ -336,10 +337,12 @@ func TestTransactionThatHangsInItsRollbackBlocksNobody(t *testing.T) {
 		hangsInItsRollback(t, testdb.Postgres(t), "SELECT pg_sleep(5)",
 			"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'")
 	})
-	t.Run("mariadb", func(t *testing.T) {
-		hangsInItsRollback(t, testdb.MariaDB(t), "SELECT SLEEP(5)",
-			"SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info = 'SELECT SLEEP(5)'")
-	})
+	for name, open := range mysqlServers {
+		t.Run(name, func(t *testing.T) {
+			hangsInItsRollback(t, open(t), "SELECT SLEEP(5)",
+				"SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info = 'SELECT SLEEP(5)'")
+		})
+	}
 }
 
 func hangsInItsRollback(t *testing.T, db *gorm.DB, sleep, sleeping string) {

@@ -21,7 +21,11 @@ var databases = []struct {
 	{"sqlite", "sqlite", testdb.SQLite, testdb.SQLiteDSN},
 	{"postgres", "postgres", testdb.Postgres, testdb.PostgresDSN},
 	{"mariadb", "mysql", testdb.MariaDB, testdb.MariaDBDSN},
+	{"mysql", "mysql", testdb.MySQL, testdb.MySQLDSN},
 }
+
+// mysqlServers are those that understand MySQL's dialect.
+var mysqlServers = map[string]func(testing.TB) *gorm.DB{"mariadb": testdb.MariaDB, "mysql": testdb.MySQL}
 
 // eachDB runs a test on a fresh database of each kind, without the plugin, on all kinds at a time and after the test's own
 // function has returned.

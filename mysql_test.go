@@ -17,8 +17,20 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
+// eachMySQL runs a test on both servers that understand MySQL's dialect.
+func eachMySQL(t *testing.T, test func(t *testing.T, newDSN func(testing.TB) string)) {
+	t.Helper()
+	for _, d := range databases {
+		if d.dialect == "mysql" {
+			t.Run(d.name, func(t *testing.T) { test(t, d.dsn) })
+		}
+	}
+}
+
 // Whatever its DSN says, a connection is right or refused.
-func TestSettingsOfMySQL(t *testing.T) {
+func TestSettingsOfMySQL(t *testing.T) { eachMySQL(t, settings) }
+
+func settings(t *testing.T, newDSN func(testing.TB) string) {
 	for _, tt := range []struct {
 		params, refused string
 	}{
@@ -41,7 +53,7 @@ func TestSettingsOfMySQL(t *testing.T) {
 		{"parseTime=true&loc=UTC&sql_mode=%27%27", "STRICT_TRANS_TABLES"},
 	} {
 		t.Run(tt.params, func(t *testing.T) {
-			dsn, _, _ := strings.Cut(testdb.MariaDBDSN(t), "?")
+			dsn, _, _ := strings.Cut(newDSN(t), "?")
 			if !strings.Contains(tt.params, "charset") {
 				tt.params += "&charset=utf8mb4"
 			}
@@ -112,11 +124,13 @@ func TestSettingsOfMySQL(t *testing.T) {
 }
 
 // The database may be of another character set than the connection and the tables.
-func TestCharacterSetOfTheDatabase(t *testing.T) {
+func TestCharacterSetOfTheDatabase(t *testing.T) { eachMySQL(t, characterSet) }
+
+func characterSet(t *testing.T, newDSN func(testing.TB) string) {
 	for _, charset := range []string{"latin1", "utf8mb3"} {
 		for _, params := range []string{"", "&interpolateParams=true"} {
 			t.Run(charset+params, func(t *testing.T) {
-				db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+params, &gorm.Config{})
+				db := openConfig(t, "mysql", newDSN(t)+params, &gorm.Config{})
 				if err := db.Exec("ALTER DATABASE CHARACTER SET " + charset).Error; err != nil {
 					t.Fatal(err)
 				}
@@ -152,8 +166,10 @@ func TestCharacterSetOfTheDatabase(t *testing.T) {
 
 // A lock that another transaction keeps for longer than the server waits undoes one statement; the whole transaction is run
 // again, within one attempt.
-func TestLockWaitIsRunAgain(t *testing.T) {
-	db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+"&innodb_lock_wait_timeout=1", &gorm.Config{})
+func TestLockWaitIsRunAgain(t *testing.T) { eachMySQL(t, lockWait) }
+
+func lockWait(t *testing.T, newDSN func(testing.TB) string) {
+	db := openConfig(t, "mysql", newDSN(t)+"&innodb_lock_wait_timeout=1", &gorm.Config{})
 	counters(t, db)
 	other := db.Begin(&sql.TxOptions{})
 	defer other.Rollback()
@@ -183,7 +199,7 @@ func TestLockWaitIsRunAgain(t *testing.T) {
 }
 
 // MariaDB's innodb_snapshot_isolation undoes a transaction that would overwrite what it has not seen.
-func TestSnapshotIsolationIsRunAgain(t *testing.T) {
+func TestSnapshotIsolationOfMariaDBIsRunAgain(t *testing.T) {
 	db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+"&innodb_snapshot_isolation=1", &gorm.Config{})
 	counters(t, db)
 	var calls atomic.Int32
@@ -212,9 +228,11 @@ func TestSnapshotIsolationIsRunAgain(t *testing.T) {
 }
 
 // On their way to the server texts become longer than they are, and a packet has its limit.
-func TestLargeBatchFitsIntoPackets(t *testing.T) {
+func TestLargeBatchFitsIntoPackets(t *testing.T) { eachMySQL(t, largeBatch) }
+
+func largeBatch(t *testing.T, newDSN func(testing.TB) string) {
 	for _, params := range []string{"", "&interpolateParams=true"} {
-		db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+params, &gorm.Config{})
+		db := openConfig(t, "mysql", newDSN(t)+params, &gorm.Config{})
 		install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("f", func(context.Context, outbox.Args) error { return nil }) })
 		tasks := make([]outbox.NewTask, 700)
 		for i := range tasks {

@@ -28,8 +28,7 @@ WHERE datname = current_database() AND backend_type = 'client backend' AND pid <
 			return n
 		}})
 	})
-	t.Run("mariadb", func(t *testing.T) {
-		s := testdb.StartMariaDB(t, "--innodb-flush-log-at-trx-commit=2") // what was committed outlives the crash
+	mysql := func(t *testing.T, s *testdb.MySQLServer) {
 		test(t, server{s.DSN(), s.Crash, s.Start, func(t *testing.T, own *sql.Conn) (n int) {
 			rows, err := own.QueryContext(t.Context(), "SELECT id FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")
 			if err != nil {
@@ -54,5 +53,8 @@ WHERE datname = current_database() AND backend_type = 'client backend' AND pid <
 			}
 			return n
 		}})
-	})
+	}
+	const outlives = "--innodb-flush-log-at-trx-commit=2" // what was committed outlives the crash
+	t.Run("mariadb", func(t *testing.T) { mysql(t, testdb.StartMariaDB(t, outlives)) })
+	t.Run("mysql", func(t *testing.T) { mysql(t, testdb.StartMySQL(t, outlives)) })
 }

@@ -14,12 +14,14 @@ func TestConformance(t *testing.T) {
 	t.Run("sqlite in pure Go", func(t *testing.T) {
 		testutil.Conformance(t, func(t testing.TB) *gorm.DB { return pure.open(t, nil) })
 	})
-	t.Run("mariadb with interpolated parameters and found rows", func(t *testing.T) {
-		testutil.Conformance(t, func(t testing.TB) *gorm.DB {
-			return maria.openDSN(t, maria.dsn(t)+"&interpolateParams=true&clientFoundRows=true", nil)
+	for _, d := range []database{maria, my} {
+		t.Run(d.name+" with interpolated parameters and found rows", func(t *testing.T) {
+			testutil.Conformance(t, func(t testing.TB) *gorm.DB {
+				return d.openDSN(t, d.dsn(t)+"&interpolateParams=true&clientFoundRows=true", nil)
+			})
 		})
-	})
-	for _, d := range []database{mattn, pgx, maria} {
+	}
+	for _, d := range []database{mattn, pgx, maria, my} {
 		t.Run(d.name+" with PrepareStmt", func(t *testing.T) {
 			testutil.Conformance(t, func(t testing.TB) *gorm.DB { return d.open(t, &gorm.Config{PrepareStmt: true}) })
 		})

@@ -34,6 +34,7 @@ var (
 	pure  = database{"sqlite in pure Go", pureDSN, glebarez.Open}
 	pgx   = database{"postgres", testdb.PostgresDSN, postgres.Open}
 	maria = database{"mariadb", testdb.MariaDBDSN, mysql.Open}
+	my    = database{"mysql", testdb.MySQLDSN, mysql.Open}
 )
 
 // eachDB runs a test with each kind of database.

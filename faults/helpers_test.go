@@ -33,6 +33,8 @@ var databases = []database{
 	{"postgres", "pgx", testdb.PostgresDSN, func(pool *sql.DB) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) }},
 	{"mariadb", "mysql", func(t testing.TB) string { return testdb.MariaDBDSN(t) + interpolated },
 		func(pool *sql.DB) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) }},
+	{"mysql", "mysql", func(t testing.TB) string { return testdb.MySQLDSN(t) + interpolated },
+		func(pool *sql.DB) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) }},
 }
 
 // interpolated has the driver put parameters into the text, so that what passes a tap or a proxy is a whole statement.
@@ -70,7 +72,7 @@ func on(t *testing.T, name string, test func(t *testing.T, d database, dsn strin
 // servers runs a test on each kind of database that is a server.
 func servers(t *testing.T, test func(t *testing.T, d database, dsn string)) {
 	t.Parallel()
-	for _, name := range []string{"postgres", "mariadb"} {
+	for _, name := range []string{"postgres", "mariadb", "mysql"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := named(name)

@@ -40,7 +40,7 @@ func TestConnectionFailsAtEachStatement(t *testing.T) {
 					t.Parallel()
 					// A server whose client has gone without a word keeps the locks of its transaction, until this.
 					px, through := startProxy(t, d, d.dsn(t)+map[string]string{
-						"postgres": "&idle_in_transaction_session_timeout=2000", "mariadb": "&idle_transaction_timeout=2"}[d.name])
+						"postgres": "&idle_in_transaction_session_timeout=2000", "mariadb": "&idle_transaction_timeout=2", "mysql": "&wait_timeout=2"}[d.name])
 					db := d.open(t, through, nil)
 					p := install(t, db, quick(patient, func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) {
 						effectHandlers(p, db)

@@ -18,6 +18,7 @@ func TestConformance(t *testing.T) {
 	t.Run("sqlite", func(t *testing.T) { testutil.Conformance(t, testdb.SQLite) })
 	t.Run("postgres", func(t *testing.T) { testutil.Conformance(t, testdb.Postgres) })
 	t.Run("mariadb", func(t *testing.T) { testutil.Conformance(t, testdb.MariaDB) })
+	t.Run("mysql", func(t *testing.T) { testutil.Conformance(t, testdb.MySQL) })
 }
 
 const brokenEnv = "OUTBOX_TEST_BROKEN"

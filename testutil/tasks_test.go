@@ -23,6 +23,7 @@ func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
 	t.Run("sqlite", func(t *testing.T) { test(t, testdb.SQLite(t)) })
 	t.Run("postgres", func(t *testing.T) { test(t, testdb.Postgres(t)) })
 	t.Run("mariadb", func(t *testing.T) { test(t, testdb.MariaDB(t)) })
+	t.Run("mysql", func(t *testing.T) { test(t, testdb.MySQL(t)) })
 }
 
 // install makes a plugin with a clock and its handlers.

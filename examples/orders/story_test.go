@@ -53,6 +53,7 @@ func TestStory(t *testing.T) {
 		"sqlite":   func(testing.TB) place { return place{} },
 		"postgres": func(t testing.TB) place { return place{postgres: testdb.PostgresDSN(t)} },
 		"mariadb":  func(t testing.TB) place { return place{mysql: testdb.MariaDBDSN(t)} },
+		"mysql":    func(t testing.TB) place { return place{mysql: testdb.MySQLDSN(t)} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			at, temp := where(t), t.TempDir()

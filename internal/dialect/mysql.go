@@ -89,8 +89,11 @@ SET t.state = 'running', t.attempt = t.attempt + 1, t.version = t.version + 1, t
 	// than the library does, as far as that can be had.
 	m.dropRunning = m.render("/*M! SET STATEMENT innodb_lock_wait_timeout = 1 FOR */ DELETE t FROM " + outcomes() + running)
 	m.dropWaiting = m.render("DELETE t FROM " + outcomes() + waiting)
-	running += " FOR UPDATE /*!80017 NOWAIT */ /*M! WAIT 1 */"
-	waiting += " FOR UPDATE"
+	// MySQL would wait for the key's lock, which whoever could not create another task with it has, as long as its
+	// innodb_lock_wait_timeout says. So the key is read too, by its index, and no lock of either is waited for.
+	byKey := running + " /*!80017 LEFT JOIN {tasks} k FORCE INDEX ({tasks.key}) ON k.{key} = t.{key} */" + mysqlLockTask(", k NOWAIT", "WAIT 1")
+	running += mysqlLockTask(" NOWAIT", "WAIT 1")
+	waiting += mysqlLockTask("", "")
 	m.fenced, m.waiting = m.render("SELECT t.id FROM "+outcomes()+running), m.render("SELECT t.id FROM "+outcomes()+waiting)
 	copied := `
 INSERT INTO {history} (id, func, args, {key}, queue, priority, run_at, attempt, uncounted, crashes, max_attempts,
@@ -104,35 +107,42 @@ FROM `
 	once := "\nON DUPLICATE KEY UPDATE {history}.id = {history}.id"
 	said := []string{"status varchar(16)", "reason varchar(32)", "crashes integer"}
 	// A table with long texts is one on disk, so they are read only where they are needed.
-	m.copyRunningBare = m.render(bare + outcomes(said...) + running + once)
+	m.copyRunningBare = m.render(bare + outcomes(said...) + byKey + once)
 	said = append(said, "result longtext", "error longtext", "errors longtext")
-	m.copyRunning, m.copyWaiting = m.render(copied+outcomes(said...)+running+once), m.render(copied+outcomes(said...)+waiting+once)
+	m.copyRunning, m.copyWaiting = m.render(copied+outcomes(said...)+byKey+once), m.render(copied+outcomes(said...)+waiting+once)
 	m.requeue = m.render("UPDATE " + outcomes("delay bigint", "uncounted integer", "crashes integer", "errors longtext") + `
 	t.state = 'running' AND t.version = o.version
 SET t.state = 'pending', t.version = t.version + 1, t.process_id = NULL, t.started_at = NULL,
 	t.run_at = {now} + INTERVAL o.delay MICROSECOND, t.uncounted = t.uncounted + o.uncounted,
 	t.crashes = t.crashes + o.crashes, t.errors = COALESCE(o.errors, t.errors)`)
 
+	passOver := mysqlLockTask(" SKIP LOCKED", "SKIP LOCKED")
 	m.processes = m.render("SELECT functions, queues FROM {processes}")
 	m.head = m.render(`
 SELECT id, func FROM {tasks} FORCE INDEX ({tasks.claim})
 WHERE state = 'pending' AND queue = ? AND priority = ? AND run_at <= {now} ORDER BY run_at LIMIT ?`)
-	m.heads = m.render("SELECT t.func, t.id FROM " + byID + " AND t.state = 'pending' FOR UPDATE SKIP LOCKED")
+	m.heads = m.render("SELECT t.func, t.id FROM " + byID + " AND t.state = 'pending'" + passOver)
 	m.park = m.render("UPDATE " + byID + " AND t.state = 'pending' SET t.state = 'parked', t.version = t.version + 1")
 	m.unparkable = m.render(`
 SELECT id FROM {tasks} FORCE INDEX ({tasks.claim})
 WHERE state = 'parked' AND func IN (<list>)<queues> LIMIT ?`)
-	m.parked = m.render("SELECT t.id FROM " + byID + " AND t.state = 'parked' FOR UPDATE SKIP LOCKED")
+	m.parked = m.render("SELECT t.id FROM " + byID + " AND t.state = 'parked'" + passOver)
 	m.unpark = m.render("UPDATE " + byID + " AND t.state = 'parked' SET t.state = 'pending', t.version = t.version + 1")
 	m.orphans = m.render(`
 SELECT t.id FROM {tasks} t FORCE INDEX ({tasks.claim})
 WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id) LIMIT ?`)
-	m.orphaned = m.render("SELECT {t.columns} FROM " + byID + " AND t.state = 'running' FOR UPDATE SKIP LOCKED")
+	m.orphaned = m.render("SELECT {t.columns} FROM " + byID + " AND t.state = 'running'" + passOver)
 	m.prunable = m.render(`
 SELECT id FROM {history} FORCE INDEX ({history.status})
 WHERE status = ? AND finished_at < {now} - INTERVAL ? MICROSECOND ORDER BY finished_at LIMIT ? FOR UPDATE SKIP LOCKED`)
 	m.prune = m.render("DELETE t FROM " + strings.Replace(byID, "{tasks}", "{history}", 1))
 	return m
+}
+
+// mysqlLockTask locks the rows of t alone, each server in its own way. MySQL refuses to lock a JSON_TABLE (3569) and has a
+// clause that names t; MariaDB has no such clause, and in a JSON_TABLE nothing to lock.
+func mysqlLockTask(mysql, maria string) string {
+	return " FOR UPDATE /*!80017 OF t" + mysql + " */ /*M! " + maria + " */"
 }
 
 // jsonTable is a parameter's array as a relation, with a column for each field of its elements: its name and its type. A text

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// mysqlLock is a name on the whole server, of 64 characters at most.
-const mysqlLock = "CONCAT('outbox ', MD5(CONCAT(COALESCE(DATABASE(), ''), ' ', ?)))"
+// mysqlLock is a name on the whole server, of 64 characters at most. (MySQL 9.7 has no MD5.)
+const mysqlLock = "CONCAT('outbox ', LEFT(SHA2(CONCAT(COALESCE(DATABASE(), ''), ' ', ?), 256), 32))"
 
 // Lock is the session's, since a CREATE TABLE commits.
 func (m *mysql) Lock(ctx context.Context, c Conn) error {

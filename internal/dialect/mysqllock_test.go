@@ -8,14 +8,22 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // What a transaction of the dispatcher's has locked must keep nobody waiting but who asks for the same rows: no producer,
 // whatever its level, and no other dispatcher.
 func TestMySQLLocksOnlyTheRowsOfAStatement(t *testing.T) {
 	t.Parallel()
-	db, err := sql.Open("mysql", testdb.MariaDBDSN(t)+"&innodb_lock_wait_timeout=1")
+	for name, dsn := range mysqlServers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			locksOnlyTheRowsOfAStatement(t, dsn(t))
+		})
+	}
+}
+
+func locksOnlyTheRowsOfAStatement(t *testing.T, dsn string) {
+	db, err := sql.Open("mysql", dsn+"&innodb_lock_wait_timeout=1")
 	if err != nil {
 		t.Fatal(err)
 	}

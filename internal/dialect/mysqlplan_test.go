@@ -9,8 +9,17 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
+// mysqlServers are those that understand this dialect.
+var mysqlServers = map[string]func(testing.TB) string{"mariadb": testdb.MariaDBDSN, "mysql": testdb.MySQLDSN}
+
 func TestPlansOfMySQL(t *testing.T) {
-	dsn := testdb.MariaDBDSN(t) + "&sql_mode=%27PIPES_AS_CONCAT,STRICT_TRANS_TABLES%27"
+	for name, dsn := range mysqlServers {
+		t.Run(name, func(t *testing.T) { plansOfMySQL(t, dsn(t)) })
+	}
+}
+
+func plansOfMySQL(t *testing.T, dsn string) {
+	dsn += "&sql_mode=%27PIPES_AS_CONCAT,STRICT_TRANS_TABLES%27"
 	digit := "(SELECT 0 AS d" + strings.Repeat(" UNION ALL SELECT %d", 9) + ")"
 	digit = fmt.Sprintf(digit, 1, 2, 3, 4, 5, 6, 7, 8, 9)
 	plans(t, "mysql", "mysql", dsn, func(n int) string {
@@ -72,7 +81,7 @@ func byID(p *planned, query string, args []any) {
 	if _, statement, ok := strings.Cut(query, " FOR */ "); ok { // behind SET STATEMENT, which does not go with EXPLAIN
 		query = statement
 	}
-	rows, err := p.tx.Query("EXPLAIN "+query, args...)
+	rows, err := p.tx.Query("EXPLAIN FORMAT=TRADITIONAL "+query, args...)
 	if err != nil {
 		p.t.Fatalf("%v\n%s", err, query)
 	}
@@ -94,6 +103,9 @@ func byID(p *planned, query string, args []any) {
 		row := map[string]string{}
 		for i, c := range columns {
 			row[c] = values[i].String
+		}
+		if row["table"] == "k" && (row["type"] != "eq_ref" || row["key"] != planNames().Index("tasks", "key")) {
+			p.t.Errorf("it looks for keys by %s, %s:\n%s", row["type"], row["key"], query)
 		}
 		if row["table"] == "t" {
 			found = found || row["type"] == "eq_ref" && row["key"] == "PRIMARY"

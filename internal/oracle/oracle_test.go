@@ -26,7 +26,7 @@ type fixture struct {
 
 func eachDB(t *testing.T, test func(t *testing.T, f *fixture)) {
 	t.Helper()
-	for name, open := range map[string]func(testing.TB) *gorm.DB{"sqlite": testdb.SQLite, "postgres": testdb.Postgres, "mariadb": testdb.MariaDB} {
+	for name, open := range map[string]func(testing.TB) *gorm.DB{"sqlite": testdb.SQLite, "postgres": testdb.Postgres, "mariadb": testdb.MariaDB, "mysql": testdb.MySQL} {
 		t.Run(name, func(t *testing.T) {
 			db, runs := open(t), (*gorm.DB)(nil)
 			if name == "sqlite" {

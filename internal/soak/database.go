@@ -43,8 +43,12 @@ func openDatabase(h *host, kind string) (database, error) {
 		return database{name: kind, dsn: c.DSN(), rate: 160, server: cluster{c},
 			sessions: "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
 			end:      "SELECT pg_terminate_backend(%d)"}, nil
-	case "mysql":
-		c := testdb.StartMariaDB(h, "--innodb-flush-log-at-trx-commit=2", "--max-connections=400")
+	case "mariadb", "mysql":
+		start := testdb.StartMariaDB
+		if kind == "mysql" {
+			start = testdb.StartMySQL
+		}
+		c := start(h, "--innodb-flush-log-at-trx-commit=2", "--max-connections=400")
 		return database{name: kind, dsn: c.DSN(), rate: 80, server: c,
 			sessions: "SELECT id FROM information_schema.processlist WHERE id <> connection_id() AND db = database()",
 			end:      "KILL %d"}, nil
@@ -57,7 +61,7 @@ func openDatabase(h *host, kind string) (database, error) {
 		u.Path = strings.TrimSuffix(u.Path, ".db") + "-runs.db"
 		return database{name: kind, dsn: dsn, runs: u.String(), rate: 60}, nil
 	}
-	return database{}, fmt.Errorf("database %q is none of postgres, mysql and sqlite", kind)
+	return database{}, fmt.Errorf("database %q is none of postgres, mariadb, mysql and sqlite", kind)
 }
 
 func openDSN(dsn string) (*gorm.DB, error) {

@@ -57,7 +57,7 @@ func main() {
 		os.Exit(childMain(dsn))
 	}
 	duration := flag.Duration("duration", time.Minute, "how long faults are made")
-	kind := flag.String("database", "postgres", "postgres, mysql or sqlite")
+	kind := flag.String("database", "postgres", "postgres, mariadb, mysql or sqlite")
 	seed := flag.Uint64("seed", uint64(time.Now().UnixNano()), "of the faults and of what is created; the processes' timing has none")
 	rate := flag.Float64("rate", 0, "transactions a second that create tasks, of all processes (default 160, on SQLite 60)")
 	sabotage := flag.Bool("sabotage", false, "break the tables now and then, to see that it is found")
