@@ -90,6 +90,8 @@ func explain(t *testing.T, db *gorm.DB, text string) string {
 	how := "EXPLAIN "
 	if db.Name() == "sqlite" {
 		how = "EXPLAIN QUERY PLAN "
+	} else if db.Name() == "mysql" {
+		how = "EXPLAIN FORMAT=TRADITIONAL " // MySQL's own default is a text
 	}
 	pool, err := db.DB()
 	must(t, err)
