@@ -62,6 +62,7 @@ type dispatcher struct {
 	// of the loop alone
 	pause    time.Duration
 	probed   time.Time
+	pollGap  time.Duration // to the next poll, because the last one took long
 	nextDue  *time.Timer
 	seen     map[string]bool    // RunDue: ids that have run
 	held     []dialect.Requeued // RunDue: those of them that were claimed again
@@ -324,15 +325,25 @@ func (d *dispatcher) dispatch(ctx context.Context, probe, expected bool) (asked 
 		return false, nil
 	}
 	if probe {
-		// Every commit of a busy application may wake us up while no slot is free.
-		if wait := probeGap - time.Since(d.probed); wait > 0 && d.room() == 0 {
+		// Every commit of a busy application may wake us up, while no slot is free, or while a poll of thousands of queues
+		// takes long.
+		gap := d.pollGap
+		if d.room() == 0 {
+			gap = max(gap, probeGap)
+		}
+		if wait := gap - time.Since(d.probed); wait > 0 {
 			d.nextDue.Reset(wait)
-			return false, nil
+			probe = false
+		} else {
+			begun := time.Now()
+			if err := d.probe(ctx); err != nil {
+				return true, err
+			}
+			d.probed, d.pollGap = time.Now(), 0
+			if took := d.probed.Sub(begun); took > probeGap {
+				d.pollGap = min(4*took, maxPollGap)
+			}
 		}
-		if err := d.probe(ctx); err != nil {
-			return true, err
-		}
-		d.probed = time.Now()
 	} else if !expected && d.finisher.busy() {
 		return false, nil // the group that is written next claims for its slots and for those that are free
 	}
@@ -355,8 +366,12 @@ func (d *dispatcher) dispatch(ctx context.Context, probe, expected bool) (asked 
 	return true, nil
 }
 
-// probeGap is the time from one probe to the next while every slot is taken.
-const probeGap = 10 * time.Millisecond
+// probeGap is the time from one poll to the next while every slot is taken. A poll that takes longer is followed by a gap of
+// four times as long, at most maxPollGap.
+const (
+	probeGap   = 10 * time.Millisecond
+	maxPollGap = 500 * time.Millisecond
+)
 
 // room is the number of slots that are free and that no claim under way may fill.
 func (d *dispatcher) room() int {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	_ "embed"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -19,7 +20,10 @@ var mysqlSchema string
 type mysql struct {
 	base
 	instants, insert, probe, probeNext, lane, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, dropRunning,
-	dropWaiting, requeue, processes, head, heads, park, unparkable, parked, unpark, orphans, orphaned, prunable, prune string
+	dropWaiting, queueBetween, queueBehind, firsts, requeue, processes, head, heads, park, unparkable, parked, unpark, orphans, orphaned, prunable, prune string
+
+	polling sync.Mutex
+	queues  map[string]time.Time // those that polls have seen, and when last
 }
 
 const mysqlTime = "2006-01-02 15:04:05.000000"
@@ -50,8 +54,6 @@ SELECT r.id, r.func, r.args, r.{key}, r.queue, r.priority, r.at, 'pending', 0, 0
 	r.rerun_of, r.meta, r.created
 FROM ` + jsonTable("id varchar(36)", "func varchar(255)", "args longtext", "key varchar(255)", "queue varchar(64)", "priority smallint",
 		"at varchar(32)", "max_attempts integer", "timeout_ms bigint", "rerun_of varchar(36)", "meta longtext", "created varchar(32)") + " r")
-	// One lane after the other: grouped, the server may read every waiting task, as its statistics please. One statement asks
-	// for the next start time of a lane that has due tasks, in a row of priority 0, and for the lane that follows it.
 	first := `
 SELECT queue, priority, run_at <= {now}, IF(run_at > {now}, TIMESTAMPDIFF(MICROSECOND, {now}, run_at), NULL)
 FROM {tasks} FORCE INDEX ({tasks.claim}) WHERE state = 'pending'<behind>
@@ -62,6 +64,22 @@ ORDER BY queue, priority, run_at LIMIT 1`
 WHERE state = 'pending' AND queue = ? AND priority = ? AND run_at > {now} ORDER BY run_at LIMIT 1)
 UNION ALL
 (` + strings.Replace(first, "<behind>", " AND (queue = ? AND priority > ? OR queue > ?)", 1) + ")")
+	const queue = "SELECT queue FROM {tasks} FORCE INDEX ({tasks.claim}) WHERE state = 'pending'"
+	m.queueBehind = m.render(queue + " AND queue > ? ORDER BY queue LIMIT 1")
+	m.queueBetween = m.render("(" + queue + "<bounds> AND queue NOT IN (?" + strings.Repeat(", ?", queuesInPart-1) + ") LIMIT 1)")
+	// In the order of the whole index, because MySQL would read and sort all of a lane for the order of run_at. The limit keeps
+	// the servers from putting the inner query into the outer one three times.
+	m.firsts = m.render(`
+SELECT queue, priority, head <= {now}, IF(head > {now}, TIMESTAMPDIFF(MICROSECOND, {now}, head), NULL)
+FROM (
+	SELECT k.queue, p.priority, (
+		SELECT t.run_at FROM {tasks} t FORCE INDEX ({tasks.claim})
+		WHERE t.state = 'pending' AND t.queue = k.queue AND t.priority = p.priority
+		ORDER BY t.queue, t.priority, t.run_at LIMIT 1) AS head
+	FROM JSON_TABLE(?, '$[*]' COLUMNS (queue varchar(64) {exact} PATH '$')) k
+	CROSS JOIN JSON_TABLE('[1, 2, 3, 4]', '$[*]' COLUMNS (priority smallint PATH '$')) p
+	LIMIT 1000000000
+) h WHERE head IS NOT NULL`)
 	// The rows are read as the claim will leave them. Tasks that are running or parked are found by this index too: others,
 	// which here would have all rows and not only those, cost a third of a claim.
 	m.lane = m.render(`

@@ -80,20 +80,6 @@ func mysqlDuplicate(err error) bool {
 	return ok && code == 1062
 }
 
-func (m *mysql) Probe(ctx context.Context, c Conn) (lanes []LaneState, err error) {
-	found, err := laneStates(c.QueryContext(ctx, m.at(m.probe)))
-	for err == nil && len(found) > 0 {
-		l := found[0]
-		lanes = append(lanes, l)
-		found, err = laneStates(c.QueryContext(ctx, m.at(m.probeNext), l.Queue, l.Priority, l.Queue, l.Priority, l.Queue))
-		if len(found) > 0 && found[0].Priority == 0 { // of the same lane
-			lanes[len(lanes)-1].Next = found[0].Next
-			found = found[1:]
-		}
-	}
-	return lanes, err
-}
-
 func (m *mysql) Clock(ctx context.Context, c Conn) (string, error) {
 	list, err := texts(c.QueryContext(ctx, "SELECT CAST("+m.Now()+" AS CHAR)"))
 	if err != nil {

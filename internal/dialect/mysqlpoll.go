@@ -1,0 +1,120 @@
+package dialect
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// A poll of MySQL. Neither server is sure to skip through an index: grouped, or in a recursive query, either may read every
+// waiting task. What both do is to look up a value that is given, and to read the ranges between values that are given. So a
+// poll of many queues asks for the first tasks of those that it has seen before, and for a queue between them, in one
+// statement each. Few queues, and new ones, are found by walking from one to the next.
+
+// fewQueues are walked through.
+const fewQueues = 16
+
+// queueMemory is how long a queue without a task is asked for, so that it need not be found again with its next one.
+const queueMemory = time.Minute
+
+// Some queues are excluded by one part of a statement, because the servers plan them in quadratic time, and some parts make
+// a statement, because it can have 65,535 parameters.
+const (
+	queuesInPart     = 200
+	partsInStatement = 100
+)
+
+func (m *mysql) Probe(ctx context.Context, c Conn) (lanes []LaneState, err error) {
+	m.polling.Lock()
+	defer m.polling.Unlock()
+	if known := slices.Sorted(maps.Keys(m.queues)); len(known) <= fewQueues {
+		lanes, err = m.walk(ctx, c)
+	} else if known, err = m.discover(ctx, c, known); err == nil {
+		// The next start time of a lane that has due tasks is left to the next poll.
+		lanes, err = laneStates(c.QueryContext(ctx, m.at(m.firsts), encode(known)))
+	}
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	if m.queues == nil {
+		m.queues = map[string]time.Time{}
+	}
+	for _, l := range lanes {
+		m.queues[l.Queue] = now
+	}
+	maps.DeleteFunc(m.queues, func(_ string, seen time.Time) bool { return now.Sub(seen) > queueMemory })
+	return lanes, nil
+}
+
+// walk goes from lane to lane, a statement each. One statement asks for the next start time of a lane that has due tasks, in
+// a row of priority 0, and for the lane that follows it.
+func (m *mysql) walk(ctx context.Context, c Conn) (lanes []LaneState, err error) {
+	found, err := laneStates(c.QueryContext(ctx, m.at(m.probe)))
+	for err == nil && len(found) > 0 {
+		l := found[0]
+		lanes = append(lanes, l)
+		found, err = laneStates(c.QueryContext(ctx, m.at(m.probeNext), l.Queue, l.Priority, l.Queue, l.Priority, l.Queue))
+		if len(found) > 0 && found[0].Priority == 0 { // of the same lane
+			lanes[len(lanes)-1].Next = found[0].Next
+			found = found[1:]
+		}
+	}
+	return lanes, err
+}
+
+// discover adds the queues that are not known yet to those that are, in their order.
+func (m *mysql) discover(ctx context.Context, c Conn, known []string) ([]string, error) {
+	for {
+		found, err := m.between(ctx, c, known)
+		if err != nil || len(found) == 0 {
+			return known, err
+		}
+		for _, queue := range found {
+			at, there := slices.BinarySearch(known, queue)
+			for !there {
+				known = slices.Insert(known, at, queue)
+				next, err := texts(c.QueryContext(ctx, m.queueBehind, queue))
+				if err != nil {
+					return nil, err
+				}
+				if len(next) == 0 {
+					break
+				}
+				queue = next[0]
+				at, there = slices.BinarySearch(known, queue)
+			}
+		}
+	}
+}
+
+// between returns some queues that are not known, and none only when all are.
+func (m *mysql) between(ctx context.Context, c Conn, known []string) (found []string, err error) {
+	parts := slices.Collect(slices.Chunk(known, queuesInPart))
+	for first := 0; first < len(parts); first += partsInStatement {
+		var query []string
+		var params []any
+		for i := first; i < min(first+partsInStatement, len(parts)); i++ {
+			names, bounds := parts[i], ""
+			if i > 0 {
+				bounds, params = " AND queue > ?", append(params, parts[i-1][queuesInPart-1])
+			}
+			if i < len(parts)-1 {
+				bounds, params = bounds+" AND queue < ?", append(params, names[queuesInPart-1])
+			}
+			// The last name fills the part up, so that there are few texts.
+			for k := range queuesInPart {
+				params = append(params, names[min(k, len(names)-1)])
+			}
+			query = append(query, strings.Replace(m.queueBetween, "<bounds>", bounds, 1))
+		}
+		some, err := texts(c.QueryContext(ctx, strings.Join(query, "\nUNION ALL\n"), params...))
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, some...)
+	}
+	return found, nil
+}
