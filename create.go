@@ -14,6 +14,7 @@ import (
 	"github.com/google/uuid"
 	"gorm.io/gorm"
 
+	"github.com/gorm-outbox/outbox/internal/bridge"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -403,6 +404,11 @@ func (h handle) holder(missing []dialect.NewRow) error {
 
 // created hints at new tasks.
 func (h handle) created(tasks []*pendingTask) {
+	if bridge.Created != nil && h.inTx {
+		if over := txOver(base(h.conn)); over != nil {
+			bridge.Created(h.p, over)
+		}
+	}
 	var due []*TaskModel
 	for _, t := range tasks {
 		if t.delay > 0 {

@@ -3,6 +3,7 @@ module github.com/gorm-outbox/outbox/compat
 go 1.25.0
 
 require (
+	github.com/DATA-DOG/go-txdb v0.2.1
 	github.com/XSAM/otelsql v0.38.0
 	github.com/glebarez/sqlite v1.11.0
 	github.com/gorm-outbox/outbox v0.0.0

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/bridge"
@@ -60,14 +59,22 @@ const drainLimit = time.Minute
 // registered a handler, are named in the test's log.
 //
 // Drain ends the test when the database fails, and when it is not done after a minute. Call it after the transaction that
-// creates the tasks, not within it, and not in a Cleanup function, when the test's context is over.
+// creates the tasks: while one is open that has created tasks through the plugin, it ends the test. So it does on a pool of
+// go-txdb, which is one transaction. It cannot be called in a Cleanup function, when the test's context is over.
 func Drain(t testing.TB, plugin *outbox.Plugin) int {
 	t.Helper()
 	db, err := bridge.DB(plugin)
+	if err == nil {
+		err = drainable(db)
+	}
 	if err != nil {
 		t.Fatalf("testutil: drain: %v", err)
 	}
-	db = db.Session(&gorm.Session{NewDB: true, Logger: logger.Discard})
+	if inTransaction(plugin) {
+		t.Fatalf("testutil: drain: a transaction that created tasks is still open, and nothing of it runs before its commit: " +
+			"call Drain after the commit. A test that rolls everything back at its end can look at its tasks with RequireCreated, but not run them")
+	}
+	db = plain(t, db)
 	var before []string
 	if err := db.Model(&outbox.HistoryModel{}).Where("status = ?", outbox.StatusError).Pluck("id", &before).Error; err != nil {
 		t.Fatalf("testutil: drain: read history: %v", err)
@@ -131,11 +138,14 @@ func search(t testing.TB, db *gorm.DB, path string, args outbox.Args) *found {
 	if db.DryRun {
 		t.Fatalf("testutil: look for %s: %v", path, outbox.ErrDryRun)
 	}
+	if db.Error != nil {
+		t.Fatalf("testutil: look for %s: the *gorm.DB carries an error already: %v", path, db.Error)
+	}
 	raw, err := json.Marshal(args)
 	if err != nil {
 		t.Fatalf("testutil: look for %s: the arguments given are not JSON: %v", path, err)
 	}
-	s := &found{db: db.Session(&gorm.Session{NewDB: true, Logger: logger.Discard}), path: path, args: args}
+	s := &found{db: plain(t, db), path: path, args: args}
 	if s.want, err = decode(raw); err != nil {
 		t.Fatalf("testutil: look for %s: the arguments given: %v", path, err)
 	}

@@ -349,3 +349,49 @@ func contains(t *testing.T, text string, parts ...string) {
 		}
 	}
 }
+
+// A test that is wrapped in a transaction has nothing that could run, and must not be told that nothing was due.
+func TestDrainInATransaction(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		p := install(t, db, nil, map[string]any{"mail.send": ok})
+		tx := db.Begin()
+		defer tx.Rollback()
+		create(t, tx, "mail.send", nil)
+		contains(t, fails(t, func(t testing.TB) { testutil.Drain(t, p) }), "a transaction that created tasks is still open")
+		testutil.RequireCreated(t, tx, "mail.send", nil)
+		if err := tx.Rollback().Error; err != nil {
+			t.Fatal(err)
+		}
+		if n := testutil.Drain(t, p); n != 0 {
+			t.Errorf("%d ran after the rollback", n)
+		}
+		if err := db.Transaction(func(tx *gorm.DB) error {
+			create(t, tx, "mail.send", nil)
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if n := testutil.Drain(t, p); n != 1 {
+			t.Errorf("%d ran after the commit", n)
+		}
+	})
+}
+
+// An application's callbacks decide what it reads, not what a test is told.
+func TestCallbacksHideNothing(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		p := install(t, db, nil, map[string]any{"mail.send": func(context.Context) error { return errors.New("no route") }})
+		for _, err := range []error{
+			db.Callback().Query().Replace("gorm:query", func(*gorm.DB) {}),
+			db.Callback().Row().Replace("gorm:row", func(*gorm.DB) {}),
+		} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		create(t, db, "mail.send", nil)
+		testutil.RequireCreated(t, db, "mail.send", nil)
+		fails(t, func(t testing.TB) { testutil.RequireNotCreated(t, db, "mail.send", nil) })
+		contains(t, fails(t, func(t testing.TB) { testutil.Drain(t, p) }), "no route")
+	})
+}

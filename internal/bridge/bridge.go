@@ -26,3 +26,7 @@ type Limits struct {
 
 // LimitsOf tells a plugin's limits. The root package sets it.
 var LimitsOf func(plugin any) Limits
+
+// Created is called after tasks have been created in a transaction of which can be told whether it is over. Package testutil
+// sets it, so it is nil in an application.
+var Created func(plugin any, over func() bool)

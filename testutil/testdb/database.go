@@ -2,6 +2,10 @@
 //
 // Each call hands out a database that nothing else uses, so tests may run in parallel, and none of them installs the
 // plugin: call db.Use with the options under test.
+//
+// It links the drivers of GORM's own dialects. database/sql takes a driver's name once, so beside another package that
+// registers "sqlite3" (gorm.io/driver/sqlite links github.com/mattn/go-sqlite3) a program panics when it starts. Nothing here
+// can prevent that: such an application opens its own databases; package testutil links no driver and works with any.
 package testdb
 
 import (
