@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"time"
@@ -17,7 +18,8 @@ import (
 const farProbe = time.Hour
 
 // probe asks what is due, and when the next task will be.
-func (d *dispatcher) probe(ctx context.Context) error {
+func (d *dispatcher) probe(ctx context.Context) (err error) {
+	defer caught(&err)
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
 	found, err := d.store.d.Probe(limited, d.store.work(nil))
@@ -205,7 +207,7 @@ func (d *dispatcher) park(ctx context.Context) {
 	if len(lanes) == 0 {
 		return
 	}
-	funcs, err := d.store.d.Park(limited, d.store.pool, lanes, maxRows)
+	funcs, err := d.store.park(limited, lanes)
 	if err != nil {
 		if ctx.Err() == nil {
 			d.trouble.met("park", err)
@@ -219,6 +221,11 @@ func (d *dispatcher) park(ctx context.Context) {
 			d.log.Warn("outbox: tasks parked, no live process that serves their queue has registered their function", "func", f)
 		}
 	}
+}
+
+func (s *store) park(ctx context.Context, lanes []dialect.Lane) (funcs []string, err error) {
+	defer caught(&err)
+	return s.d.Park(ctx, s.pool, lanes, maxRows)
 }
 
 // reconcileSoon lets the loop look for rows that this process owns without knowing, if there seem to be any; in the loop
@@ -252,6 +259,9 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
 	begun := time.Now()
+	d.mu.Lock()
+	forget := maps.Clone(d.hadRun) // unless their rows are still ours
+	d.mu.Unlock()
 	owned, err := d.store.owned(limited, d.processID())
 	if err != nil {
 		return
@@ -259,16 +269,19 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 	var outcomes []dialect.Outcome
 	var back []dialect.Requeued
 	d.mu.Lock()
-	known := map[string]bool{}
+	known := map[string]int{}
 	for r := range d.runs {
-		known[r.task.ID] = true
+		known[r.task.ID] = max(known[r.task.ID], r.task.Attempt)
 	}
+	hadRun := maps.Clone(d.hadRun)
+	d.mu.Unlock()
 	for _, c := range owned {
-		if known[c.task.ID] {
+		delete(forget, c.task.ID)
+		if n, is := known[c.task.ID]; is && n >= c.task.Attempt {
 			continue
 		}
 		e := ending{giveBack: true}
-		if d.hadRun[c.task.ID] {
+		if n, had := hadRun[c.task.ID]; had && n >= c.task.Attempt {
 			e = ending{reason: ReasonInterrupted, err: errOutcomeLost, text: errOutcomeLost.Error()}
 		}
 		if v := decide(c.task, e, d.backoff); v.outcome != nil {
@@ -277,7 +290,6 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 			back = append(back, *v.requeue)
 		}
 	}
-	d.mu.Unlock()
 	if len(outcomes)+len(back) > 0 {
 		done, err := d.giveUp(limited, outcomes, back)
 		if done > 0 {
@@ -296,6 +308,16 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 	if begun.After(d.doubt) {
 		d.doubt = time.Time{}
 	}
+	maps.DeleteFunc(d.hadRun, func(id string, attempt int) bool { return forget[id] == attempt })
+}
+
+// noteRun notes that a claim's handler was called though its outcome was refused or given up. Its row may still be running
+// then, and must not be taken for that of a claim that nobody has run. A claim is told by its attempt: the version is also
+// raised by whoever edits the row.
+func (d *dispatcher) noteRun(t *TaskModel) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hadRun[t.ID] = max(d.hadRun[t.ID], t.Attempt)
 }
 
 // giveUp writes what becomes of claims without a run; where the database refuses some row, one by one. The loop must not wait
@@ -325,7 +347,7 @@ func (d *dispatcher) giveUp(ctx context.Context, outcomes []dialect.Outcome, bac
 func (d *dispatcher) mayReclaim() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.doubt.IsZero() && !d.strays {
+	if d.doubt.IsZero() && !d.strays && len(d.hadRun) == 0 {
 		d.reclaiming = false // what looked like strays may have been those of an exchange
 		return false
 	}
@@ -338,9 +360,10 @@ func (d *dispatcher) mayReclaim() bool {
 }
 
 // claim takes due tasks for a process, at most limit in all by the claims of a plan one after the other, in the caller's turn.
-// It returns what each has found. A row that cannot be read comes back as a task with little more than id and version, and an
+// It returns what each has found. A row that cannot be read comes back as a task with little more than its fence, and an
 // error that says why.
 func (s *store) claim(ctx context.Context, plan []dialect.ClaimParams, limit int) (lists [][]claimed, err error) {
+	defer caught(&err)
 	if s.d.OneStatement() || len(plan) == 1 && len(plan[0].Lanes) == 1 {
 		return s.claimIn(ctx, s.work(nil), plan, limit)
 	}
@@ -411,6 +434,8 @@ func (s *claimScan) claimed(r dialect.Row) claimed {
 			dest[i] = &queue
 		case "priority":
 			dest[i] = &priority
+		case "process_id":
+			dest[i] = &loose.ProcessID
 		default:
 			dest[i] = new(any)
 		}

@@ -41,6 +41,12 @@ func (t traced) log(ctx context.Context, begin time.Time, query string, params [
 	if logger == nil {
 		return
 	}
+	// The statement has been executed, whatever becomes of its line in the log.
+	defer func() {
+		if v := recover(); v != nil {
+			t.h.p.log.Error("outbox: the *gorm.DB's logger panicked", "panic", panicText(v))
+		}
+	}()
 	logger.Trace(ctx, begin, func() (string, int64) {
 		if filter, ok := logger.(gorm.ParamsFilter); ok {
 			query, params = filter.ParamsFilter(ctx, query, params...)

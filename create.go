@@ -428,7 +428,7 @@ func (h handle) wake(due []*TaskModel) {
 		return
 	}
 	for i, w := range h.p.opts.Wakers {
-		err := w.Created(h.ctx, h.conn, h.store.pool)
+		err := h.tell(w)
 		if failed := &h.p.wakersFail[i]; err == nil {
 			failed.Store(false)
 		} else if !failed.Swap(true) {
@@ -441,6 +441,16 @@ func (h handle) wake(due []*TaskModel) {
 	if len(ours) > 0 {
 		h.p.wake.created(h.conn, ours, 0)
 	}
+}
+
+// tell calls a Waker, whose panic is an error.
+func (h handle) tell(w Waker) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = &panicked{panicText(v)}
+		}
+	}()
+	return w.Created(h.ctx, h.conn, h.store.pool)
 }
 
 func deref(s *string) string {

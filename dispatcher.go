@@ -40,6 +40,7 @@ type dispatcher struct {
 	workers     workers
 	draining    atomic.Bool // nothing more is to be started
 	ran         atomic.Int64
+	misfits     sync.Map // functions whose tasks went back for another process, which was logged
 
 	mu       sync.Mutex
 	id       string // of the process row; a new one after having been declared dead
@@ -48,16 +49,18 @@ type dispatcher struct {
 	strays   bool      // the table has more running tasks of this process than it knows
 	doubt    time.Time // until then, claims whose reply was lost may turn up; zero once it was looked for them after that
 
-	reserved   int             // slots that claims under way may fill: free ones, and those of a group that is exchanged
-	accepting  bool            // the loop runs, so an exchange may claim
-	exchanging int             // so many are under way
-	reclaiming bool            // or about to: no exchange may claim
-	hadRun     map[string]bool // ids of runs whose outcome was refused or given up; their rows may still be running
+	reserved   int            // slots that claims under way may fill: free ones, and those of a group that is exchanged
+	accepting  bool           // the loop runs, so an exchange may claim
+	exchanging int            // so many are under way
+	reclaiming bool           // or about to: no exchange may claim
+	hadRun     map[string]int // attempts, by id, whose outcome was refused or given up; their rows may still be running
 	lapse      *time.Timer
 
 	alone sync.WaitGroup // writers of outcomes that the database does not take
 
 	woken, expected, scans, slotFree, reconcile chan struct{}
+
+	untaken map[string]bool // of the heartbeats alone: orphans that the database refuses to change, which was logged
 
 	// of the loop alone
 	pause    time.Duration
@@ -74,7 +77,7 @@ type dispatcher struct {
 func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d := &dispatcher{
 		p: p, store: s, log: p.log, slots: p.opts.Concurrency,
-		drain: make(chan struct{}), workers: workers{idle: make(chan struct{})}, runs: map[*run]struct{}{}, hadRun: map[string]bool{}, unserved: map[string]bool{},
+		drain: make(chan struct{}), workers: workers{idle: make(chan struct{})}, runs: map[*run]struct{}{}, hadRun: map[string]int{}, unserved: map[string]bool{},
 		foreign: map[string]bool{}, deserted: map[string]int{},
 		woken: make(chan struct{}, 1), expected: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
@@ -113,7 +116,7 @@ func (d *dispatcher) statementLimit() time.Duration {
 	return max(d.p.opts.HeartbeatLimit/3, time.Second)
 }
 
-func (d *dispatcher) backoff(attempt int) time.Duration { return d.p.opts.Backoff(attempt) }
+func (d *dispatcher) backoff(attempt int) time.Duration { return d.p.backoff(attempt) }
 
 // Run dispatches until ctx is done, then drains: it starts nothing more, gives running handlers Options.ShutdownGrace,
 // then ends their contexts and waits for Options.CancelGrace, and records their outcomes. It returns nil after a clean

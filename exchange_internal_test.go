@@ -163,6 +163,7 @@ func TestLoopGroupWithTwoClaimsOfOneTask(t *testing.T) {
 		var group []*pendingEnd
 		for _, version := range []int64{2, 4} {
 			r := d.newRun(claimed{task: &TaskModel{ID: "task", Func: "f", MaxAttempts: 1, Version: version}})
+			r.told.Store(true)
 			group = append(group, &pendingEnd{run: r, verdict: decide(r.task, ending{}, d.backoff)})
 		}
 		d.durable(group, fenced{ids: map[string]bool{"task": true}})

@@ -63,15 +63,15 @@ func TestExchange(t *testing.T) {
 	version, lost := int64(2), int64(1)
 	succeeded := func(ids []string) (list []dialect.Outcome) {
 		for _, id := range ids {
-			list = append(list, dialect.Outcome{ID: id, Version: &version, Status: "success"})
+			list = append(list, dialect.Outcome{ID: id, Version: &version, Process: "p", Status: "success"})
 		}
 		return list
 	}
 	outcomes := succeeded(own)
-	outcomes[3].Version = &lost
+	outcomes[3].Version, outcomes[5].Process = &lost, "another"
 	listed := func(moved []string, all bool, err error) {
 		t.Helper()
-		if want := slices.Delete(slices.Clone(own), 3, 4); err != nil || all || !slices.Equal(slices.Sorted(slices.Values(moved)), slices.Sorted(slices.Values(want))) {
+		if want := slices.Delete(slices.Delete(slices.Clone(own), 5, 6), 3, 4); err != nil || all || !slices.Equal(slices.Sorted(slices.Values(moved)), slices.Sorted(slices.Values(want))) {
 			t.Errorf("%v were moved, all %v, %v; want %v", moved, all, err, want)
 		}
 	}

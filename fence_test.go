@@ -80,12 +80,13 @@ func isDue(m outbox.TaskModel) bool { return m.RunAt.Before(fenceNow) }
 
 func inLane(m outbox.TaskModel) bool { return m.Queue == "default" && m.Priority == 2 }
 
-// atFive are fences for all rows: right for those of version 5, wrong for those of version 6.
+// atFive are fences for all rows: right for those of version 5 that a live process runs, wrong for those of version 6 and
+// those of other processes.
 func atFive(rows map[string]outbox.TaskModel) (outcomes []dialect.Outcome, requeued []dialect.Requeued) {
 	five := int64(5)
 	for _, id := range slices.Sorted(maps.Keys(rows)) {
-		outcomes = append(outcomes, dialect.Outcome{ID: id, Version: &five, Status: "success"})
-		requeued = append(requeued, dialect.Requeued{ID: id, Version: five, DelayUS: 1e6})
+		outcomes = append(outcomes, dialect.Outcome{ID: id, Version: &five, Process: "alive", Status: "success"})
+		requeued = append(requeued, dialect.Requeued{ID: id, Version: five, Process: "alive", DelayUS: 1e6})
 	}
 	return outcomes, requeued
 }
@@ -163,8 +164,29 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 		}, claimable, claimed(true), 0},
 		{"claim by a process without a row", claim("dead", 1000), func(outbox.TaskModel) bool { return false }, claimed(false), 0},
 		{"finish", move(dialect.FromRunning, false), func(m outbox.TaskModel) bool {
-			return m.State == outbox.StateRunning && m.Version == 5
+			return m.State == outbox.StateRunning && m.Version == 5 && text(m.ProcessID) == "alive"
 		}, nil, 0},
+		{"finish in other ways", func(d dialect.Dialect, tx *sql.Tx, rows map[string]outbox.TaskModel) error {
+			outcomes, _ := atFive(rows)
+			for i := range outcomes {
+				outcomes[i].Status = "error"
+			}
+			_, err := d.Move(ctx, tx, dialect.FromRunning, outcomes)
+			return err
+		}, func(m outbox.TaskModel) bool {
+			return m.State == outbox.StateRunning && m.Version == 5 && text(m.ProcessID) == "alive"
+		}, nil, 0},
+		{"finish of several processes", func(d dialect.Dialect, tx *sql.Tx, rows map[string]outbox.TaskModel) error {
+			outcomes, _ := atFive(rows)
+			for i := range outcomes {
+				outcomes[i].Process = ""
+				if p := rows[outcomes[i].ID].ProcessID; p != nil {
+					outcomes[i].Process = *p
+				}
+			}
+			_, err := d.Move(ctx, tx, dialect.FromRunning, outcomes)
+			return err
+		}, func(m outbox.TaskModel) bool { return m.State == outbox.StateRunning && m.Version == 5 }, nil, 0},
 		{"cancel at a version", move(dialect.FromWaiting, false), func(m outbox.TaskModel) bool {
 			return m.State != outbox.StateRunning && m.Version == 5
 		}, nil, 0},
@@ -173,7 +195,9 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 			_, requeued := atFive(rows)
 			_, err := d.Requeue(ctx, tx, requeued)
 			return err
-		}, func(m outbox.TaskModel) bool { return m.State == outbox.StateRunning && m.Version == 5 },
+		}, func(m outbox.TaskModel) bool {
+			return m.State == outbox.StateRunning && m.Version == 5 && text(m.ProcessID) == "alive"
+		},
 			func(_, is outbox.TaskModel) bool {
 				return is.State == outbox.StatePending && is.ProcessID == nil && is.StartedAt == nil && !is.RunAt.Before(fenceNow.Add(time.Second))
 			}, 0},
@@ -338,7 +362,7 @@ func TestTakeOverHalfDone(t *testing.T) {
 				}
 				once = true
 				go func() {
-					ids, err := p.Finish(t.Context(), dialect.Outcome{ID: m.ID, Version: &version, Status: "success"})
+					ids, err := p.Finish(t.Context(), dialect.Outcome{ID: m.ID, Version: &version, Process: dead, Status: "success"})
 					owner <- answer{ids, err}
 				}()
 				if _, pool := p.Statements(); !d.Serial() {
@@ -402,14 +426,14 @@ func TestOutcomeInDoubt(t *testing.T) {
 			{"committed", nil, (*sql.Tx).Commit, true},
 			{"rolled back", nil, (*sql.Tx).Rollback, false},
 			{"another version", func(o *dialect.Outcome) { o.Version = nil }, (*sql.Tx).Commit, false},
+			{"another process", func(o *dialect.Outcome) { o.Process = "after a failover" }, (*sql.Tx).Commit, false},
 			{"another status", func(o *dialect.Outcome) { o.Status = "error" }, (*sql.Tx).Commit, false},
 			{"another reason", func(o *dialect.Outcome) { o.Reason = "interrupted" }, (*sql.Tx).Commit, false},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
-				alive := "alive"
+				written := dialect.Outcome{ID: tt.name, Version: &version, Process: "alive", Status: "success"}
 				m := outbox.TaskModel{ID: tt.name, Func: "f", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, RunAt: fenceNow,
-					State: outbox.StateRunning, MaxAttempts: 1, Version: 2, CreatedAt: fenceNow, ProcessID: &alive}
-				written := dialect.Outcome{ID: tt.name, Version: &version, Status: "success"}
+					State: outbox.StateRunning, MaxAttempts: 1, Version: 2, CreatedAt: fenceNow, ProcessID: &written.Process}
 				asked := written
 				if tt.make != nil {
 					tt.make(&written)

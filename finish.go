@@ -298,9 +298,7 @@ func (d *dispatcher) durable(group []*pendingEnd, done fenced) {
 // unrecorded releases a run whose outcome was given up. Its row may still be running, and must not be taken for a claim
 // that nobody has run.
 func (d *dispatcher) unrecorded(p *pendingEnd) {
-	d.mu.Lock()
-	d.hadRun[p.run.task.ID] = true
-	d.mu.Unlock()
+	d.noteRun(p.run.task)
 	p.run.over(Finish{Reason: ReasonInterrupted, Err: errOutcomeLost, Duration: p.ending.duration})
 	p.run.release()
 }

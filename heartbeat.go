@@ -233,6 +233,7 @@ var errInterrupted = errors.New("interrupted: its process died or lost its conne
 
 // takeOver ends or requeues the tasks whose process is gone.
 func (d *dispatcher) takeOver(ctx context.Context) error {
+	refused := map[string]bool{}
 	for {
 		taken, all, err := d.store.takeOver(ctx, 500, func(t *TaskModel) verdict {
 			return decide(t, ending{reason: ReasonInterrupted, err: errInterrupted, text: errInterrupted.Error()}, d.backoff)
@@ -243,7 +244,10 @@ func (d *dispatcher) takeOver(ctx context.Context) error {
 		good := 0
 		for _, c := range taken {
 			if c.err != nil {
-				d.trouble.met("take over "+c.task.ID, c.err)
+				if !d.untaken[c.task.ID] && !refused[c.task.ID] {
+					d.log.Warn("outbox: interrupted task cannot be taken over, trying again", "task_id", c.task.ID, "func", c.task.Func, "err", c.err)
+				}
+				refused[c.task.ID] = true
 				continue
 			}
 			good++
@@ -253,16 +257,22 @@ func (d *dispatcher) takeOver(ctx context.Context) error {
 			d.wake() // the next scan may be far
 		}
 		if all || good == 0 {
+			d.untaken = refused
 			return nil
 		}
 	}
+}
+
+func (s *store) unpark(ctx context.Context, funcs, queues []string) (n int64, err error) {
+	defer caught(&err)
+	return s.d.Unpark(ctx, s.pool, funcs, queues, maxRows)
 }
 
 // unpark brings back parked tasks that this process can run.
 func (d *dispatcher) unpark(ctx context.Context) error {
 	total := int64(0)
 	for {
-		n, err := d.store.d.Unpark(ctx, d.store.pool, d.funcs, d.p.opts.Queues, maxRows)
+		n, err := d.store.unpark(ctx, d.funcs, d.p.opts.Queues)
 		total += n
 		if err == nil && n == maxRows {
 			continue

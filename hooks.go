@@ -27,19 +27,23 @@ type Hooks interface {
 	// look first whether it is there: ctx is of whoever re-runs the task.
 	OnCreate(ctx context.Context, task *TaskModel) error
 
-	// OnStart is called before the handler, in the run's goroutine. The context that it returns goes to the handler.
+	// OnStart is called before the handler. The context that it returns goes to the handler; the task's time limit begins
+	// after it. It is also called for a task that ends as bad_args, without a handler.
 	OnStart(ctx context.Context, task *TaskModel) context.Context
 
-	// OnFinish is called once per run, when its outcome is durable, was refused or could not be recorded, in no
-	// particular goroutine. The context is the one that OnStart returned, which has ended.
+	// OnFinish is called once for each OnStart, and only then: when the outcome is durable, was refused or could not be
+	// recorded, in no particular goroutine. The context is the one that OnStart returned, which has ended.
+	//
+	// Ends without a run in this process reach no hook: a task that is cancelled or parked, one that is taken over from a
+	// dead process, and a claim that goes back before its handler was called.
 	OnFinish(ctx context.Context, task *TaskModel, f Finish)
 }
 
 // Finish is how one run ended.
 type Finish struct {
 	Status   Status        // success or error; empty when the task goes back to pending
-	Reason   Reason        // says more; empty on success
-	Err      error         // what the handler returned; ErrClaimLost when the outcome was refused
+	Reason   Reason        // says more; empty on success, and when the run did not count because the process stops
+	Err      error         // what the handler returned; nil after Snooze; ErrClaimLost when the outcome was refused
 	Duration time.Duration // of the handler
 	Next     time.Duration // until the next attempt, when the task goes back to pending
 }
@@ -118,11 +122,12 @@ func (w *wakeups) created(conn gorm.ConnPool, tasks []*TaskModel, delay time.Dur
 	now := time.Now()
 	conn = base(conn)
 	inTx := isTx(conn)
-	if delay > 0 && (!inTx || txOver(conn) == nil || !reflect.TypeOf(conn).Comparable()) {
+	comparable := !inTx || reflect.ValueOf(conn).Comparable()
+	if delay > 0 && (!inTx || txOver(conn) == nil || !comparable) {
 		w.dueBy(now.Add(delay))
 		return
 	}
-	if inTx && !reflect.TypeOf(conn).Comparable() {
+	if !comparable {
 		return // a foreign pool that cannot be told from others: the scan finds the task
 	}
 	var h *hint
@@ -293,8 +298,13 @@ func (h *hint) isOver() bool {
 		answered := make(chan struct{})
 		go func() {
 			defer close(answered)
-			h.found.Store(h.over())
-			h.asking.Store(false)
+			over := true // also of a pool that cannot be asked: then the database is
+			defer func() {
+				_ = recover()
+				h.found.Store(over)
+				h.asking.Store(false)
+			}()
+			over = h.over()
 		}()
 		patience := time.NewTimer(time.Millisecond)
 		defer patience.Stop()

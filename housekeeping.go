@@ -42,7 +42,8 @@ func (d *dispatcher) prune(ctx context.Context) {
 	}
 }
 
-func (d *dispatcher) pruneOlder(ctx context.Context, failed bool, age time.Duration) error {
+func (d *dispatcher) pruneOlder(ctx context.Context, failed bool, age time.Duration) (err error) {
+	defer caught(&err)
 	for {
 		limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 		n, err := d.store.d.Prune(limited, d.store.pool, failed, age, pruneBatch)
@@ -60,10 +61,17 @@ func (d *dispatcher) pruneOlder(ctx context.Context, failed bool, age time.Durat
 func (d *dispatcher) listen(ctx context.Context, w Waker) {
 	name := fmt.Sprintf("listen with %T", w)
 	for {
-		err := w.Listen(ctx, d.store.pool, func() {
-			d.trouble.over(name)
-			d.wake()
-		})
+		var err error
+		if failed := shield(func() {
+			err = w.Listen(ctx, d.store.pool, func() {
+				d.trouble.over(name)
+				d.wake()
+			})
+		}); failed != nil {
+			err = failed
+		} else if err != nil {
+			err = tame(err)
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -120,26 +128,6 @@ func (d *dispatcher) findDeserted(ctx context.Context) {
 			d.log.Warn("outbox: tasks are due in a queue that no live process serves", "queue", queue)
 		}
 	}
-}
-
-// guardHook keeps a hook from doing harm by a panic or by runtime.Goexit, which a test's t.Fatal calls. The latter would
-// end the goroutine that writes outcomes, so the hook gets one of its own.
-func (p *Plugin) guardHook(name string, call func()) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		returned := false
-		defer func() {
-			if v := recover(); v != nil {
-				p.log.Error("outbox: hook panicked", "hook", name, "panic", panicText(v))
-			} else if !returned {
-				p.log.Error("outbox: hook called runtime.Goexit", "hook", name)
-			}
-		}()
-		call()
-		returned = true
-	}()
-	<-done
 }
 
 // trouble logs once when something begins to fail, and once when it works again.

@@ -347,7 +347,7 @@ func (m *memory) statement(query string, args []any) memStatement {
 			var moved []string
 			for _, o := range list {
 				tx.lock("task " + o.ID)
-				if t, there := tx.get("task " + o.ID).(TaskModel); there && t.State == StateRunning && t.Version == *o.Version {
+				if t, there := tx.get("task " + o.ID).(TaskModel); there && t.State == StateRunning && t.Version == *o.Version && deref(t.ProcessID) == o.Process {
 					tx.finish(t, o)
 					moved = append(moved, o.ID)
 				}
@@ -361,7 +361,7 @@ func (m *memory) statement(query string, args []any) memStatement {
 			var back []string
 			for _, o := range list {
 				tx.lock("task " + o.ID)
-				if t, there := tx.get("task " + o.ID).(TaskModel); there && t.State == StateRunning && t.Version == o.Version {
+				if t, there := tx.get("task " + o.ID).(TaskModel); there && t.State == StateRunning && t.Version == o.Version && deref(t.ProcessID) == o.Process {
 					t.State, t.ProcessID, t.StartedAt = StatePending, nil, nil
 					t.RunAt, t.Uncounted, t.Crashes = time.Now().Add(time.Duration(o.DelayUS)*time.Microsecond), t.Uncounted+o.Uncounted, t.Crashes+o.Crashes
 					tx.putTask(t)

@@ -44,9 +44,10 @@ const (
 	ReasonTimeout     Reason = "timeout"     // the time limit was over
 	ReasonInterrupted Reason = "interrupted" // the process died, shut down or lost its claim during the run; what the run did is not known
 	ReasonBadArgs     Reason = "bad_args"    // the stored arguments do not fit the function
-	ReasonTransaction Reason = "transaction" // the handler's transaction was ended or undone behind its back
+	ReasonTransaction Reason = "transaction" // the handler's transaction was ended or undone behind its back, or the database did not let it begin or end
 	ReasonBadResult   Reason = "bad_result"  // success, but the result could not be stored
 	ReasonCancelled   Reason = "cancelled"   // by Cancel or CancelKey
+	ReasonSnoozed     Reason = "snoozed"     // of a run, for Hooks only: the handler returned Snooze
 )
 
 // The models name their columns, because a naming strategy that is not GORM's own would name them otherwise, and what

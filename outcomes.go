@@ -27,6 +27,7 @@ func (s *store) exchanger(requeued []dialect.Requeued) dialect.Exchanger {
 
 // finish writes outcomes as write does, where there is an exchanger.
 func (s *store) finish(ctx context.Context, d dialect.Exchanger, outcomes []dialect.Outcome) (done fenced, err error) {
+	defer caught(&err)
 	moved, all, err := d.Finish(ctx, s.pool, outcomes)
 	return fencedBy(moved, all), err
 }
@@ -35,6 +36,7 @@ func (s *store) finish(ctx context.Context, d dialect.Exchanger, outcomes []dial
 func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued, plan []dialect.ClaimParams, limit int) (
 	done fenced, lists [][]claimed, err error,
 ) {
+	defer caught(&err)
 	if d := s.exchanger(requeued); d != nil && len(plan) == 1 {
 		p := plan[0]
 		p.Limit = min(p.Limit, limit)
@@ -85,8 +87,8 @@ func (f fenced) has(id string) bool { return f.all || f.ids[id] }
 
 // write makes outcomes and requeues durable, in one transaction where the database needs one, and returns the ids that
 // the fence let through.
-func (s *store) write(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued) (map[string]bool, error) {
-	var done map[string]bool
+func (s *store) write(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued) (done map[string]bool, err error) {
+	defer caught(&err)
 	if s.d.OneStatement() && (len(outcomes) == 0 || len(requeued) == 0) {
 		return s.writeIn(ctx, s.work(nil), outcomes, requeued)
 	}
@@ -223,7 +225,7 @@ func (s *store) committed(ctx context.Context, o dialect.Outcome) (bool, error) 
 }
 
 // is reports whether a history row, if there is one, was written by this outcome: a take-over of the same claim leaves its
-// version, too, but another status or reason.
+// version and process, too, but another status or reason.
 func (h *HistoryModel) is(o dialect.Outcome) bool {
-	return h != nil && h.Version == *o.Version && string(h.Status) == o.Status && string(h.Reason) == o.Reason
+	return h != nil && h.Version == *o.Version && deref(h.ProcessID) == o.Process && string(h.Status) == o.Status && string(h.Reason) == o.Reason
 }

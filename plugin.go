@@ -72,7 +72,7 @@ type Options struct {
 	MaxArgs, MaxResult, MaxError int
 
 	// Backoff is the pause before the next attempt of a task whose attempt, counted from 1, has failed. Nil means
-	// DefaultBackoff. It must be safe for concurrent use.
+	// DefaultBackoff, which also stands in when it panics or takes more than a second. It must be safe for concurrent use.
 	Backoff func(attempt int) time.Duration
 
 	// ProducerOnly lets Create accept paths that are not registered in this process.
@@ -107,6 +107,7 @@ type Plugin struct {
 	running  atomic.Bool
 
 	wakersFail []atomic.Bool // by Waker: its Created has failed last, and that has been logged
+	badBackoff sync.Once     // it was logged
 
 	smallGroup int // of outcomes; zero means the constant
 
@@ -134,10 +135,8 @@ func New(opts Options) *Plugin {
 	o.MaxArgs = cmp.Or(o.MaxArgs, 64<<10)
 	o.MaxResult = cmp.Or(o.MaxResult, 64<<10)
 	o.MaxError = cmp.Or(o.MaxError, 64<<10)
-	if o.Backoff == nil {
-		o.Backoff = DefaultBackoff
-	}
-	p.log = o.Logger
+	o.Clock = p.guardClock(o.Clock)
+	p.log = guardedLogger(o.Logger)
 	p.wakersFail = make([]atomic.Bool, len(o.Wakers))
 
 	var errs []error

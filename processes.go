@@ -100,6 +100,28 @@ func (s *store) buryOlder(ctx context.Context, before time.Time) (int64, error) 
 	return s.exec(ctx, s.pool, "DELETE FROM {processes} WHERE beat_at < "+s.d.Instant(), s.d.Time(before))
 }
 
+// othersHave reports whether another process with a row may run a task. Where that cannot be found out, it may.
+func (d *dispatcher) othersHave(t *TaskModel) bool {
+	ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
+	defer cancel()
+	found := false
+	err := d.store.query(ctx, d.store.pool, "SELECT functions, queues FROM {processes} WHERE id <> ?", []any{d.processID()}, func(r *sql.Rows) error {
+		var functions, queues JSON
+		if err := r.Scan(&functions, &queues); err != nil {
+			return err
+		}
+		found = found || lists(functions, t.Func) && (queues == nil || lists(queues, t.Queue))
+		return nil
+	})
+	return found || err != nil
+}
+
+// lists reports whether a JSON array of texts has one.
+func lists(array JSON, text string) bool {
+	var list []string
+	return json.Unmarshal(array, &list) == nil && slices.Contains(list, text)
+}
+
 // owned are the running tasks of a process.
 func (s *store) owned(ctx context.Context, process string) ([]claimed, error) {
 	var out []claimed

@@ -17,14 +17,15 @@ import (
 
 // handler is a registered function.
 type handler struct {
-	path       string
-	fn         reflect.Value
-	args       reflect.Type // a struct, a pointer to one, or Args; nil when it takes none
-	plain      bool         // args is a struct that every encoded value of its own fits
-	tx         bool         // it takes a *gorm.DB: transactional
-	result     bool         // it returns more than an error
-	idempotent bool
-	isolation  *sql.IsolationLevel // nil means the database's default
+	path        string
+	fn          reflect.Value
+	args        reflect.Type // a struct, a pointer to one, or Args; nil when it takes none
+	plain       bool         // args is a struct that every encoded value of its own fits
+	tx          bool         // it takes a *gorm.DB: transactional
+	result      bool         // it returns more than an error
+	plainResult bool         // and that has no methods of its own
+	idempotent  bool
+	isolation   *sql.IsolationLevel // nil means the database's default
 }
 
 // repeatable: an interrupted run may be run again without counting.
@@ -194,7 +195,9 @@ func newHandler(path string, fn reflect.Value) (*handler, error) {
 	if in != t.NumIn() || t.NumOut() < 1 || t.NumOut() > 2 || t.Out(t.NumOut()-1) != errorType {
 		return fail()
 	}
-	h.result = t.NumOut() == 2
+	if h.result = t.NumOut() == 2; h.result {
+		h.plainResult = plainType(t.Out(0), nil)
+	}
 	return h, nil
 }
 

@@ -15,6 +15,10 @@ import (
 // maxCrashes of repeatable runs: a task that kills its process again and again must not do so for ever.
 const maxCrashes = 3
 
+// maxMisfits bounds how often a task goes back because it does not fit the process that has claimed it: with the default
+// backoff between them that takes over an hour, in which a deploy is over.
+const maxMisfits = 12
+
 // A task keeps its first failed attempt and the latest of the others, each with a shortened text.
 const (
 	maxKeptAttempts = 20
@@ -44,7 +48,8 @@ func (e *permanentError) Error() string { return e.err.Error() }
 func (e *permanentError) Unwrap() error { return e.err }
 
 // Snooze is what a handler returns to be run again after d, by the database's clock, without having failed: the run does
-// not count as an attempt. A transactional handler's writes are rolled back. A negative d is zero.
+// not count as an attempt. A transactional handler's writes are rolled back. A negative d is zero. Hooks.OnFinish is told
+// ReasonSnoozed, without an error.
 func Snooze(d time.Duration) error { return &snoozeError{max(0, d)} }
 
 type snoozeError struct{ d time.Duration }
@@ -61,6 +66,13 @@ type ending struct {
 	delay    time.Duration // with giveBack
 	giveBack bool          // the run did nothing that lasts and does not count
 	final    bool          // no further attempt, whatever is left: what the run did is unknown, or it cannot succeed
+
+	undone string // the step of a transaction from which the database kept the run, with err; nothing lasts of the run
+	passes bool   // with undone: the handler was not called, and the error is one that passes
+	away   bool   // with undone: the database could not be reached meanwhile
+
+	crash     bool // counts as an interrupted run of a repeatable handler does
+	elsewhere bool // another process may be able to run the task
 }
 
 // verdict is one of two: the task moves to history, or back to pending.
@@ -75,7 +87,10 @@ func decide(t *TaskModel, e ending, backoff func(int) time.Duration) verdict {
 	if e.giveBack {
 		return requeue(t, e.delay, 1, 0, nil)
 	}
-	if e.reason == ReasonFailed {
+	if n := misfits(t); e.elsewhere && n < maxMisfits {
+		return requeue(t, DefaultBackoff(n+1), 1, 0, failed(t, e))
+	}
+	if e.reason == ReasonFailed || e.reason == ReasonSnoozed {
 		var snooze *snoozeError
 		if errors.As(e.err, &snooze) {
 			return requeue(t, snooze.d, 1, 0, nil)
@@ -89,7 +104,7 @@ func decide(t *TaskModel, e ending, backoff func(int) time.Duration) verdict {
 		}
 		return o
 	}
-	if e.reason == ReasonInterrupted && t.Repeatable {
+	if e.crash || e.reason == ReasonInterrupted && t.Repeatable {
 		if t.Crashes+1 >= maxCrashes {
 			o := outcome(t, StatusError, e.reason, e.text)
 			o.outcome.Crashes = 1
@@ -105,7 +120,7 @@ func decide(t *TaskModel, e ending, backoff func(int) time.Duration) verdict {
 }
 
 func outcome(t *TaskModel, status Status, reason Reason, text string) verdict {
-	o := &dialect.Outcome{ID: t.ID, Version: &t.Version, Status: string(status), Reason: string(reason)}
+	o := &dialect.Outcome{ID: t.ID, Version: &t.Version, Process: deref(t.ProcessID), Status: string(status), Reason: string(reason)}
 	if text != "" {
 		o.Error = &text
 	}
@@ -115,8 +130,18 @@ func outcome(t *TaskModel, status Status, reason Reason, text string) verdict {
 func requeue(t *TaskModel, delay time.Duration, uncounted, crashes int, errs *string) verdict {
 	delay = max(0, delay)
 	return verdict{next: delay, requeue: &dialect.Requeued{
-		ID: t.ID, Version: t.Version, DelayUS: dialect.Micros(delay), Uncounted: uncounted, Crashes: crashes, Errors: errs,
+		ID: t.ID, Version: t.Version, Process: deref(t.ProcessID), DelayUS: dialect.Micros(delay), Uncounted: uncounted, Crashes: crashes, Errors: errs,
 	}}
+}
+
+// misfits is how often a task went back because it did not fit the process that had claimed it.
+func misfits(t *TaskModel) (n int) {
+	for _, a := range t.Errors {
+		if a.Reason == ReasonBadArgs {
+			n++
+		}
+	}
+	return n
 }
 
 // failed is the task's list of failed attempts with this one.

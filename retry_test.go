@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -127,6 +128,12 @@ func TestDecide(t *testing.T) {
 		{"interrupted, repeatable, at the crash cap with attempts left", TaskModel{Attempt: 3, MaxAttempts: 9, Uncounted: 2, Crashes: 2, Repeatable: true},
 			with(ReasonInterrupted), "error/interrupted error=boom crashes+1"},
 		{"a crashed one that succeeds", crashed, ending{}, "success"},
+
+		{"a transaction that does not end", last, ending{reason: ReasonTransaction, text: "boom", crash: true}, "again in 1m0s uncounted crashes+1 kept"},
+		{"a transaction that does not end, at the crash cap", crashed, ending{reason: ReasonTransaction, text: "boom", crash: true},
+			"error/transaction error=boom crashes+1"},
+		{"arguments for another process, but not for ever", TaskModel{Attempt: 13, Uncounted: 12, MaxAttempts: 1, Errors: slices.Repeat(Attempts{{Reason: ReasonBadArgs}}, 12)},
+			ending{reason: ReasonBadArgs, text: "boom", elsewhere: true, final: true}, "error/bad_args error=boom"},
 
 		{"given back", last, ending{giveBack: true}, "again in 0s uncounted"},
 		{"given back for later", last, ending{giveBack: true, delay: time.Minute, err: failure}, "again in 1m0s uncounted"},

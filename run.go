@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"reflect"
-	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -23,10 +22,11 @@ type run struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	began   time.Time
-	ended   atomic.Bool  // an outcome has been given: the handler's, or that it was abandoned
+	phase   atomic.Int32 // what follows is decided by who moves it on
 	holds   atomic.Int32 // the slot stays taken until the outcome is durable and the handler has returned
-	started atomic.Bool
-	settled bool // the claim was lost, which has been reported
+	started atomic.Bool  // the handler is called, or is about to be
+	told    atomic.Bool  // the hooks were told of its start
+	settled bool         // the claim was lost, which has been reported
 
 	recorded  atomic.Bool // the outcome is durable, or was refused
 	abandoned atomic.Bool // the handler ignored the end of its context
@@ -34,6 +34,25 @@ type run struct {
 	base runContext // what ctx begins as
 	end  pendingEnd // its outcome, from finish on
 }
+
+// The phases of a run, which never goes back but for one whose COMMIT failed.
+const (
+	runWaits  int32 = iota // the handler has not been called
+	runCalled              // it has been
+	runEnded               // an outcome has been given: the handler's, or that it was abandoned
+)
+
+// mayCall reports whether the handler may be called: not once an outcome has been given.
+func (r *run) mayCall() bool {
+	return r.phase.CompareAndSwap(runWaits, runCalled) || r.phase.Load() == runCalled
+}
+
+// claimEnd reports whether the caller may give the run's only outcome.
+func (r *run) claimEnd() bool {
+	return r.phase.CompareAndSwap(runCalled, runEnded) || r.phase.CompareAndSwap(runWaits, runEnded)
+}
+
+func (r *run) hasEnded() bool { return r.phase.Load() == runEnded }
 
 // runContext is the context that tells its task.
 type runContext struct {
@@ -73,8 +92,13 @@ func (r *run) execute() {
 		}
 	}()
 	defer r.cancel(errEnded)
+	defer r.rescue()
 	if r.broken != nil {
-		r.finish(r.failure(ReasonBadArgs, r.broken, true))
+		r.unfit(r.broken)
+		return
+	}
+	if !r.mayStart() {
+		r.finish(ending{giveBack: true})
 		return
 	}
 	if t := r.task; t.StartedAt != nil && t.RunAt.After(*t.StartedAt) {
@@ -86,16 +110,12 @@ func (r *run) execute() {
 	}
 	if r.handler == nil {
 		// The claim asks for registered functions only; this is a path that the database takes for another's equal.
-		r.finish(ending{giveBack: true, delay: time.Minute})
-		return
-	}
-	if r.d.draining.Load() || !r.d.stillOurs(r.task) {
-		r.finish(ending{giveBack: true})
+		r.misfit(errOtherPath)
 		return
 	}
 	args, err := r.bind()
 	if err != nil {
-		r.finish(r.failure(ReasonBadArgs, fmt.Errorf("%w: %w", ErrBadArgs, err), true))
+		r.misfit(fmt.Errorf("%w: %w", ErrBadArgs, err))
 		return
 	}
 	if r.handler.tx && r.d.txTurn != nil {
@@ -107,6 +127,7 @@ func (r *run) execute() {
 			return
 		}
 	}
+	r.tellStart()
 	r.began = time.Now()
 	if limit := time.Duration(r.task.TimeoutMS) * time.Millisecond; limit > 0 {
 		var cancel context.CancelFunc
@@ -120,45 +141,117 @@ func (r *run) execute() {
 		})
 		defer stop()
 	}
+	// As late as can be: the turn, a hook or a frozen process may have taken long.
+	if !r.mayStart() {
+		r.finish(ending{giveBack: true})
+		return
+	}
 	r.started.Store(true)
 	r.abandonIfOver()
-	for _, hook := range r.d.p.opts.Hooks {
-		r.d.p.guardHook("OnStart", func() {
-			if ctx := hook.OnStart(r.ctx, r.task); ctx != nil {
-				r.ctx = ctx
-			}
-		})
-	}
 	if r.handler.tx {
 		r.transactional(args)
 		return
+	}
+	if !r.mayCall() {
+		return // its time limit was over before it began
 	}
 	r.guard(func() (any, error) { return r.handler.call(r.ctx, nil, args) },
 		func(result any, e ending) { r.finish(r.judge(result, e)) })
 }
 
-// bind survives the panics of the argument type's own methods.
-func (r *run) bind() (args reflect.Value, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			err = fmt.Errorf("panic: %s", panicText(v))
-		}
-	}()
-	return r.handler.bind(r.task.Args)
+// mayStart reports whether the handler may still be called: the process drains otherwise, or the claim is another's.
+func (r *run) mayStart() bool {
+	return !r.d.draining.Load() && r.base.Err() == nil && r.d.stillOurs(r.task)
 }
 
-// encodeSafely survives the panics of the result's own methods.
-func encodeSafely(v any) (raw JSON, err error) {
-	defer func() {
-		if v := recover(); v != nil {
-			raw, err = nil, fmt.Errorf("panic: %s", panicText(v))
-		}
-	}()
-	return encodeJSON(v)
+// tellStart calls the hooks' OnStart. Each has its OnFinish when the run is over.
+func (r *run) tellStart() {
+	if r.told.Swap(true) {
+		return
+	}
+	for _, hook := range r.d.p.opts.Hooks {
+		r.d.p.guardHook("OnStart", func() {
+			if ctx := hook.OnStart(r.ctx, r.task); ctx != nil {
+				// It is asked here once, where a panic does no harm.
+				_, _, _ = ctx.Done(), ctx.Err(), ctx.Value(taskKey{})
+				_, _ = ctx.Deadline()
+				r.ctx = ctx
+			}
+		})
+	}
+}
+
+// rescue is the last line against code of the application that fails where the handler's guard does not reach, such as a
+// method of an argument or of an error. It is deferred.
+func (r *run) rescue() {
+	v := recover()
+	if v == nil && r.hasEnded() {
+		return
+	}
+	reason, err := ReasonGoexit, errors.New("code of the application called runtime.Goexit outside of the handler")
+	if v != nil {
+		reason, err = ReasonPanic, fmt.Errorf("outside of the handler: panic: %s", panicText(v))
+	}
+	r.d.log.Error("outbox: run was broken off", r.attrs("err", err, "stack", string(debug.Stack()))...)
+	switch {
+	case r.hasEnded():
+	case !r.started.Load():
+		r.unfit(fmt.Errorf("%w: %w", ErrBadArgs, err))
+	default:
+		r.finish(r.failure(reason, err, false))
+	}
+}
+
+var errOtherPath = errors.New("no handler is registered under exactly this path, which the database takes for equal to another one")
+
+// misfit is for a task that does not fit this process's handler. It may fit another's: in a rolling deploy an old process
+// meets arguments that a newer one has made. So the task goes back as long as another live process has the function, for
+// about an hour.
+func (r *run) misfit(err error) {
+	if misfits(r.task) >= maxMisfits || !r.d.othersHave(r.task) {
+		r.unfit(err)
+		return
+	}
+	if _, said := r.d.misfits.LoadOrStore(r.task.Func, true); !said {
+		r.d.log.Warn("outbox: task does not fit this process, it goes back for another one that has its function; this is logged once a function",
+			r.attrs("err", err)...)
+	}
+	e := r.failure(ReasonBadArgs, err, true)
+	e.elsewhere = true
+	r.finish(e)
+}
+
+// unfit ends a task that no process can run as it is stored.
+func (r *run) unfit(err error) {
+	r.tellStart()
+	r.finish(r.failure(ReasonBadArgs, err, true))
+}
+
+// bind survives the argument type's own methods.
+func (r *run) bind() (args reflect.Value, err error) {
+	if h := r.handler; h.plain || h.args == nil || h.args == argsType { // which have none
+		return h.bind(r.task.Args)
+	}
+	if failed := shield(func() { args, err = r.handler.bind(r.task.Args) }); failed != nil {
+		return reflect.Value{}, failed
+	}
+	return args, err
+}
+
+// encodeResult survives the result's own methods.
+func (h *handler) encodeResult(v any) (raw JSON, err error) {
+	if h.plainResult {
+		return encodeJSON(v)
+	}
+	if failed := shield(func() { raw, err = encodeJSON(v) }); failed != nil {
+		return nil, failed
+	}
+	return raw, err
 }
 
 // invoke calls the handler and turns whatever it does into an ending.
 func (r *run) invoke(call func() (any, error)) (result any, e ending) {
+	e = ending{reason: ReasonGoexit, err: errGoexit, text: errGoexit.Error()} // nothing that goes wrong is a success
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -200,6 +293,7 @@ func (r *run) guard(call func() (any, error), then func(result any, e ending)) {
 func (r *run) judge(result any, e ending) ending {
 	switch {
 	case e.reason == ReasonFailed && is[*snoozeError](e.err):
+		e.reason = ReasonSnoozed
 	case e.reason == ReasonFailed && is[*permanentError](e.err):
 		e.reason, e.final = ReasonPermanent, true
 	case e.reason == ReasonFailed && r.ctx.Err() != nil:
@@ -231,7 +325,7 @@ func (r *run) encodeResult(result any, e ending) ending {
 	if v := reflect.ValueOf(result); v.Kind() == reflect.Pointer && v.IsNil() {
 		return e
 	}
-	raw, err := encodeSafely(result)
+	raw, err := r.handler.encodeResult(result)
 	if err == nil && len(raw) > r.d.p.opts.MaxResult {
 		err = fmt.Errorf("it has %d bytes, over the limit of %d (Options.MaxResult)", len(raw), r.d.p.opts.MaxResult)
 	}
@@ -269,14 +363,14 @@ func (r *run) abandonIfOver() {
 // abandonLater is called when the run's context has ended because of its time limit or a shutdown: the handler has the grace
 // to return. After a lost claim nobody waits for it: the claim is another's by now, or will be.
 func (r *run) abandonLater(cause error) {
-	if !r.ended.Load() {
+	if !r.hasEnded() {
 		time.AfterFunc(r.d.p.opts.CancelGrace, func() { r.abandon(cause) })
 	}
 }
 
 // abandon gives up on a handler that ignores its context. What it does is unknown; its slot stays taken.
 func (r *run) abandon(cause error) {
-	if r.ended.Load() {
+	if r.hasEnded() {
 		return
 	}
 	reason, final := ReasonInterrupted, false
@@ -291,7 +385,7 @@ func (r *run) abandon(cause error) {
 
 // finish hands over the run's only outcome; a later one is refused.
 func (r *run) finish(e ending) {
-	if !r.ended.CompareAndSwap(false, true) {
+	if !r.claimEnd() {
 		r.d.log.Warn("outbox: handler returned after its task was given up", r.attrs("duration", r.since())...)
 		return
 	}
@@ -304,15 +398,20 @@ func (r *run) durable(e ending, v verdict, lost bool) {
 	f := Finish{Reason: e.reason, Err: e.err, Duration: e.duration, Next: v.next}
 	switch {
 	case lost:
-		r.d.mu.Lock()
-		r.d.hadRun[r.task.ID] = true
-		r.d.mu.Unlock()
+		if r.started.Load() {
+			r.d.noteRun(r.task)
+		}
 		f.Reason, f.Err = ReasonInterrupted, ErrClaimLost
 		r.d.log.Warn("outbox: claim lost, outcome refused", r.attrs()...)
+	case v.requeue != nil && e.reason == ReasonSnoozed:
+		f.Err = nil
+		r.d.log.Debug("outbox: task snoozes", r.attrs("in", v.next)...)
+	case v.requeue != nil && e.elsewhere:
+		r.d.log.Debug("outbox: task goes back for another process", r.attrs("err", e.err, "in", v.next)...)
 	case v.requeue != nil && e.reason != ReasonNone:
 		r.d.log.Warn("outbox: task failed, will be tried again", r.attrs("err", e.err, "in", v.next)...)
 	case v.requeue != nil:
-		r.d.log.Debug("outbox: task goes back", r.attrs("in", v.next)...)
+		r.d.log.Debug("outbox: task goes back", r.attrs("in", v.next, "err", e.err)...)
 	case v.outcome.Status == string(StatusError):
 		f.Status = StatusError
 		r.d.log.Error("outbox: task ended as error", r.attrs("reason", e.reason, "err", e.err, "duration", e.duration)...)
@@ -330,9 +429,12 @@ func (r *run) durable(e ending, v verdict, lost bool) {
 	r.release()
 }
 
-// over tells the hooks how the run ended.
+// over tells the hooks how the run ended, if they know that it began.
 func (r *run) over(f Finish) {
 	r.cancel(errEnded) // the outcome may be durable before execute returns
+	if !r.told.Load() {
+		return
+	}
 	for _, hook := range r.d.p.opts.Hooks {
 		r.d.p.guardHook("OnFinish", func() { hook.OnFinish(r.ctx, r.task, f) })
 	}
@@ -352,21 +454,6 @@ func (r *run) leftBehind() bool { return r.abandoned.Load() && r.recorded.Load()
 
 func (r *run) attrs(more ...any) []any {
 	return append([]any{"task_id", r.task.ID, "func", r.task.Func, "attempt", r.task.Attempt}, more...)
-}
-
-func panicText(v any) (text string) {
-	defer func() {
-		if recover() != nil {
-			text = fmt.Sprintf("a %T whose text panics", v)
-		}
-	}()
-	if _, ok := v.(*runtime.PanicNilError); ok {
-		return "nil"
-	}
-	if err, ok := v.(error); ok {
-		return err.Error()
-	}
-	return fmt.Sprint(v)
 }
 
 // tame replaces an error whose methods panic, such as a nil pointer in a non-nil error: whoever looks into it later, a

@@ -27,6 +27,9 @@ func (r *run) transactional(args reflect.Value) {
 			return
 		}
 		if v == nil {
+			if e.undone != "" {
+				e = r.undone(e)
+			}
 			r.finish(e)
 			return
 		}
@@ -38,9 +41,11 @@ func (r *run) transactional(args reflect.Value) {
 // try is one transaction. With a verdict the outcome is durable; otherwise the transaction is undone.
 func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	s := r.d.store
+	// The handler was not called.
 	infrastructure := func(err error) (ending, *verdict, bool) {
-		// Nothing of the run has lasted, and it is not the handler's fault.
-		return ending{giveBack: true, delay: time.Second, err: err}, nil, dialect.Classify(err) == dialect.Retry
+		class := dialect.Classify(err)
+		passes := class == dialect.Retry || class == dialect.Busy || class == dialect.Lost || err == errNoReply
+		return ending{undone: stepBegin, passes: passes, err: err}, nil, class == dialect.Retry
 	}
 	// On a connection that is half open no reply ever comes. The handler has its Timeout; what is done around it has this.
 	ctx, giveUp := context.WithCancelCause(r.ctx)
@@ -59,7 +64,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	if err != nil {
 		return infrastructure(err)
 	}
-	defer tx.Rollback()
+	defer dialect.RollBack(tx)
 	if err := s.d.Begin(ctx, tx); err != nil {
 		return infrastructure(err)
 	}
@@ -68,6 +73,11 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	}
 	if !watch.Stop() {
 		return infrastructure(errNoReply)
+	}
+	r.d.trouble.over(stepBegin)
+	// As late as can be: all this may have taken long.
+	if !r.mayStart() || !r.mayCall() {
+		return ending{giveBack: true}, nil, false
 	}
 	guard := &guardedTx{Tx: tx, s: s}
 	db := s.handlerDB(r.ctx, guard)
@@ -110,19 +120,22 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 		r.lost()
 		return ending{}, nil, false
 	}
-	if !r.ended.CompareAndSwap(false, true) {
+	if !r.claimEnd() {
 		return e, nil, false // abandoned: the transaction must not commit after another outcome was given
 	}
 	if err := tx.Commit(); err != nil {
-		committed := false
+		committed, away := false, false
 		if class := dialect.Classify(err); class == dialect.Lost || errors.Is(err, sql.ErrTxDone) {
-			committed = r.inDoubt(*v.outcome)
+			committed, away = r.inDoubt(*v.outcome)
 		}
 		if !committed {
-			r.ended.Store(false)
-			return r.unfinished(ctx, e, err)
+			r.phase.Store(runCalled)
+			e, v, again := r.unfinished(ctx, e, err)
+			e.away = away
+			return e, v, again
 		}
 	}
+	r.d.trouble.over(stepFinish)
 	return e, &v, false
 }
 
@@ -130,8 +143,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 func (r *run) unreleased(ctx context.Context, e ending, err error) ending {
 	switch class := dialect.Classify(err); {
 	case r.ctx.Err() != nil:
-		e = ending{reason: ReasonFailed, err: r.ctx.Err(), text: errorText(context.Cause(r.ctx)), duration: e.duration}
-		return r.judge(nil, e)
+		return r.cutShort(e)
 	case context.Cause(ctx) == errNoReply:
 		e.err = errNoReply
 		return r.cutOff(e)
@@ -144,6 +156,11 @@ func (r *run) unreleased(ctx context.Context, e ending, err error) ending {
 	}
 	return r.failure(ReasonTransaction, fmt.Errorf("the transaction was ended while the handler ran, by a statement of its own or after an error that it swallowed;"+
 		" if that was a COMMIT, what the handler had written stays and cannot be taken back: %w", err), true)
+}
+
+// cutShort: the run's context ended before its transaction did.
+func (r *run) cutShort(e ending) ending {
+	return r.judge(nil, ending{reason: ReasonFailed, err: r.ctx.Err(), text: errorText(context.Cause(r.ctx)), duration: e.duration})
 }
 
 // cutOff: the connection went while the handler ran. Nothing has lasted, but the handler may be the cause, so it counts as
@@ -160,33 +177,66 @@ func (r *run) unfinished(ctx context.Context, e ending, err error) (ending, *ver
 		e.err = errNoReply // not for ever: what the handler did may be why it takes so long
 		return r.cutOff(e), nil, false
 	}
-	switch dialect.Classify(err) {
-	case dialect.Retry:
+	class := dialect.Classify(err)
+	switch {
+	case class == dialect.Retry:
 		return r.failure(ReasonTransaction, err, false), nil, true
-	case dialect.Data, dialect.Other:
-		if r.ctx.Err() == nil {
-			return r.failure(ReasonTransaction, fmt.Errorf("commit: %w", err), false), nil, false
-		}
+	case r.ctx.Err() != nil:
+		return r.cutShort(e), nil, false
+	case class == dialect.Data || class == dialect.Other:
+		return r.failure(ReasonTransaction, fmt.Errorf("commit: %w", err), false), nil, false
 	}
-	return ending{giveBack: true, delay: time.Second, err: err, duration: e.duration}, nil, false
+	return ending{undone: stepFinish, err: err, duration: e.duration}, nil, false
+}
+
+const (
+	stepBegin  = "begin a handler's transaction"
+	stepFinish = "finish a handler's transaction"
+)
+
+// undone decides about a transaction that did not begin or could not be finished. An outage is waited for, however long: the
+// run does not count. While the database works the task itself is the cause; so that it does not go round for ever, that
+// counts as a crash.
+func (r *run) undone(e ending) ending {
+	back := ending{giveBack: true, delay: time.Second, err: e.err, duration: e.duration}
+	if r.ctx.Err() != nil && !errors.Is(context.Cause(r.ctx), errTimeout) {
+		return back // a shutdown, or a claim that was lost
+	}
+	if e.passes || e.away || !r.d.canWrite() {
+		r.d.trouble.met(e.undone, e.err)
+		return back
+	}
+	e = r.failure(ReasonTransaction, fmt.Errorf("%s: %w", e.undone, e.err), false)
+	e.crash = true
+	return e
+}
+
+// canWrite reports whether the database takes what this process writes now.
+func (d *dispatcher) canWrite() bool {
+	ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
+	defer cancel()
+	alive, err := d.store.beat(ctx, d.processID())
+	return err == nil && alive
 }
 
 // lost ends a run whose claim is another's.
 func (r *run) lost() {
 	r.settled = true
-	if r.ended.CompareAndSwap(false, true) {
+	if r.claimEnd() {
 		r.durable(ending{duration: r.since()}, verdict{}, true)
 	}
 }
 
 // inDoubt finds out whether a COMMIT whose reply was lost took effect. Locking the task's row waits for the transaction in
-// question: if the row is there then, nothing was committed; if it is gone, history tells.
-func (r *run) inDoubt(o dialect.Outcome) bool {
+// question: if the row is there then, nothing was committed; if it is gone, history tells. away says that the database
+// could not be asked at first.
+func (r *run) inDoubt(o dialect.Outcome) (committed, away bool) {
 	ctx := context.WithoutCancel(r.ctx)
 	for {
 		committed, err := r.d.store.committed(ctx, o)
 		if err == nil || wait(r.d.writeCtx, 500*time.Millisecond) != nil {
-			return committed
+			return committed, away || err != nil
 		}
+		away = true
 	}
 }

@@ -186,7 +186,7 @@ func BenchmarkFinishEncode(b *testing.B) {
 				outcomes, version := make([]dialect.Outcome, 100), int64(2)
 				for i := range outcomes {
 					outcomes[i] = o
-					outcomes[i].ID, outcomes[i].Version = uuid.Must(uuid.NewV7()).String(), &version
+					outcomes[i].ID, outcomes[i].Version, outcomes[i].Process = uuid.Must(uuid.NewV7()).String(), &version, "01a224ab-db41-7338-8e49-49cae348c17c"
 				}
 				b.ReportAllocs()
 				for b.Loop() {

@@ -14,7 +14,8 @@ import (
 // caller looks at what it changed. Here is what they share.
 
 // inTx runs f in a transaction of the pool's own.
-func (s *store) inTx(ctx context.Context, f func(*sql.Tx) error) error {
+func (s *store) inTx(ctx context.Context, f func(*sql.Tx) error) (err error) {
+	defer caught(&err)
 	if s.kept != nil {
 		s.kept.prepare(ctx)
 	}
@@ -22,14 +23,15 @@ func (s *store) inTx(ctx context.Context, f func(*sql.Tx) error) error {
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback()
+	defer dialect.RollBack(tx)
 	if err := f(tx); err != nil {
 		return err
 	}
 	return tx.Commit()
 }
 
-func (s *store) query(ctx context.Context, c dialect.Conn, query string, params []any, each func(*sql.Rows) error) error {
+func (s *store) query(ctx context.Context, c dialect.Conn, query string, params []any, each func(*sql.Rows) error) (err error) {
+	defer caught(&err)
 	rows, err := c.QueryContext(ctx, s.d.Rebind(query), params...)
 	if err != nil {
 		return err
@@ -43,7 +45,8 @@ func (s *store) query(ctx context.Context, c dialect.Conn, query string, params 
 	return rows.Err()
 }
 
-func (s *store) exec(ctx context.Context, c dialect.Conn, query string, params ...any) (int64, error) {
+func (s *store) exec(ctx context.Context, c dialect.Conn, query string, params ...any) (n int64, err error) {
+	defer caught(&err)
 	r, err := c.ExecContext(ctx, s.d.Rebind(query), params...)
 	if err != nil {
 		return 0, err
@@ -121,7 +124,8 @@ func (s *store) takeTurn(ctx context.Context) (over func(), err error) {
 }
 
 // now is the database's clock.
-func (s *store) now(ctx context.Context) (time.Time, error) {
+func (s *store) now(ctx context.Context) (_ time.Time, err error) {
+	defer caught(&err)
 	text, err := s.d.Clock(ctx, s.pool)
 	if err != nil {
 		return time.Time{}, err

@@ -92,7 +92,8 @@ type NewRow struct {
 // Outcome ends a task: its row moves to history. What most outcomes leave empty is left out of the parameter.
 type Outcome struct {
 	ID      string  `json:"id"`
-	Version *int64  `json:"version"` // the fence; nil means any
+	Version *int64  `json:"version"`           // the fence; nil means any
+	Process string  `json:"process,omitempty"` // the fence of a running task, too: after a failover another may have claimed the same version
 	Status  string  `json:"status"`
 	Reason  string  `json:"reason,omitempty"`
 	Result  *string `json:"result,omitempty"`
@@ -104,8 +105,9 @@ type Outcome struct {
 // Requeued puts a running task back to pending.
 type Requeued struct {
 	ID        string  `json:"id"`
-	Version   int64   `json:"version"` // the fence
-	DelayUS   int64   `json:"delay"`   // microseconds from now
+	Version   int64   `json:"version"`           // the fence
+	Process   string  `json:"process,omitempty"` // and its other half
+	DelayUS   int64   `json:"delay"`             // microseconds from now
 	Uncounted int     `json:"uncounted"`
 	Crashes   int     `json:"crashes"`
 	Errors    *string `json:"errors"`
@@ -362,6 +364,16 @@ func encode(v any) string {
 		panic("outbox: rows of plain values do not encode: " + err.Error())
 	}
 	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// RollBack is for a deferred call. A driver that panics may leave a transaction that waits for its statement for ever, so the
+// panic goes on without it.
+func RollBack(tx *sql.Tx) {
+	if v := recover(); v != nil {
+		go tx.Rollback()
+		panic(v)
+	}
+	_ = tx.Rollback()
 }
 
 func each(rows *sql.Rows, err error, f func(Row) error) error {

@@ -154,11 +154,17 @@ var errMigrating = errors.New("another process migrates")
 
 // Classify sorts an error. Drivers are not imported for it: PostgreSQL's are read through SQLState(), SQLite's through
 // Code() or the fields Code and ExtendedCode, MySQL's through the field Number.
-func Classify(err error) Class {
+func Classify(err error) (class Class) {
+	if err == nil {
+		return Other
+	}
+	defer func() {
+		if recover() != nil {
+			class = Other // a method of the error panics
+		}
+	}()
 	var state interface{ SQLState() string }
 	switch {
-	case err == nil:
-		return Other
 	case errors.As(err, &state):
 		return classifyState(state.SQLState())
 	case errors.Is(err, errMigrating):

@@ -99,9 +99,9 @@ ORDER BY run_at, id LIMIT ? FOR UPDATE SKIP LOCKED`)
 SET t.state = 'running', t.attempt = t.attempt + 1, t.version = t.version + 1, t.process_id = ?, t.started_at = ?,
 	t.repeatable = t.func IN (<repeatable>)`)
 	outcomes := func(fields ...string) string {
-		return jsonTable(append([]string{"id varchar(36)", "version bigint"}, fields...)...) + joined + " AND "
+		return jsonTable(append([]string{"id varchar(36)", "version bigint", "process varchar(36)"}, fields...)...) + joined + " AND "
 	}
-	running := "t.state = 'running' AND t.version = o.version"
+	running := "t.state = 'running' AND t.version = o.version AND COALESCE(t.process_id, '') = COALESCE(o.process, '')"
 	waiting := "t.state IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)"
 	// A client that no longer waits leaves the server waiting, with the locks that it has: so the server waits for less time
 	// than the library does, as far as that can be had.
@@ -129,7 +129,7 @@ FROM `
 	said = append(said, "result longtext", "error longtext", "errors longtext")
 	m.copyRunning, m.copyWaiting = m.render(copied+outcomes(said...)+byKey+once), m.render(copied+outcomes(said...)+waiting+once)
 	m.requeue = m.render("UPDATE " + outcomes("delay bigint", "uncounted integer", "crashes integer", "errors longtext") + `
-	t.state = 'running' AND t.version = o.version
+	t.state = 'running' AND t.version = o.version AND COALESCE(t.process_id, '') = COALESCE(o.process, '')
 SET t.state = 'pending', t.version = t.version + 1, t.process_id = NULL, t.started_at = NULL,
 	t.run_at = {now} + INTERVAL o.delay MICROSECOND, t.uncounted = t.uncounted + o.uncounted,
 	t.crashes = t.crashes + o.crashes, t.errors = COALESCE(o.errors, t.errors)`)
@@ -208,7 +208,7 @@ func (m *mysql) begin(ctx context.Context, c Conn, f func(Conn) error) error {
 	if err != nil {
 		return err
 	}
-	defer tx.Rollback()
+	defer RollBack(tx)
 	if err := f(tx); err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ func locksOnlyTheRowsOfAStatement(t *testing.T, dsn string) {
 	version := int64(1)
 	outcomes := func(ids []string) (list []dialect.Outcome) {
 		for _, id := range ids {
-			list = append(list, dialect.Outcome{ID: id, Version: &version, Status: "success"})
+			list = append(list, dialect.Outcome{ID: id, Version: &version, Process: "p", Status: "success"})
 		}
 		return list
 	}
@@ -96,7 +96,7 @@ func locksOnlyTheRowsOfAStatement(t *testing.T, dsn string) {
 		}},
 		{"a finish of what is gone", func(ctx context.Context, c dialect.Conn, running []string) (int, error) {
 			version = 1
-			ids, err := d.Move(ctx, c, dialect.FromRunning, append(outcomes(running), dialect.Outcome{ID: "due-5", Version: &version, Status: "success"}))
+			ids, err := d.Move(ctx, c, dialect.FromRunning, append(outcomes(running), dialect.Outcome{ID: "due-5", Version: &version, Process: "p", Status: "success"}))
 			return 1 + len(ids), err
 		}},
 		{"a cancellation", func(ctx context.Context, c dialect.Conn, _ []string) (int, error) {
@@ -104,7 +104,7 @@ func locksOnlyTheRowsOfAStatement(t *testing.T, dsn string) {
 			return len(ids), err
 		}},
 		{"a retry", func(ctx context.Context, c dialect.Conn, running []string) (int, error) {
-			ids, err := d.Requeue(ctx, c, []dialect.Requeued{{ID: running[0], Version: 2}})
+			ids, err := d.Requeue(ctx, c, []dialect.Requeued{{ID: running[0], Version: 2, Process: "p"}})
 			return len(ids), err
 		}},
 		{"parking", func(ctx context.Context, c dialect.Conn, _ []string) (int, error) {

@@ -58,8 +58,8 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 	var outcomes []dialect.Outcome
 	var requeued []dialect.Requeued
 	for i := range planRunning {
-		outcomes = append(outcomes, dialect.Outcome{ID: fmt.Sprintf("running-%06d", i), Version: &version, Status: "success"})
-		requeued = append(requeued, dialect.Requeued{ID: outcomes[i].ID, Version: version})
+		outcomes = append(outcomes, dialect.Outcome{ID: fmt.Sprintf("running-%06d", i), Version: &version, Process: "p", Status: "success"})
+		requeued = append(requeued, dialect.Requeued{ID: outcomes[i].ID, Version: version, Process: "p"})
 	}
 	none := func(dialect.Row) error { return nil }
 	for _, c := range []struct {
@@ -348,7 +348,7 @@ func worked(t *testing.T, d dialect.Dialect, db *sql.DB, tasks int) dialect.Clai
 		var outcomes []dialect.Outcome
 		var last dialect.Mark
 		if err := d.Claim(t.Context(), db, claim, func(r dialect.Row) error {
-			o := dialect.Outcome{Version: &version, Status: "success"}
+			o := dialect.Outcome{Version: &version, Process: "p", Status: "success"}
 			dest := make([]any, len(dialect.Columns))
 			for i, column := range dialect.Columns {
 				switch dest[i] = new(any); column {

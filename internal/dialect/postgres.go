@@ -127,7 +127,7 @@ RETURNING {t.columns}`)
 
 	move := `
 WITH o AS MATERIALIZED (
-	SELECT * FROM json_to_recordset($1::text::json) AS o(id text, version bigint, status text, reason text,
+	SELECT * FROM json_to_recordset($1::text::json) AS o(id text, version bigint, process text, status text, reason text,
 		result text, error text, errors text, crashes integer)
 ), d AS (
 	DELETE FROM {tasks} t USING o
@@ -144,7 +144,7 @@ WITH o AS MATERIALIZED (
 )`
 	// Not ON CONFLICT (id): of a history in partitions the key is another. One by one, whatever the statistics say.
 	const isNew = "\n\tWHERE (SELECT x.id FROM {history} x WHERE x.id = d.id LIMIT 1) IS NULL"
-	running := strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version", 1)
+	running := strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version AND coalesce(t.process_id, '') = coalesce(o.process, '')", 1)
 	p.moveRunning = p.render(strings.Replace(running, "{new}", isNew, 1) + "\nSELECT id FROM d")
 	p.moveWaiting = p.render(strings.Replace(strings.Replace(move, "{new}", isNew, 1), "{fence}",
 		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1) + "\nSELECT id FROM d")
@@ -161,7 +161,7 @@ WITH o AS MATERIALIZED (
 
 	p.requeue = p.render(`
 WITH o AS MATERIALIZED (
-	SELECT * FROM json_to_recordset($1::text::json) AS o(id text, version bigint, delay bigint, uncounted integer,
+	SELECT * FROM json_to_recordset($1::text::json) AS o(id text, version bigint, process text, delay bigint, uncounted integer,
 		crashes integer, errors text)
 )
 UPDATE {tasks} t SET state = 'pending', version = t.version + 1, process_id = NULL, started_at = NULL,
@@ -170,6 +170,7 @@ UPDATE {tasks} t SET state = 'pending', version = t.version + 1, process_id = NU
 	errors = coalesce(o.errors::json, t.errors)
 FROM o
 WHERE t.id = ANY (ARRAY(SELECT id FROM o)) AND t.id = o.id AND t.state || '' = 'running' AND t.version = o.version
+	AND coalesce(t.process_id, '') = coalesce(o.process, '')
 RETURNING t.id`)
 
 	// Only the head of each lane is looked at: that is where tasks stand that nobody takes, and it bounds the cost. What is

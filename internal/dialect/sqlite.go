@@ -74,7 +74,7 @@ WHERE rowid IN (
 RETURNING `
 	s.claim, s.claimPlainly = s.render(claim+"json_array({columns})"), s.render(claim+"{columns}")
 
-	running := "t.state = 'running' AND t.version = o.value ->> 'version'"
+	running := "t.state = 'running' AND t.version = o.value ->> 'version' AND coalesce(t.process_id, '') = coalesce(o.value ->> 'process', '')"
 	waiting := "t.state IN ('pending', 'parked') AND (o.value ->> 'version' IS NULL OR t.version = o.value ->> 'version')"
 	// CROSS JOIN keeps SQLite from making the table the outer loop.
 	copied := `
@@ -90,10 +90,11 @@ FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND `
 DELETE FROM {tasks} WHERE rowid IN (
 	SELECT t.rowid FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND {fence})`
 	once := "\nWHERE true ON CONFLICT (id) DO NOTHING"
-	// Each ->> parses the element again, so what most groups are need none: an object of versions by id.
+	// Each ->> parses the element again, so what most groups are need none: an object of versions by id, of one process.
 	done := strings.NewReplacer("coalesce(o.value ->> 'crashes', 0)", "0", "coalesce(o.value ->> 'errors', t.errors)", "t.errors",
 		"coalesce(o.value ->> 'reason', '')", "''", "o.value ->> 'status'", "'success'", "o.value ->> 'result'", "NULL",
-		"o.value ->> 'error'", "NULL", "o.value ->> 'id'", "o.key", "o.value ->> 'version'", "o.value").Replace
+		"o.value ->> 'error'", "NULL", "o.value ->> 'id'", "o.key", "o.value ->> 'version'", "o.value",
+		"coalesce(o.value ->> 'process', '')", "?2").Replace
 	s.copyRunning, s.copyWaiting = s.render(copied+running+once), s.render(copied+waiting+once)
 	s.copyDone = s.render(done(copied + running + once))
 	s.dropRunning = s.render(strings.Replace(dropped, "{fence}", running, 1))
@@ -107,6 +108,7 @@ UPDATE {tasks} AS t SET state = 'pending', version = t.version + 1, process_id =
 	crashes = t.crashes + (r.value ->> 'crashes'), errors = coalesce(r.value ->> 'errors', t.errors)
 FROM json_each(?1) r
 WHERE t.id = r.value ->> 'id' AND t.state = 'running' AND t.version = r.value ->> 'version'
+	AND coalesce(t.process_id, '') = coalesce(r.value ->> 'process', '')
 RETURNING id`)
 	s.park = s.render(`
 UPDATE {tasks} SET state = 'parked', version = version + 1
@@ -248,13 +250,14 @@ func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) e
 // Move needs a transaction: SQLite has no CTEs that write. Its first statement writes, so a deferred one will do.
 func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error) {
 	if from == FromWaiting {
-		return s.move(ctx, c, s.copyWaiting, s.dropWaiting, s.dropWaitingTold, encode(rows), idsOf(rows))
+		return s.move(ctx, c, s.copyWaiting, s.dropWaiting, s.dropWaitingTold, idsOf(rows), encode(rows))
 	}
 	var others []Outcome
 	moved, seen, done := make([]string, 0, len(rows)), make(map[string]bool, len(rows)), append(make([]byte, 0, 64*len(rows)), '{')
 	for _, o := range rows {
-		// A group may hold outcomes of two claims of one task, of which one was lost.
-		if seen[o.ID] || o.Version == nil || o != (Outcome{ID: o.ID, Version: o.Version, Status: "success"}) {
+		// A group may hold outcomes of two claims of one task, of which one was lost, and of two processes, since the same
+		// dispatcher is a new one after it was declared dead.
+		if seen[o.ID] || o.Version == nil || o != (Outcome{ID: o.ID, Version: o.Version, Process: rows[0].Process, Status: "success"}) {
 			others = append(others, o)
 			continue
 		}
@@ -266,12 +269,12 @@ func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([
 	}
 	if len(moved) > 0 {
 		var err error
-		if moved, err = s.move(ctx, c, s.copyDone, s.dropDone, s.dropDoneTold, string(append(done, '}')), moved); err != nil {
+		if moved, err = s.move(ctx, c, s.copyDone, s.dropDone, s.dropDoneTold, moved, string(append(done, '}')), rows[0].Process); err != nil {
 			return nil, err
 		}
 	}
 	if len(others) > 0 {
-		ids, err := s.move(ctx, c, s.copyRunning, s.dropRunning, s.dropRunningTold, encode(others), idsOf(others))
+		ids, err := s.move(ctx, c, s.copyRunning, s.dropRunning, s.dropRunningTold, idsOf(others), encode(others))
 		if err != nil {
 			return nil, err
 		}
@@ -280,16 +283,16 @@ func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([
 	return moved, nil
 }
 
-func (s *sqlite) move(ctx context.Context, c Conn, copied, dropped, told, param string, ids []string) ([]string, error) {
-	n, err := affected(c.ExecContext(ctx, s.at(copied), param))
+func (s *sqlite) move(ctx context.Context, c Conn, copied, dropped, told string, ids []string, params ...any) ([]string, error) {
+	n, err := affected(c.ExecContext(ctx, s.at(copied), params...))
 	if err != nil {
 		return nil, err
 	}
 	if n != int64(len(ids)) { // the fence kept some out, or history has them already
-		return texts(c.QueryContext(ctx, s.at(told), param))
+		return texts(c.QueryContext(ctx, s.at(told), params...))
 	}
 	// The same rows, for nobody else can have written since; so they need not be told one by one.
-	if n, err = affected(c.ExecContext(ctx, s.at(dropped), param)); err == nil && n != int64(len(ids)) {
+	if n, err = affected(c.ExecContext(ctx, s.at(dropped), params...)); err == nil && n != int64(len(ids)) {
 		err = fmt.Errorf("%d tasks were copied to history, but %d removed", len(ids), n)
 	}
 	return ids, err

@@ -1,0 +1,86 @@
+package outbox
+
+import (
+	"testing"
+	"time"
+)
+
+// owner is a dispatcher that owns a running task, without a run of it.
+func owner(t *testing.T, attempt int) (d *dispatcher, row func() TaskModel) {
+	t.Helper()
+	s := newSim(t, 0, false)
+	n := s.addNode()
+	n.fault = func(string) memFault { return memFault{} }
+	p := n.plugin()
+	t.Cleanup(func() { _ = s.pools[0].Close() })
+	st, err := p.bound()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d = p.newDispatcher(st)
+	t.Cleanup(func() { d.lapse.Stop() })
+	d.id, d.lastBeat, d.strays = "p", time.Now(), true
+	id := d.id
+	tx := s.m.begin()
+	tx.put("process p", memProcess{id: "p", beats: 1, at: time.Now()})
+	tx.put("task task", TaskModel{ID: "task", Func: "f", State: StateRunning, Attempt: attempt, MaxAttempts: 9, Version: 7, ProcessID: &id})
+	tx.end(true)
+	return d, func() TaskModel {
+		tx := s.m.begin()
+		defer tx.end(false)
+		row, _ := tx.get("task task").(TaskModel)
+		return row
+	}
+}
+
+// A claim whose reply was lost has not run, though an earlier claim of the same task has.
+func TestLaterClaimIsNotTakenForTheOneThatRan(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		ran       int // the attempt whose outcome was refused
+		uncounted int
+	}{
+		{"the claim that ran", 3, 0},
+		{"a later one", 2, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				d, row := owner(t, 3)
+				d.noteRun(&TaskModel{ID: "task", Attempt: tt.ran})
+				d.reclaim(t.Context())
+				if is := row(); is.State != StatePending || is.Uncounted != tt.uncounted {
+					t.Errorf("it is %s, %d runs uncounted, want %d", is.State, is.Uncounted, tt.uncounted)
+				}
+			})
+		})
+	}
+}
+
+// A run of an earlier claim that has not returned says nothing about a later one.
+func TestRunOfAnEarlierClaimKeepsNoLaterOne(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d, row := owner(t, 3)
+		d.runs[d.newRun(claimed{task: &TaskModel{ID: "task", Attempt: 2}})] = struct{}{}
+		d.reclaim(t.Context())
+		if is := row(); is.State != StatePending || is.Uncounted != 1 {
+			t.Errorf("%+v", is)
+		}
+	})
+}
+
+func TestWhatHadRunIsForgotten(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d, _ := owner(t, 3)
+		d.strays = false
+		d.noteRun(&TaskModel{ID: "another's", Attempt: 1})
+		d.noteRun(&TaskModel{ID: "task", Attempt: 3})
+		d.reclaim(t.Context()) // ends the run of "task"
+		if len(d.hadRun) != 1 || d.hadRun["task"] != 3 {
+			t.Errorf("after the first: %v", d.hadRun)
+		}
+		d.reclaim(t.Context())
+		if len(d.hadRun) != 0 {
+			t.Errorf("after the second: %v", d.hadRun)
+		}
+	})
+}
