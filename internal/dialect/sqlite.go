@@ -17,7 +17,7 @@ var sqliteSchema string
 // strings; the clock has milliseconds.
 type sqlite struct {
 	base
-	insert, probe, claim, claimPlainly, requeue, park, unpark, orphans, prune string
+	insert, probe, claim, claimPlainly, refill, refillPlainly, requeue, park, unpark, orphans, prune string
 
 	// What Move does in two steps, and of the second one whether it tells the ids. done is for tasks of which there is no
 	// more to say than that they succeeded.
@@ -72,7 +72,10 @@ WHERE rowid IN (
 	ORDER BY run_at LIMIT ?7)
 	AND EXISTS (SELECT 1 FROM {processes} WHERE id = ?1)
 RETURNING `
+	// Only behind a cursor, for a start time that is no text is less than any.
+	refill := strings.Replace(claim, "	ORDER BY", "		AND run_at >= ?8\n	ORDER BY", 1)
 	s.claim, s.claimPlainly = s.render(claim+"json_array({columns})"), s.render(claim+"{columns}")
+	s.refill, s.refillPlainly = s.render(refill+"json_array({columns})"), s.render(refill+"{columns}")
 
 	running := "t.state = 'running' AND t.version = o.value ->> 'version' AND coalesce(t.process_id, '') = coalesce(o.value ->> 'process', '')"
 	waiting := "t.state IN ('pending', 'parked') AND (o.value ->> 'version' IS NULL OR t.version = o.value ->> 'version')"
@@ -212,7 +215,7 @@ func (s *sqlite) Clock(ctx context.Context, c Conn) (string, error) {
 }
 
 // Claim takes lane by lane: SQLite has no lateral joins, and there is no round trip to save. It has no entries of rows that
-// are gone, either, so it needs no marks.
+// are gone, but those of tasks that others are to run: behind a mark they are not read again.
 func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) error) error {
 	n := 0
 	for _, l := range q.Lanes {
@@ -221,8 +224,12 @@ func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) e
 		}
 		before := n
 		params := []any{q.Process, encode(nonNil(q.Repeatable)), l.Queue, l.Priority, q.Until, encode(nonNil(q.Funcs)), q.share(q.Limit - n)}
+		claim, plainly := s.claim, s.claimPlainly
+		if mark, ok := q.Marks[l]; ok {
+			claim, plainly, params = s.refill, s.refillPlainly, append(params, s.Time(mark.RunAt))
+		}
 		var row arrayRow
-		r, err := c.QueryContext(ctx, s.at(s.claim), params...)
+		r, err := c.QueryContext(ctx, s.at(claim), params...)
 		err = each(r, err, func(r Row) error {
 			var text string
 			if err := r.Scan(&text); err != nil {
@@ -234,7 +241,7 @@ func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) e
 		})
 		if n == before && err != nil && Classify(err) == Other {
 			// Somebody has written a BLOB into a row, which no JSON can hold. Nothing was claimed.
-			r, err = c.QueryContext(ctx, s.at(s.claimPlainly), params...)
+			r, err = c.QueryContext(ctx, s.at(plainly), params...)
 			err = each(r, err, func(r Row) error {
 				n++
 				return f(r)
