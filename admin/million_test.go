@@ -74,7 +74,7 @@ func fill(t *testing.T, db *gorm.DB, rows string) {
 	if db.Name() == "mysql" {
 		names = map[string]string{"{now}": "utc_timestamp(6)", "{false}": "false", "{at+}": "utc_timestamp(6) + interval (i - 1000) second",
 			"{at-}": "utc_timestamp(6) - interval i * 600000 microsecond", "{t-}": "concat('t-', lpad(i, 9, '0'))", "{h-}": "concat('h-', lpad(1000000000 - i, 9, '0'))",
-			"'key-' || i": "concat('key-', i)", ", key,": ", `key`,", "{series}": "(SELECT CAST(seq AS SIGNED) AS i FROM seq_1_to_" + rows + ") s"}
+			"'key-' || i": "concat('key-', i)", ", key,": ", `key`,", "{series}": "(SELECT CAST(n AS SIGNED) AS i FROM JSON_TABLE(CONCAT('[0', REPEAT(',0', " + rows + " - 1), ']'), '$[*]' COLUMNS (n FOR ORDINALITY)) j) s"}
 		after = "ANALYZE TABLE outbox_tasks, outbox_history"
 	}
 	for _, text := range []string{tasks, history} {

@@ -51,7 +51,11 @@ func TestPlans(t *testing.T) {
 		heard := &listener{Interface: db.Logger}
 		db.Logger = heard
 		d := open(t, db, admin.Options{})
-		fill(t, db, "20000")
+		rows := "20000"
+		if db.Name() == "mysql" {
+			rows = "60000" // of fewer MySQL rightly reads all, for a count that ends at ten thousand
+		}
+		fill(t, db, rows)
 		some := d.create(outbox.Key("the-one"), outbox.StartAfter(time.Hour))
 		for _, page := range []string{"", "tasks", "tasks?state=pending", "tasks?state=scheduled", "tasks?state=running", "tasks?state=parked",
 			"tasks?state=failed", "tasks?state=handled", "tasks?state=done", "tasks?state=cancelled", "tasks?key=key-77",
