@@ -53,7 +53,7 @@ func TestPlans(t *testing.T) {
 		d := open(t, db, admin.Options{})
 		rows := "20000"
 		if db.Name() == "mysql" {
-			rows = "60000" // of fewer MySQL rightly reads all, for a count that ends at ten thousand
+			rows = "150000" // of fewer MySQL rightly reads all, for a count that ends at ten thousand
 		}
 		fill(t, db, rows)
 		some := d.create(outbox.Key("the-one"), outbox.StartAfter(time.Hour))
