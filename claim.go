@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
@@ -74,7 +75,8 @@ func (d *dispatcher) claim(ctx context.Context, until string) (n int, asked bool
 	if err != nil {
 		return 0, false, err
 	}
-	plan := d.plan(until, limit)
+	most := d.largest.of(limit)
+	plan := d.plan(until, most)
 	if len(plan) == 0 {
 		over()
 		return 0, false, nil
@@ -82,13 +84,34 @@ func (d *dispatcher) claim(ctx context.Context, until string) (n int, asked bool
 	// Not cut short by a shutdown: what has been claimed is to be known.
 	limited, cancel := d.outlive(ctx)
 	defer cancel()
-	lists, err := d.store.claim(limited, plan.params(), limit)
+	lists, err := d.store.claim(limited, plan.params(), most)
 	over()
+	d.largest.met(most, err)
 	if err != nil {
 		d.mayHaveClaimed()
 		return 0, false, err
 	}
-	return d.start(plan.claimed(lists, limit)), true, nil
+	return d.start(plan.claimed(lists, most)), true, nil
+}
+
+// largest bounds a claim where the database refuses a transaction that is too large: half as many tasks after that, then one
+// more with each claim that succeeds. The zero value does not bound it.
+type largest struct{ n atomic.Int64 }
+
+func (l *largest) of(limit int) int {
+	if n := int(l.n.Load()); n > 0 {
+		return min(n, limit)
+	}
+	return limit
+}
+
+// met notes what became of a claim of up to limit tasks.
+func (l *largest) met(limit int, err error) {
+	if dialect.Classify(err) == dialect.Data {
+		l.n.Store(int64(max(1, limit/2)))
+	} else if n := l.n.Load(); err == nil && n > 0 {
+		l.n.Store(n + 1)
+	}
 }
 
 // plan is the claims that are made one after the other for some slots.
@@ -264,8 +287,12 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 	d.mu.Unlock()
 	owned, err := d.store.owned(limited, d.processID())
 	if err != nil {
+		if ctx.Err() == nil {
+			d.trouble.met("look for claims without a run", err)
+		}
 		return
 	}
+	d.trouble.over("look for claims without a run")
 	var outcomes []dialect.Outcome
 	var back []dialect.Requeued
 	d.mu.Lock()

@@ -29,6 +29,7 @@ type dispatcher struct {
 	txTurn    chan struct{} // on a serial database: whose turn it is to write
 	inTx      atomic.Int32  // transactional runs in progress
 	txFirst   atomic.Int32  // odd and even: whose turn it is to be claimed first
+	largest   largest
 	backlog   backlog
 	txBacklog backlog     // where transactional tasks are claimed apart, theirs
 	minding   atomic.Bool // a heartbeat, or what follows it, waits for the database

@@ -27,19 +27,21 @@ func (d *dispatcher) exchange(group []*pendingEnd) (written bool, err error) {
 		d.refill(own + free)
 		return true, nil
 	}
-	plan := d.plan("", own+free)
+	most := d.largest.of(own + free)
+	plan := d.plan("", most)
 	if len(plan) == 0 { // another claim has it meanwhile
 		d.exchanged(free)
 		return false, nil
 	}
-	done, lists, err := d.store.exchange(ctx, outcomes, requeued, plan.params(), own+free)
+	done, lists, err := d.store.exchange(ctx, outcomes, requeued, plan.params(), most)
+	d.largest.met(most, err)
 	if err != nil {
 		d.mayHaveClaimed()
 		d.wake() // what it had locked may be behind the marks of another's claim by now
 		d.exchanged(free)
 		return false, err
 	}
-	list := plan.claimed(lists, own+free)
+	list := plan.claimed(lists, most)
 	d.handOver(own)
 	d.durable(group, done)
 	d.start(list)
@@ -52,15 +54,17 @@ func (d *dispatcher) exchange(group []*pendingEnd) (written bool, err error) {
 func (d *dispatcher) refill(slots int) {
 	ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
 	defer cancel()
-	if plan := d.plan("", slots); len(plan) > 0 {
-		lists, err := d.store.claim(ctx, plan.params(), slots) // no turn: what has an exchanger has no turns
+	most := d.largest.of(slots)
+	if plan := d.plan("", most); len(plan) > 0 {
+		lists, err := d.store.claim(ctx, plan.params(), most) // no turn: what has an exchanger has no turns
+		d.largest.met(most, err)
 		if err != nil {
 			d.mayHaveClaimed()
 			d.exchanged(slots)
 			d.wake() // the loop claims now, and tells what keeps it from that
 			return
 		}
-		d.start(plan.claimed(lists, slots))
+		d.start(plan.claimed(lists, most))
 	}
 	d.exchanged(slots)
 	d.goOn()

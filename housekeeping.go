@@ -130,16 +130,26 @@ func (d *dispatcher) findDeserted(ctx context.Context) {
 	}
 }
 
-// trouble logs once when something begins to fail, and once when it works again.
+// trouble logs once when something begins to fail, and once when it works again. A conflict with another transaction is no
+// failure: where processes work on one cluster's nodes, every tenth claim may meet one. It logs those once a period.
 type trouble struct {
 	log    *slog.Logger
 	pool   *sql.DB
 	closed func()      // called when the pool is closed, after which nothing works again
 	locked func() bool // a transactional handler of this process has the only write lock
 
-	mu    sync.Mutex
-	since map[string]time.Time
+	mu        sync.Mutex
+	since     map[string]time.Time
+	conflicts map[string]conflicts
 }
+
+// conflicts of one step since they were last logged.
+type conflicts struct {
+	logged time.Time
+	count  int
+}
+
+const conflictPeriod = time.Minute
 
 func (t *trouble) met(what string, err error) {
 	if isClosed(t.pool) {
@@ -148,6 +158,10 @@ func (t *trouble) met(what string, err error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if dialect.Classify(err) == dialect.Retry {
+		t.conflict(what, err)
+		return
+	}
 	if _, known := t.since[what]; known {
 		return
 	}
@@ -183,6 +197,19 @@ func isClosed(pool *sql.DB) bool {
 	cancel()
 	err := pool.PingContext(ended)
 	return err != nil && err.Error() == "sql: database is closed" // database/sql has no name for it
+}
+
+func (t *trouble) conflict(what string, err error) {
+	if t.conflicts == nil {
+		t.conflicts = map[string]conflicts{}
+	}
+	c := t.conflicts[what]
+	c.count++
+	if now := time.Now(); c.logged.IsZero() || now.Sub(c.logged) >= conflictPeriod {
+		t.log.Warn("outbox: transactions conflict with others, trying again", "step", what, "count", c.count, "err", err)
+		c = conflicts{logged: now}
+	}
+	t.conflicts[what] = c
 }
 
 func (t *trouble) over(what string) {

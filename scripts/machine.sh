@@ -47,7 +47,9 @@ has_compiler() {
 # Each database is a function: the environment's server, else what is installed, else what apt has.
 need_databases() {
 	need_postgres
+	need_pgbouncer
 	need_mariadb
+	need_galera
 	need_mysql
 }
 
@@ -62,6 +64,18 @@ need_mariadb() {
 # has_mariadb looks where testutil/testdb/mysqlserver.go does.
 has_mariadb() {
 	type mariadb-install-db >/dev/null 2>&1 && { type mariadbd >/dev/null 2>&1 || [ -x /usr/sbin/mariadbd ]; }
+}
+
+# The library by which MariaDB's servers are a cluster, where testutil/testdb/galera.go looks.
+need_galera() {
+	if has_galera || { apt_install galera-4 && has_galera; }; then
+		return
+	fi
+	missing "Galera for MariaDB (Debian: apt-get install galera-4). Without it, go test ./... skips the tests that need it."
+}
+
+has_galera() {
+	compgen -G '/usr/lib*/galera*/libgalera_smm.so' >/dev/null || [ -e /usr/lib/libgalera_smm.so ]
 }
 
 need_mysql() {
@@ -127,6 +141,17 @@ need_postgres() {
 # start their own.
 has_postgres() {
 	type initdb pg_ctl postgres >/dev/null 2>&1 || compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null
+}
+
+need_pgbouncer() {
+	if has_pgbouncer || { apt_install pgbouncer && has_pgbouncer; }; then
+		return
+	fi
+	missing "PgBouncer (Debian: apt-get install pgbouncer). Without it, go test ./... skips the tests that need it."
+}
+
+has_pgbouncer() {
+	type pgbouncer >/dev/null 2>&1 || [ -x /usr/sbin/pgbouncer ]
 }
 
 # The administrator's pages are tested with a real browser.

@@ -35,6 +35,7 @@ var states = map[string]Class{
 	"25P02": Undone,  // in_failed_sql_transaction
 	"25P03": Lost,    // idle_in_transaction_session_timeout: the session is over
 	"25P04": Lost,    // transaction_timeout: the session is over
+	"26000": Retry,   // invalid_sql_statement_name: of a pooler's other session, which has not prepared the statement
 	"28":    Busy,    // invalid authorization specification: as while a password is changed
 	"3D000": Busy,    // invalid_catalog_name: the database is not there (yet)
 	"3F000": Missing, // invalid_schema_name
@@ -42,6 +43,7 @@ var states = map[string]Class{
 	"40003": Lost,    // statement_completion_unknown
 	"40P01": Retry,   // deadlock_detected
 	"42P01": Missing, // undefined_table
+	"42P05": Retry,   // duplicate_prepared_statement: of a pooler's other session, which has prepared it for another client
 	"44000": Data,    // with_check_option_violation
 	"53":    Busy,    // insufficient resources: disk full, out of memory, too many connections
 	"54":    Data,    // program limit exceeded
@@ -179,7 +181,7 @@ func Classify(err error) (class Class) {
 		return classifySQLite(code, err)
 	}
 	if code, ok := driverCode(err, "mysql", "Number"); ok {
-		return mysqlCodes[code]
+		return classifyMySQL(code, err)
 	}
 	if class, ok := classifyText(err); ok {
 		return class
@@ -196,6 +198,16 @@ func classifyState(state string) Class {
 		return class
 	}
 	return states[state[:min(2, len(state))]]
+}
+
+// classifyMySQL looks at the text of two errors that a Galera node gives for a transaction over its limits, and others for
+// other reasons. It has undone the transaction.
+func classifyMySQL(code int, err error) Class {
+	if code == 1105 && strings.Contains(err.Error(), "Maximum writeset size exceeded") ||
+		code == 1180 && strings.Contains(err.Error(), "wsrep_max_ws_rows exceeded") {
+		return Data
+	}
+	return mysqlCodes[code]
 }
 
 func classifySQLite(code int, err error) Class {

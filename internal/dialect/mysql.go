@@ -92,12 +92,16 @@ ORDER BY run_at, id LIMIT ? FOR UPDATE SKIP LOCKED`)
 
 	// Rows of known ids are looked up one by one, here and below. STRAIGHT_JOIN keeps the table from being the outer loop,
 	// and FORCE INDEX a small one from being read as a whole: either would lock all of it, and a claim would pass over what
-	// is locked. For id IN (…) the server does so whatever it is told, and two that finish at once wait for each other.
+	// is locked. DELETE … WHERE id IN (…) takes no FORCE INDEX, and reads a small table as a whole.
 	const joined = " o STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id"
 	byID := "JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) {exact} PATH '$'))" + joined
-	m.claim = m.render("UPDATE " + byID + ` AND t.state = 'pending'
-SET t.state = 'running', t.attempt = t.attempt + 1, t.version = t.version + 1, t.process_id = ?, t.started_at = ?,
-	t.repeatable = t.func IN (<repeatable>)`)
+	// An UPDATE names one table only. A Galera node with a limit for write sets (wsrep_max_ws_rows, wsrep_max_ws_size) refuses
+	// an UPDATE of a join, with error 4165; an INSERT or a DELETE of one it takes.
+	update := func(set, state string) string {
+		return m.render("UPDATE {tasks} FORCE INDEX (PRIMARY) SET " + set + " WHERE id IN (<list>) AND state = '" + state + "'")
+	}
+	m.claim = update(`state = 'running', attempt = attempt + 1, version = version + 1, process_id = ?, started_at = ?,
+	repeatable = func IN (<repeatable>)`, "pending")
 	outcomes := func(fields ...string) string {
 		return jsonTable(append([]string{"id varchar(36)", "version bigint", "process varchar(36)"}, fields...)...) + joined + " AND "
 	}
@@ -128,11 +132,17 @@ FROM `
 	m.copyRunningBare = m.render(bare + outcomes(said...) + byKey + once)
 	said = append(said, "result longtext", "error longtext", "errors longtext")
 	m.copyRunning, m.copyWaiting = m.render(copied+outcomes(said...)+byKey+once), m.render(copied+outcomes(said...)+waiting+once)
-	m.requeue = m.render("UPDATE " + outcomes("delay bigint", "uncounted integer", "crashes integer", "errors longtext") + `
+	// Each row has values of its own here, so it is an INSERT of rows that are there.
+	m.requeue = m.render(`
+INSERT INTO {tasks} (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms,
+	repeatable, version, errors, created_at)
+SELECT t.id, t.func, '', t.queue, t.priority, {now} + INTERVAL o.delay MICROSECOND, 'pending', t.attempt,
+	t.uncounted + o.uncounted, t.crashes + o.crashes, t.max_attempts, t.timeout_ms, t.repeatable, t.version + 1,
+	COALESCE(o.errors, t.errors), t.created_at
+FROM ` + outcomes("delay bigint", "uncounted integer", "crashes integer", "errors longtext") + `
 	t.state = 'running' AND t.version = o.version AND COALESCE(t.process_id, '') = COALESCE(o.process, '')
-SET t.state = 'pending', t.version = t.version + 1, t.process_id = NULL, t.started_at = NULL,
-	t.run_at = {now} + INTERVAL o.delay MICROSECOND, t.uncounted = t.uncounted + o.uncounted,
-	t.crashes = t.crashes + o.crashes, t.errors = COALESCE(o.errors, t.errors)`)
+ON DUPLICATE KEY UPDATE state = 'pending', version = VALUES(version), process_id = NULL, started_at = NULL,
+	run_at = VALUES(run_at), uncounted = VALUES(uncounted), crashes = VALUES(crashes), errors = VALUES(errors)`)
 
 	passOver := mysqlLockTask(" SKIP LOCKED", "SKIP LOCKED")
 	m.processes = m.render("SELECT functions, queues FROM {processes}")
@@ -140,12 +150,12 @@ SET t.state = 'pending', t.version = t.version + 1, t.process_id = NULL, t.start
 SELECT id, func FROM {tasks} FORCE INDEX ({tasks.claim})
 WHERE state = 'pending' AND queue = ? AND priority = ? AND run_at <= {now} ORDER BY run_at LIMIT ?`)
 	m.heads = m.render("SELECT t.func, t.id FROM " + byID + " AND t.state = 'pending'" + passOver)
-	m.park = m.render("UPDATE " + byID + " AND t.state = 'pending' SET t.state = 'parked', t.version = t.version + 1")
+	m.park = update("state = 'parked', version = version + 1", "pending")
 	m.unparkable = m.render(`
 SELECT id FROM {tasks} FORCE INDEX ({tasks.claim})
 WHERE state = 'parked' AND func IN (<list>)<queues> LIMIT ?`)
 	m.parked = m.render("SELECT t.id FROM " + byID + " AND t.state = 'parked'" + passOver)
-	m.unpark = m.render("UPDATE " + byID + " AND t.state = 'parked' SET t.state = 'pending', t.version = t.version + 1")
+	m.unpark = update("state = 'pending', version = version + 1", "parked")
 	m.orphans = m.render(`
 SELECT t.id FROM {tasks} t FORCE INDEX ({tasks.claim})
 WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id) LIMIT ?`)
@@ -221,10 +231,11 @@ func (m *mysql) in(query string, values []string) (string, []any) {
 	return m.at(strings.Replace(query, "<list>", list, 1)), params
 }
 
-// change runs a statement on the rows of some ids.
-func (m *mysql) change(ctx context.Context, c Conn, query string, ids []string) (int64, error) {
+// update runs an UPDATE of the rows of some ids, whose own parameters come before these.
+func (m *mysql) update(ctx context.Context, c Conn, query string, ids []string, params ...any) (int64, error) {
 	if len(ids) == 0 {
 		return 0, nil
 	}
-	return affected(c.ExecContext(ctx, m.at(query), encode(ids)))
+	query, list := m.in(query, ids)
+	return affected(c.ExecContext(ctx, query, append(params, list...)...))
 }

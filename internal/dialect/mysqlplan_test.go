@@ -31,7 +31,7 @@ func plansOfMySQL(t *testing.T, dsn string) {
 // explainMySQL counts the rows that a statement reads, whatever EXPLAIN would say, and finds by EXPLAIN those that look for
 // rows of known ids otherwise than one by one: on a small table a scan reads few rows, but locks them.
 func explainMySQL(p *planned, query string, args []any) {
-	if strings.Contains(query, "STRAIGHT_JOIN") {
+	if strings.Contains(query, "STRAIGHT_JOIN") || strings.HasPrefix(query, "UPDATE") {
 		byID(p, query, args)
 	}
 	if _, err := p.tx.Exec("SAVEPOINT planned"); err != nil {
@@ -107,9 +107,8 @@ func byID(p *planned, query string, args []any) {
 		if row["table"] == "k" && (row["type"] != "eq_ref" || row["key"] != planNames().Index("tasks", "key")) {
 			p.t.Errorf("it looks for keys by %s, %s:\n%s", row["type"], row["key"], query)
 		}
-		if row["table"] == "t" {
-			found = found || row["type"] == "eq_ref" && row["key"] == "PRIMARY"
-		}
+		byKey := row["table"] == "t" && row["type"] == "eq_ref" || row["table"] == "tasks" && row["type"] == "range"
+		found = found || byKey && row["key"] == "PRIMARY"
 	}
 	if !found {
 		p.t.Errorf("it does not look for the rows one by one:\n%s", query)

@@ -97,7 +97,7 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 		repeatable = "''" // an empty list is no SQL, and no path is empty
 	}
 	query, funcs := m.in(strings.Replace(m.lane, "<repeatable>", repeatable, 1), q.Funcs)
-	claim := m.at(strings.Replace(m.claim, "<repeatable>", repeatable, 1))
+	claim := strings.Replace(m.claim, "<repeatable>", repeatable, 1)
 	until := m.Now()
 	if q.Until != "" {
 		until = m.Instant()
@@ -142,7 +142,7 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 				}
 				continue
 			}
-			n, err := affected(c.ExecContext(ctx, claim, append([]any{encode(ids), q.Process, started}, again...)...))
+			n, err := m.update(ctx, c, claim, ids, append([]any{q.Process, started}, again...)...)
 			if err == nil && int(n) != len(ids) {
 				err = fmt.Errorf("of %d tasks that were locked for a claim %d were changed", len(ids), n)
 			}
@@ -264,7 +264,7 @@ func (m *mysql) Park(ctx context.Context, c Conn, lanes []Lane, limit int) (park
 		}); err != nil {
 			return err
 		}
-		_, err = m.change(ctx, c, m.park, ids)
+		_, err = m.update(ctx, c, m.park, ids)
 		return err
 	})
 	if err != nil {
@@ -320,7 +320,7 @@ func (m *mysql) Unpark(ctx context.Context, c Conn, funcs, queues []string, limi
 		}
 		ids, err = texts(c.QueryContext(ctx, m.parked, encode(ids)))
 		if err == nil {
-			n, err = m.change(ctx, c, m.unpark, ids)
+			n, err = m.update(ctx, c, m.unpark, ids)
 		}
 		return err
 	})
@@ -341,10 +341,10 @@ func (m *mysql) Prune(ctx context.Context, c Conn, errors bool, age time.Duratio
 	for _, status := range statuses(errors) {
 		err := m.begin(ctx, c, func(c Conn) error {
 			ids, err := texts(c.QueryContext(ctx, m.at(m.prunable), status, Micros(age), limit-int(n)))
-			if err != nil {
+			if err != nil || len(ids) == 0 {
 				return err
 			}
-			gone, err := m.change(ctx, c, m.prune, ids)
+			gone, err := affected(c.ExecContext(ctx, m.prune, encode(ids)))
 			n += gone
 			return err
 		})

@@ -53,7 +53,9 @@ initialize </dev/null 3>&- && echo ok >&3 || echo failed >&3
 
 while read -r _ port password; do
 	[ -z "$pid" ] || wait "$pid"
+	# A node that has joined a cluster has the first node's user.
 	echo "CREATE USER IF NOT EXISTS outbox@'127.0.0.1' IDENTIFIED BY '$password';
+ALTER USER outbox@'127.0.0.1' IDENTIFIED BY '$password';
 GRANT ALL ON *.* TO outbox@'127.0.0.1' WITH GRANT OPTION;" >"$dir/init.sql"
 	# The time zone is odd in order to find code that takes the session's for the process's or for UTC.
 	# shellcheck disable=SC2086 # it is several words

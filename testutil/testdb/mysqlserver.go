@@ -233,7 +233,8 @@ func (s *MySQLServer) start() error {
 	}
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	for limit := time.Now().Add(60 * time.Second); ; <-tick.C {
+	// A node that joins a cluster gets all data before it answers.
+	for limit := time.Now().Add(3 * time.Minute); ; <-tick.C {
 		if err := execMySQL(s.dsn(""), "SELECT 1"); err == nil || time.Now().After(limit) {
 			if err != nil {
 				err = s.failed(err)
