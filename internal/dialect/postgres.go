@@ -239,8 +239,6 @@ func (p *postgres) Isolation() sql.IsolationLevel { return sql.LevelReadCommitte
 
 func (p *postgres) Unlock(context.Context, Conn) error { return nil }
 
-func (p *postgres) Check(context.Context, Conn) error { return nil }
-
 func (p *postgres) ForUpdate() string  { return " FOR UPDATE" }
 func (p *postgres) SkipLocked() string { return " FOR UPDATE SKIP LOCKED" }
 
