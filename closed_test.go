@@ -15,6 +15,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/testutil"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -125,8 +126,8 @@ func TestGormOnATransaction(t *testing.T) {
 			if err := p.Migrate(t.Context()); err != nil {
 				t.Error(err)
 			}
-			if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
-				t.Fatalf("%d ran, %v", n, err)
+			if n := testutil.Drain(t, p); n != 1 { // it reads through the plugin's own handle
+				t.Fatalf("%d ran", n)
 			}
 			if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
 				t.Errorf("ended as %s: %s", past.Status, *past.Error)
