@@ -100,6 +100,16 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 				func(dialect.Row) error { return nil })
 		}
 	}
+	claimShare := func(share int) func(dialect.Dialect, *sql.Tx, map[string]outbox.TaskModel) error {
+		return func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
+			lanes := append([]dialect.Lane{{Queue: "default", Priority: 1}}, fenceLane...)
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Lanes: lanes, Funcs: []string{"mine"}, Limit: 1000, Share: share},
+				func(dialect.Row) error { return nil })
+		}
+	}
+	inBothLanes := func(m outbox.TaskModel) bool {
+		return m.State == outbox.StatePending && m.Func == "mine" && m.Queue == "default" && isDue(m)
+	}
 	claimable := func(m outbox.TaskModel) bool {
 		return m.State == outbox.StatePending && m.Func == "mine" && inLane(m) && isDue(m)
 	}
@@ -147,13 +157,8 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 		{"claim", claim("alive", 1000), claimable, claimed(false), 0},
 		{"claim as repeatable", claim("alive", 1000, "mine"), claimable, claimed(true), 0},
 		{"claim up to a limit", claim("alive", 2), claimable, claimed(false), 2},
-		{"claim up to a share", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			lanes := append([]dialect.Lane{{Queue: "default", Priority: 1}}, fenceLane...)
-			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Lanes: lanes, Funcs: []string{"mine"}, Limit: 1000, Share: 2},
-				func(dialect.Row) error { return nil })
-		}, func(m outbox.TaskModel) bool {
-			return m.State == outbox.StatePending && m.Func == "mine" && m.Queue == "default" && isDue(m)
-		}, claimed(false), 4}, // of three in each of two
+		{"claim up to a share", claimShare(2), inBothLanes, claimed(false), 4}, // of three in each of two
+		{"claim the first of each", claimShare(1), inBothLanes, claimed(false), 2},
 		{"claim with many functions", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
 			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Lanes: fenceLane, Funcs: append(many, "mine"), Limit: 1000},
 				func(dialect.Row) error { return nil })

@@ -136,6 +136,26 @@ func (p ClaimParams) share(left int) int {
 	return left
 }
 
+// markedLane is a lane with its mark as a parameter.
+type markedLane struct {
+	Lane
+	RunAt *string `json:"run_at"`
+	ID    string  `json:"id"`
+}
+
+// marked are the lanes with their marks; head is the start time where there is none.
+func (p ClaimParams) marked(format func(time.Time) string, head *string) []markedLane {
+	lanes := make([]markedLane, len(p.Lanes))
+	for i, l := range p.Lanes {
+		lanes[i] = markedLane{Lane: l, RunAt: head}
+		if m, ok := p.Marks[l]; ok {
+			at := format(m.RunAt)
+			lanes[i].RunAt, lanes[i].ID = &at, m.ID
+		}
+	}
+	return lanes
+}
+
 // From says in which states a row may be for Move to take it.
 type From int
 

@@ -54,6 +54,12 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 	refill.Marks = map[dialect.Lane]dialect.Mark{lanes[0]: {RunAt: time.Now().Add(-72 * time.Hour), ID: "x"}}
 	batch := claim // a refill among tasks that were created at once
 	batch.Marks = map[dialect.Lane]dialect.Mark{lanes[0]: {RunAt: startTime(t, db), ID: fmt.Sprintf("due-%06d", planDue-10)}}
+	spread := claim // one of each queue, of which most are empty
+	spread.Share, spread.Lanes = 1, nil
+	for i := range planLimit {
+		spread.Lanes = append(spread.Lanes, dialect.Lane{Queue: fmt.Sprint("empty ", i), Priority: 2})
+	}
+	spread.Lanes = append(spread.Lanes, lanes...)
 	version := int64(1)
 	var outcomes []dialect.Outcome
 	var requeued []dialect.Requeued
@@ -82,6 +88,9 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 		}},
 		{"refill in a batch", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (n int, err error) {
 			return n, d.Claim(ctx, c, batch, func(dialect.Row) error { n++; return nil })
+		}},
+		{"claim of many lanes", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (n int, err error) {
+			return n, d.Claim(ctx, c, spread, func(dialect.Row) error { n++; return nil })
 		}},
 		{"finish", 3 * planRunning, func(ctx context.Context, c dialect.Conn) (int, error) {
 			ids, err := d.Move(ctx, c, dialect.FromRunning, outcomes)

@@ -407,19 +407,8 @@ func about(query string, q ClaimParams, args []any) (string, []any) {
 func roundUp(n int) string { return strconv.Itoa(1 << bits.Len(uint(max(n, 1)-1))) }
 
 func (p *postgres) claimArgs(q ClaimParams) []any {
-	type lane struct {
-		Lane
-		RunAt string `json:"run_at"`
-		ID    string `json:"id"`
-	}
-	lanes := make([]lane, len(q.Lanes))
-	for i, l := range q.Lanes {
-		lanes[i] = lane{Lane: l, RunAt: "-infinity"}
-		if m, ok := q.Marks[l]; ok {
-			lanes[i].RunAt, lanes[i].ID = p.Time(m.RunAt), m.ID
-		}
-	}
-	return []any{q.Process, encode(nonNil(q.Repeatable)), encode(lanes), q.Until, encode(nonNil(q.Funcs)), q.Limit}
+	head := "-infinity"
+	return []any{q.Process, encode(nonNil(q.Repeatable)), encode(q.marked(p.Time, &head)), q.Until, encode(nonNil(q.Funcs)), q.Limit}
 }
 
 func (p *postgres) Finish(ctx context.Context, c Conn, rows []Outcome) (moved []string, all bool, err error) {
