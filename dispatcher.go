@@ -57,6 +57,8 @@ type dispatcher struct {
 	hadRun     map[string]int // attempts, by id, whose outcome was refused or given up; their rows may still be running
 	lapse      *time.Timer
 
+	single single // of begin, the heartbeats, and the end
+
 	alone sync.WaitGroup // writers of outcomes that the database does not take
 
 	woken, expected, scans, slotFree, reconcile chan struct{}
@@ -209,7 +211,22 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		d.lapse.Stop()
 		return nil, nil, err
 	}
-	if err := d.patiently(ctx, stay, d.register); err != nil {
+	only := stay && p.opts.SingleProcess
+	if only {
+		err = d.patiently(ctx, stay, d.lockSingle)
+	}
+	if err == nil {
+		err = d.patiently(ctx, stay, d.register)
+	}
+	if err == nil && only {
+		if err = d.patiently(ctx, stay, d.inherit); err != nil {
+			last, cancel := d.outlive(ctx)
+			_ = s.unregister(last, d.processID())
+			cancel()
+		}
+	}
+	if err != nil {
+		d.unlockSingle()
 		p.registry.unseal()
 		d.lapse.Stop()
 		return nil, nil, err
@@ -247,6 +264,7 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		if err != nil {
 			d.log.Warn("outbox: process row not removed", "process", d.processID(), "err", err)
 		}
+		d.unlockSingle()
 		p.registry.unseal()
 	}, nil
 }

@@ -113,6 +113,9 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 		if good && watch {
 			d.observe(ctx, seen)
 		}
+		if watch && d.p.opts.SingleProcess {
+			d.keepSingle(ctx)
+		}
 		d.minding.Store(false)
 		look.Stop()
 		if since, some := seen.oldest(d.processID()); some {

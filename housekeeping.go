@@ -96,6 +96,9 @@ func (d *dispatcher) checkPool() {
 		return
 	}
 	need := d.slots + 2 + d.writers + len(d.p.opts.Wakers) // one for each handler; claim, heartbeat and outcomes
+	if d.p.opts.SingleProcess {
+		need++
+	}
 	if limit < need {
 		d.log.Warn("outbox: the connection pool may be too small: heartbeats could wait for handlers; raise MaxOpenConns or lower Concurrency",
 			"max_open_conns", limit, "needed", need, "concurrency", d.slots)

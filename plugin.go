@@ -51,6 +51,17 @@ type Options struct {
 	// its tasks over. Zero means three Heartbeats; it must be at least that.
 	HeartbeatLimit time.Duration
 
+	// SingleProcess says that no other process dispatches on this database. Run then takes over the tasks of a crashed
+	// predecessor at once, where it would else wait for HeartbeatLimit.
+	//
+	// Run takes a lock, which the crash of its holder releases, and fails when another process has it, with that
+	// one's host and pid. A server's lock is that of a session: it keeps one connection of the pool, and needs a
+	// pooler in session mode. SQLite's is a file beside the database, whose name ends in "-outbox-lock".
+	//
+	// A process without SingleProcess, or a RunDue, that dispatches nevertheless is declared dead: its claims are
+	// lost, its outcomes refused.
+	SingleProcess bool
+
 	// ShutdownGrace is how long running handlers may go on undisturbed when Run's context is done; then their contexts
 	// end. Zero means 10 s, negative none.
 	ShutdownGrace time.Duration

@@ -94,6 +94,12 @@ func (s *store) bury(ctx context.Context, id string, beats int64) (bool, error) 
 	return n > 0, err
 }
 
+// buryOthers removes the rows of every process but one.
+func (s *store) buryOthers(ctx context.Context, id string) error {
+	_, err := s.exec(ctx, s.pool, "DELETE FROM {processes} WHERE id <> ?", id)
+	return err
+}
+
 // buryOlder removes the rows whose last heartbeat is older than an age by the database's clock, for those who cannot
 // watch long enough.
 func (s *store) buryOlder(ctx context.Context, before time.Time) (int64, error) {

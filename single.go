@@ -1,0 +1,141 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+)
+
+// single is the lock of a dispatcher with Options.SingleProcess. The crash of its holder releases
+// it, so the tasks of every other process row can be taken over without a wait.
+type single struct {
+	conn *sql.Conn // its session has the lock
+	file io.Closer // or the file that is open
+}
+
+// lockSingle takes the lock, or fails with the name of the process that has it.
+func (d *dispatcher) lockSingle(ctx context.Context) error {
+	if files, ok := d.store.d.(dialect.FileLocker); ok {
+		path, err := files.File(ctx, d.store.pool)
+		if err != nil || path == "" {
+			return err
+		}
+		if d.single.file, err = lockFile(path + "-outbox-lock"); err != nil {
+			return fmt.Errorf("SingleProcess: lock a file beside the database: %w", err)
+		}
+		if d.single.file == nil {
+			return d.anotherSingle(ctx)
+		}
+		return nil
+	}
+	if d.store.pool.Stats().MaxOpenConnections == 1 {
+		return errors.New("SingleProcess keeps a connection, so MaxOpenConns must be at least 2")
+	}
+	got, err := d.trySession(ctx)
+	if err == nil && !got {
+		err = d.anotherSingle(ctx)
+	}
+	return err
+}
+
+// trySession takes the lock of a session that is kept.
+func (d *dispatcher) trySession(ctx context.Context) (bool, error) {
+	sessions, ok := d.store.d.(dialect.SessionLocker)
+	if !ok {
+		return false, nil
+	}
+	conn, err := d.store.pool.Conn(ctx)
+	if err != nil {
+		return false, err
+	}
+	got, err := sessions.TryAlone(ctx, conn)
+	if got {
+		d.single.conn = conn
+		return true, nil
+	}
+	if err != nil {
+		closeSession(conn) // the reply may be lost, and the lock taken
+	}
+	_ = conn.Close()
+	return false, err
+}
+
+// closeSession ends a connection's session, and with it its locks.
+func closeSession(conn *sql.Conn) {
+	_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+}
+
+// anotherSingle is the error that names the holder of the lock: the process that has beaten last.
+func (d *dispatcher) anotherSingle(ctx context.Context) error {
+	name := "which has not registered yet"
+	err := d.store.query(ctx, d.store.pool, "SELECT host, pid FROM {processes} ORDER BY beat_at", nil, func(r *sql.Rows) error {
+		var host string
+		var pid int64
+		err := r.Scan(&host, &pid)
+		name = fmt.Sprintf("on host %s, with pid %d", host, pid)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("another process with SingleProcess runs on this database, %s", name)
+}
+
+// inherit takes over the tasks of every other process, at the start of the only one.
+func (d *dispatcher) inherit(ctx context.Context) error {
+	if err := d.store.buryOthers(ctx, d.processID()); err != nil {
+		return err
+	}
+	return d.takeOver(ctx)
+}
+
+// keepSingle looks whether the session with the lock is still there, and takes the lock again if
+// not. While another has it, this process goes on as one of several: nobody depends on the lock
+// after the start.
+func (d *dispatcher) keepSingle(ctx context.Context) {
+	if _, ok := d.store.d.(dialect.SessionLocker); !ok {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, min(d.statementLimit(), farewellLimit))
+	defer cancel()
+	if c := d.single.conn; c != nil {
+		if c.PingContext(limited) == nil || ctx.Err() != nil {
+			return
+		}
+		closeSession(c)
+		_ = c.Close()
+		d.single.conn = nil
+	}
+	const step = "take the lock of the only process"
+	if got, err := d.trySession(limited); err != nil && ctx.Err() == nil {
+		d.trouble.met(step, err)
+	} else if got {
+		d.trouble.over(step)
+	} else if ctx.Err() == nil {
+		d.trouble.met(step, errNotSingle)
+	}
+}
+
+var errNotSingle = errors.New("another process with SingleProcess has started on this database")
+
+// unlockSingle is for the end of Run, and of a start that fails.
+func (d *dispatcher) unlockSingle() {
+	if d.single.file != nil {
+		_ = d.single.file.Close()
+	}
+	if c := d.single.conn; c != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if err := d.store.d.(dialect.SessionLocker).EndAlone(ctx, c); err != nil {
+			closeSession(c)
+		}
+		_ = c.Close()
+	}
+	d.single = single{}
+}
