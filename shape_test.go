@@ -157,7 +157,7 @@ func TestOtherTables(t *testing.T) {
 			"sqlite": "DROP INDEX idx_outbox_tasks_key; CREATE UNIQUE INDEX idx_outbox_tasks_key ON outbox_tasks (key COLLATE NOCASE) WHERE key IS NOT NULL"}},
 		{"no primary key", "outbox_history has no primary key of id", map[string]string{
 			"postgres": "ALTER TABLE outbox_history DROP CONSTRAINT outbox_history_pkey", "mysql": "ALTER TABLE outbox_history DROP PRIMARY KEY"}},
-		{"not transactional", "outbox_tasks is not a table of InnoDB", map[string]string{"mysql": "ALTER TABLE outbox_tasks ENGINE=MyISAM"}},
+		{"not transactional", "outbox_tasks is not a table of InnoDB", map[string]string{"mysql": "DROP INDEX idx_outbox_tasks_key ON outbox_tasks; ALTER TABLE outbox_tasks ENGINE=MyISAM"}},
 		{"a view", "outbox_tasks is not a table", map[string]string{
 			"postgres": "ALTER TABLE outbox_tasks RENAME TO t; CREATE VIEW outbox_tasks AS SELECT * FROM t"}},
 		{"tasks in partitions", "outbox_tasks is partitioned", map[string]string{
