@@ -30,6 +30,7 @@ type dispatcher struct {
 	inTx      atomic.Int32  // transactional runs in progress
 	txFirst   atomic.Int32  // odd and even: whose turn it is to be claimed first
 	largest   largest
+	renewed   atomic.Int64 // when renew was called, in nanoseconds
 	backlog   backlog
 	txBacklog backlog     // where transactional tasks are claimed apart, theirs
 	minding   atomic.Bool // a heartbeat, or what follows it, waits for the database
@@ -86,6 +87,7 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 		reconcile: make(chan struct{}, 1),
 	}
 	d.trouble.log, d.trouble.pool = p.log, s.pool
+	d.trouble.renew = d.renew
 	d.trouble.locked = func() bool { return s.d.Serial() && d.inTx.Load() > 0 }
 	d.funcs = p.registry.paths(func(*handler) bool { return true })
 	d.txFuncs = p.registry.paths(func(h *handler) bool { return h.tx })

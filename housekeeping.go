@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -133,6 +134,30 @@ func (d *dispatcher) findDeserted(ctx context.Context) {
 	}
 }
 
+// renew closes the idle connections of the pool, but not more than once a second. A pool keeps a connection whose server has
+// become a standby, or on which somebody has left a setting, as long as it works for the driver. Which one it was is not known here;
+// a new one costs little, and those that are in use come back.
+func (d *dispatcher) renew() {
+	s := d.store
+	if s.pool == nil || s.d.Serial() {
+		return // a connection to a file has no server; to a database in memory it is the database
+	}
+	last := d.renewed.Load()
+	if now := time.Now().UnixNano(); now-last < int64(time.Second) || !d.renewed.CompareAndSwap(last, now) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for range s.pool.Stats().Idle {
+		c, err := s.pool.Conn(ctx)
+		if err != nil {
+			return
+		}
+		_ = c.Raw(func(any) error { return driver.ErrBadConn }) // which closes it
+		_ = c.Close()
+	}
+}
+
 // trouble logs once when something begins to fail, and once when it works again. A conflict with another transaction is no
 // failure: where processes work on one cluster's nodes, every tenth claim may meet one. It logs those once a period.
 type trouble struct {
@@ -140,6 +165,7 @@ type trouble struct {
 	pool   *sql.DB
 	closed func()      // called when the pool is closed, after which nothing works again
 	locked func() bool // a transactional handler of this process has the only write lock
+	renew  func()      // has the next statements go to new sessions
 
 	mu        sync.Mutex
 	since     map[string]time.Time
@@ -158,6 +184,9 @@ func (t *trouble) met(what string, err error) {
 	if isClosed(t.pool) {
 		t.closed() // Run returns the error
 		return
+	}
+	if t.renew != nil && dialect.OfSession(err) {
+		t.renew()
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -95,7 +95,12 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	}
 	if e.reason != ReasonNone {
 		tx.Rollback()
-		return r.judge(nil, e), nil, e.reason == ReasonFailed && dialect.Classify(e.err) == dialect.Retry
+		again := e.reason == ReasonFailed && dialect.Classify(e.err) == dialect.Retry
+		if e.reason == ReasonFailed && dialect.ReadOnly(e.err) {
+			r.d.renew()
+			again = true
+		}
+		return r.judge(nil, e), nil, again
 	}
 	// The handler may have returned because its context has ended, before those that were made from it, such as this
 	// transaction's, have.

@@ -151,6 +151,23 @@ var mysqlTexts = map[string]Class{
 	"packet for query is too large. Try adjusting the `Config.MaxAllowedPacket`": Data,
 }
 
+// ReadOnly reports that the session takes no writes: its server was made a standby, say, or it was set so and left behind.
+func ReadOnly(err error) bool {
+	var state interface{ SQLState() string }
+	if errors.As(err, &state) {
+		return state.SQLState() == "25006"
+	}
+	code, _ := driverCode(err, "mysql", "Number")
+	return code == 1290 || code == 1792 || code == 1836
+}
+
+// OfSession reports that another session may do what this one has refused: it is read-only, sees no tables, may not do it
+// or gives what the driver cannot read.
+func OfSession(err error) bool {
+	class := Classify(err)
+	return err != nil && (class == Missing || class == Other || ReadOnly(err))
+}
+
 // errMigrating: another session holds the lock of Lock.
 var errMigrating = errors.New("another process migrates")
 
