@@ -53,7 +53,7 @@ func TestRunThatWaitedIsStillOurs(t *testing.T) {
 			},
 			onFinish: func(context.Context, *outbox.TaskModel, outbox.Finish) { finished.Add(1) },
 		})
-		opts.Heartbeat = 50 * time.Millisecond
+		opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 10*time.Second
 		p := install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("plain", func(ctx context.Context) error {
 				if task, _ := outbox.TaskFrom(ctx); task.Attempt == 1 {
@@ -77,8 +77,8 @@ func TestRunThatWaitedIsStillOurs(t *testing.T) {
 		})
 		close(leave)
 		past := ended(t, db, task.ID)
-		eventually(t, "both runs are over", func() bool { return finished.Load() == 2 })
-		if n := calls.Load(); n != 0 || past.Attempt != 2 {
+		eventually(t, "both runs are over", func() bool { return finished.Load() >= 2 })
+		if n := calls.Load(); n != 0 || past.Attempt < 2 {
 			t.Errorf("the lost run's handler was called %d times; attempt %d", n, past.Attempt)
 		}
 	})

@@ -1,8 +1,15 @@
 package outbox
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
+
+	"gorm.io/gorm"
 )
 
 // owner is a dispatcher that owns a running task, without a run of it.
@@ -30,6 +37,42 @@ func owner(t *testing.T, attempt int) (d *dispatcher, row func() TaskModel) {
 		defer tx.end(false)
 		row, _ := tx.get("task task").(TaskModel)
 		return row
+	}
+}
+
+// A process that was frozen while a transaction began sees that its last heartbeat is too old before its timers do.
+func TestTransactionThatBeganTooLateRunsNothing(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("late %v", late), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				s := newSim(t, 0, false)
+				n := s.addNode()
+				var d *dispatcher
+				n.fault = func(what string) (f memFault) {
+					if late && strings.HasPrefix(what, "SAVEPOINT") {
+						d.mu.Lock()
+						d.lastBeat = time.Now().Add(-time.Hour)
+						d.mu.Unlock()
+					}
+					return f
+				}
+				p := n.plugin()
+				defer s.pools[0].Close()
+				called := false
+				p.Handle("mine", func(context.Context, *gorm.DB) error { called = true; return errors.New("no") })
+				st, err := p.bound()
+				if err != nil {
+					t.Fatal(err)
+				}
+				d = p.newDispatcher(st)
+				defer d.lapse.Stop()
+				d.id, d.lastBeat = "p", time.Now()
+				r := d.newRun(claimed{task: &TaskModel{ID: "task", Func: "mine", Attempt: 1, MaxAttempts: 1, Version: 7, ProcessID: &d.id}})
+				if e, done, _ := r.try(reflect.Value{}); called == late || e.giveBack != late || done != nil {
+					t.Errorf("called: %v, %+v, %v", called, e, done)
+				}
+			})
+		})
 	}
 }
 
