@@ -16,6 +16,7 @@ import (
 // size bounds what it sends, whatever the number of queues, and a queue with many tasks does not keep another one waiting.
 type backlog struct {
 	mu     sync.Mutex
+	firsts bool           // the database claims the first tasks of many queues faster than any more of each
 	unused bool           // none of its functions are registered, so nothing is claimed from it
 	due    []dialect.Lane // what the last poll found and what was expected since
 	looked int            // park has looked at so many of them
@@ -34,6 +35,10 @@ type duePartition struct {
 	read     int          // when it was found
 	cursor   dialect.Mark // the last task that was claimed from it
 }
+
+// smallShare is what some claims of one task of each queue give rather than one claim, where that is one statement and a larger
+// share a statement for each queue.
+const smallShare = 8
 
 // minQueues is how many queues even a small claim asks, because some may be empty.
 const minQueues = 16
@@ -153,6 +158,9 @@ func (b *backlog) take(limit int) (t turn) {
 	if n := len(b.ring); n > 1 && limit > 0 {
 		served := min(limit, n)
 		t.share = (limit + served - 1) / served
+		if b.firsts && t.share <= smallShare {
+			t.share = 1
+		}
 		next := 1 // where all are served, another one is the first
 		if served < n {
 			next = served

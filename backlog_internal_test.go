@@ -119,6 +119,13 @@ func TestBacklogTurns(t *testing.T) {
 			t.Errorf("a claim for one slot asks %v", turn.lanes)
 		}
 	})
+	t.Run("a small share is claimed one by one where that is faster", func(t *testing.T) {
+		b := due(a1, b1, c1)
+		b.firsts = true
+		if few, many := b.take(3*smallShare), b.take(3*smallShare+1); few.share != 1 || many.share != smallShare+1 {
+			t.Errorf("shares of %d and %d", few.share, many.share)
+		}
+	})
 	t.Run("a poll leaves the turns as they are", func(t *testing.T) {
 		b := due(a1, b1, c1)
 		b.take(10)

@@ -100,6 +100,7 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	} else if d.slots > small {
 		d.writers = 2
 	}
+	d.backlog.firsts = s.d.Serial()
 	d.backlog.unused, d.txBacklog.unused = d.apartTx() && len(d.plainFuncs) == 0, !d.apartTx()
 	d.finisher = newFinisher(max(d.slots/d.writers, small))
 	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())
