@@ -12,7 +12,7 @@ import (
 //go:embed mysql.sql
 var mysqlSchema string
 
-// mysql: MySQL 8.0.17 and MariaDB 10.6, and later. Neither has a RETURNING or a writing CTE that both know, so most of
+// mysql: MySQL 8.4 and MariaDB 10.6, and later. Neither has a RETURNING or a writing CTE that both know, so most of
 // what is one statement elsewhere is some in a transaction here: of the caller's, or else one that begin makes.
 //
 // Times are DATETIME(6) in UTC, which no session's time zone moves. Rows are found by a locking read of their own before
