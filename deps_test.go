@@ -53,7 +53,7 @@ var requirements = map[string]string{
 	"gorm.io/driver/postgres":        "v1.5.9",
 	"github.com/jackc/pgx/v5":        "v5.5.5", // what the driver needs; the ones before 5.5.4 let SQL in (CVE-2024-27304)
 	"gorm.io/driver/mysql":           "v1.5.6",
-	"github.com/go-sql-driver/mysql": "v1.8.0", // with 1.7 no claim finds anything, without an error
+	"github.com/go-sql-driver/mysql": "v1.8.1", // 1.8.0 has a data race; with 1.7 no claim finds anything
 	"gorm.io/driver/sqlite":          "v1.5.6", // New
 
 	// What those need.

@@ -19,7 +19,7 @@ import (
 func TestSlowOnStartIsNotPartOfTheTimeLimit(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		opts := quick(tracer{onStart: func(ctx context.Context, _ *outbox.TaskModel) context.Context {
-			held(300 * time.Millisecond)
+			held(2200 * time.Millisecond)
 			return ctx
 		}})
 		opts.CancelGrace = -1
@@ -30,7 +30,7 @@ func TestSlowOnStartIsNotPartOfTheTimeLimit(t *testing.T) {
 		})
 		start(t, p)
 		for _, path := range []string{"plain", "tx"} {
-			past := ended(t, db, create(t, db, path, nil, outbox.Timeout(100*time.Millisecond)).ID)
+			past := ended(t, db, create(t, db, path, nil, outbox.Timeout(2*time.Second)).ID)
 			if past.Status != outbox.StatusSuccess || past.Result.String() != "true" {
 				t.Errorf("%s: %s %s, %s: %s", path, past.Status, past.Reason, past.Result, text(past.Error))
 			}

@@ -80,8 +80,12 @@ func TestTwoDispatchersInOneProcess(t *testing.T) {
 				ids = append(ids, create(t, first, "work", nil).ID)
 			}
 			for _, id := range ids {
-				if h := ended(t, first, id); h.Status != outbox.StatusSuccess || runs[id] != 1 {
-					t.Errorf("ended as %s after %d runs", h.Status, runs[id])
+				h := ended(t, first, id)
+				mu.Lock()
+				n := runs[id]
+				mu.Unlock()
+				if h.Status != outbox.StatusSuccess || n != 1 {
+					t.Errorf("ended as %s after %d runs", h.Status, n)
 				}
 			}
 		})
