@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-var errNoGalera = fmt.Errorf("Galera is %w: its library libgalera_smm.so belongs to a MariaDB server that can be part of a cluster"+
+var errNoGalera = fmt.Errorf("the library of Galera is %w: libgalera_smm.so belongs to a MariaDB server that can be part of a cluster"+
 	" (Debian: apt-get install galera-4)", errNotInstalled)
 
 // galeraProvider is where packages put the library by which servers replicate.
