@@ -19,7 +19,7 @@ type backlog struct {
 	firsts bool           // the database claims the first tasks of many queues faster than any more of each
 	unused bool           // none of its functions are registered, so nothing is claimed from it
 	due    []dialect.Lane // what the last poll found and what was expected since
-	looked int            // park has looked at so many of them
+	looked int            // how many of them park has looked at
 	ring   []*dueQueue    // queues with something to claim, in the order of their turns
 	queues map[string]*dueQueue
 	reads  int // polls and hints so far: what a claim says of a partition that was found later is out of date

@@ -340,7 +340,7 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 
 // noteRun notes that a claim's handler was called though its outcome was refused or given up. Its row may still be running
 // then, and must not be taken for that of a claim that nobody has run. A claim is told by its attempt: the version is also
-// raised by whoever edits the row.
+// raised by an edit of the row.
 func (d *dispatcher) noteRun(t *TaskModel) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

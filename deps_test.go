@@ -42,7 +42,7 @@ func TestDependencies(t *testing.T) {
 	}
 }
 
-// The lowest versions with which the tests pass. Whoever adds the library gets at least these, so a higher one here changes
+// The lowest versions with which the tests pass. An application that adds the library gets at least these, so a higher one here changes
 // an application that asked for nothing: raise one only when the code needs it, and say why.
 var requirements = map[string]string{
 	"gorm.io/gorm":              "v1.25.11", // MapColumns, in a test

@@ -24,7 +24,7 @@ type Hooks interface {
 	//
 	// In a re-run task.RerunOf is set, and task.Meta is the finished task's. A key that a hook sets replaces its old
 	// text; a key that it leaves out is kept. So a trace may be a new one, but a hook that takes the tenant from ctx must
-	// look first whether it is there: ctx is of whoever re-runs the task.
+	// look first whether it is there: ctx belongs to the caller of Rerun.
 	OnCreate(ctx context.Context, task *TaskModel) error
 
 	// OnStart is called before the handler. The context that it returns goes to the handler; the task's time limit begins

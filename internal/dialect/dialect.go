@@ -120,7 +120,7 @@ type ClaimParams struct {
 	Funcs      []string // only tasks of these functions
 	Repeatable []string // those of Funcs whose interrupted runs may be run again
 	Limit      int      // at most so many rows
-	Share      int      // at most so many of each lane; 0 means Limit
+	Share      int      // limit of rows from each lane; 0 means Limit
 	Until      string   // only rows due at this time, as Time formats it; empty means now
 
 	// Marks are where to begin in a lane. A database in which a scan has to walk over the entries of rows that are gone, as

@@ -111,7 +111,7 @@ ORDER BY run_at, id LIMIT ? FOR UPDATE SKIP LOCKED`)
 	// than the library does, as far as that can be had.
 	m.dropRunning = m.render("/*M! SET STATEMENT innodb_lock_wait_timeout = 1 FOR */ DELETE t FROM " + outcomes() + running)
 	m.dropWaiting = m.render("DELETE t FROM " + outcomes() + waiting)
-	// MySQL would wait for the key's lock, which whoever could not create another task with it has, as long as its
+	// MySQL would wait for the key's lock, which a refused creation with the same key may hold, as long as its
 	// innodb_lock_wait_timeout says. So the key is read too, by its index, and no lock of either is waited for.
 	byKey := running + " /*!80017 LEFT JOIN {tasks} k FORCE INDEX ({tasks.key}) ON k.{key} = t.{key} */" + mysqlLockTask(", k NOWAIT", "WAIT 1")
 	running += mysqlLockTask(" NOWAIT", "WAIT 1")
