@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"log/slog"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -81,8 +82,16 @@ func servers(t *testing.T, test func(t *testing.T, d database, dsn string)) {
 	}
 }
 
-// plain is a statement without what MySQL writes otherwise: backticks, and a table's alias before a column.
-var plain = strings.NewReplacer("`", `"`, "SET t.state", "SET state")
+// plain is a statement as all databases have it: without MySQL's backticks, its alias before a column, and the schema before
+// a table.
+func plain(statement string) string {
+	return schemaBefore.ReplaceAllString(mysqlWriting.Replace(statement), `"outbox_`)
+}
+
+var (
+	mysqlWriting = strings.NewReplacer("`", `"`, "SET t.state", "SET state")
+	schemaBefore = regexp.MustCompile(`"[^"]+"\."outbox_`)
+)
 
 // word translates a part of a statement as it is written for PostgreSQL.
 func (d database) word(part string) string {

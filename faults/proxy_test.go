@@ -192,7 +192,7 @@ func (l *link) fromClient() {
 	message, err := l.p.protocol.read(l.client, true)
 	for first := true; err == nil; first = false {
 		if statement, ok := l.p.protocol.statement(message, l.prepared); ok && !first {
-			l.act(statement)
+			l.act(plain(statement))
 		}
 		if !l.quiet() {
 			if _, err := l.server.Write(message); err != nil {
@@ -304,7 +304,7 @@ func (mysqlProtocol) effective([]byte) bool { return true }
 
 func (mysqlProtocol) statement(message []byte, _ map[string]string) (string, bool) {
 	if len(message) > 5 && message[3] == 0 && message[4] == 3 { // COM_QUERY
-		return plain.Replace(string(message[5:])), true
+		return string(message[5:]), true
 	}
 	return "", false
 }

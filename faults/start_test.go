@@ -74,7 +74,7 @@ func TestStopWhileItRegisters(t *testing.T) {
 		var tp tap
 		db := d.open(t, dsn, &tp)
 		p := install(t, db, quick(patient), nil)
-		run, cancel := context.WithCancel(t.Context())
+		run, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		registered := false
 		tp.set(func(ctx context.Context, s step) error {

@@ -23,7 +23,7 @@ func (t *tap) set(on func(context.Context, step) error) { t.on.Store(&on) }
 
 func (t *tap) hit(ctx context.Context, after bool, text string) error {
 	if on := t.on.Load(); on != nil {
-		return (*on)(ctx, step{after, plain.Replace(text)})
+		return (*on)(ctx, step{after, plain(text)})
 	}
 	return nil
 }
