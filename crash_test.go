@@ -201,6 +201,7 @@ func TestKilledProcess(t *testing.T) {
 func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) {
+			t.Parallel()
 			const tasks = 10_000
 			dsn := d.dsn(t)
 			db, p := crashDB(t, dsn)

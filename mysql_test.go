@@ -22,7 +22,10 @@ func eachMySQL(t *testing.T, test func(t *testing.T, newDSN func(testing.TB) str
 	t.Helper()
 	for _, d := range databases {
 		if d.dialect == "mysql" {
-			t.Run(d.name, func(t *testing.T) { test(t, d.dsn) })
+			t.Run(d.name, func(t *testing.T) {
+				t.Parallel()
+				test(t, d.dsn)
+			})
 		}
 	}
 }
@@ -228,7 +231,10 @@ func TestSnapshotIsolationOfMariaDBIsRunAgain(t *testing.T) {
 }
 
 // On their way to the server texts become longer than they are, and a packet has its limit.
-func TestLargeBatchFitsIntoPackets(t *testing.T) { eachMySQL(t, largeBatch) }
+func TestLargeBatchFitsIntoPackets(t *testing.T) {
+	t.Parallel()
+	eachMySQL(t, largeBatch)
+}
 
 func largeBatch(t *testing.T, newDSN func(testing.TB) string) {
 	for _, params := range []string{"", "&interpolateParams=true"} {
