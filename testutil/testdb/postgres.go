@@ -47,11 +47,25 @@ func PostgresDSN(t testing.TB) string {
 		t.Fatalf("testdb: create schema: %v", err)
 	}
 	t.Cleanup(func() {
-		if err := execPostgres(dsn, "DROP SCHEMA "+schema+" CASCADE"); err != nil {
+		if err := dropSchema(dsn, schema); err != nil {
 			t.Errorf("testdb: drop schema: %v", err)
 		}
 	})
 	return fresh
+}
+
+// dropSchema tries again after a deadlock: the session of a client that is gone, such as a killed process, may still be at
+// its last statement.
+func dropSchema(dsn, schema string) error {
+	var err error
+	for range 5 {
+		err = execPostgres(dsn, "DROP SCHEMA "+schema+" CASCADE")
+		var state interface{ SQLState() string }
+		if !errors.As(err, &state) || state.SQLState() != "40P01" {
+			break
+		}
+	}
+	return err
 }
 
 // execPostgres runs one statement on a connection of its own. A pool kept for this would outlive the test and look like

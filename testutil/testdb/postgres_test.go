@@ -5,6 +5,9 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"gorm.io/driver/postgres"
+	"gorm.io/gorm"
 )
 
 func TestWithParam(t *testing.T) {
@@ -52,5 +55,43 @@ func TestNewestPrograms(t *testing.T) {
 	}
 	if got, err := newestPrograms(root + "/*/bin"); err != nil || got != filepath.Join(root, "16", "bin") {
 		t.Errorf("got %q, %v; want 16's", got, err)
+	}
+}
+
+// A session that holds one table and wants another makes the drop, which looks for deadlocks sooner, the victim of one.
+func TestSchemaIsDroppedAfterADeadlock(t *testing.T) {
+	t.Parallel()
+	dsn := StartPostgres(t, "deadlock_timeout = 3s").DSN()
+	db := open(t, postgres.Open(dsn))
+	exec := func(db *gorm.DB, statement string) {
+		t.Helper()
+		if err := db.Exec(statement).Error; err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(db, "CREATE SCHEMA doomed")
+	exec(db, "CREATE TABLE doomed.a (id int)")
+	exec(db, "CREATE TABLE doomed.b (id int)")
+	other := db.Begin()
+	defer other.Rollback()
+	exec(other, "SET LOCAL deadlock_timeout = '1min'")
+	exec(other, "LOCK TABLE doomed.b")
+
+	dropped := make(chan error, 1)
+	go func() { dropped <- dropSchema(dsn, "doomed") }()
+	for waits := 0; waits == 0; {
+		select {
+		case err := <-dropped:
+			t.Fatalf("dropped while another has a table: %v", err)
+		default:
+		}
+		if err := db.Raw("SELECT count(*) FROM pg_locks WHERE NOT granted").Row().Scan(&waits); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exec(other, "LOCK TABLE doomed.a")
+	other.Rollback()
+	if err := <-dropped; err != nil {
+		t.Error(err)
 	}
 }
