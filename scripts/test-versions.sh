@@ -15,7 +15,7 @@ promises=(
 	# keys
 	Key KeyOfAnUncommittedHolder KeyHasOneWinner KeyUnderRepeatableRead HeldKeyKeepsNoOther
 	# claims
-	TwoClaimsOfOneRow TwoProcessesRunEachTaskOnce OrderOfDueTasks ManyQueues RunDue TaskThatNobodyCanRunIsParked
+	TwoClaimsOfOneRow TwoProcessesRunEachTaskOnce OrderOfDueTasks ManyQueues RunDue
 	# runs and their ends
 	TransactionalHandler OutcomeOfALostClaimIsRefused OutcomeInDoubt StatementsChangeWhatTheirFenceNames Retries
 	LockedRowKeepsNoOther DeadlockIsRunAgain LockWaitIsRunAgain Isolation
@@ -85,7 +85,7 @@ run() { # name database version
 	fi
 }
 
-# server tests on one server, beside at most one other: the tests mostly wait.
+# server tests on one server, beside at most two others: the tests mostly wait.
 server() { # name database version function arguments…; the function prints the directory of the programs
 	local name=$1 database=$2 version=$3 programs
 	shift 3
@@ -98,7 +98,7 @@ server() { # name database version function arguments…; the function prints th
 		fi
 		return
 	fi
-	[ "$(jobs -pr | wc -l)" -lt 2 ] || wait -n || true
+	[ "$(jobs -pr | wc -l)" -lt 3 ] || wait -n || true
 	set -m # a process group of its own, which an interrupt reaches
 	PATH=${programs:+$programs:}$PATH run "$name" "$database" "$version" &
 	jobs+=($!)
