@@ -136,7 +136,7 @@ func (b *bareMySQL) change(ctx context.Context, tx *sql.Tx, query string, ids []
 func (b *bareMySQL) close() error { return errors.Join(b.conn.Close(), b.ours.close()) }
 
 func (b *bench) enterBareMySQL(group, n int) entrant {
-	return entrant{fmt.Sprintf("bare loop on MariaDB, groups of %s", format(float64(group))), false, n, b.onMySQL(func(ctx context.Context, dsn string) (contestant, error) {
+	return entrant{fmt.Sprintf("bare loop on MariaDB, groups of %s", format(float64(group))), false, n, b.newOn(onMariaDB, func(ctx context.Context, dsn string) (contestant, error) {
 		return openBareMySQL(ctx, dsn, group)
 	})}
 }

@@ -16,7 +16,7 @@ type bench struct {
 	rounds int
 	host   *host
 	pg     *server
-	my     string // the DSN of a MariaDB, once it has been started
+	my     map[string]string // the DSNs of the MySQL kinds that have been started, by their names
 }
 
 // tasks is how many a table works with.

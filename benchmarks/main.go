@@ -3,7 +3,7 @@
 //	go run . [-quick] [-n TASKS] [-rounds N] [-json FILE] TABLE… | all
 //	go run . -render
 //
-// It starts a PostgreSQL, and a MariaDB, of its own, with the durable settings of a real one, and lets the contestants take turns. Each
+// It starts a PostgreSQL, a MariaDB and a MySQL of its own, with the durable settings of a real one, and lets the contestants take turns. Each
 // of them checks that every task ran once and is finished in the database before its clock stops. -render
 // writes the tables and charts of docs/benchmarks.md from what -json has written.
 package main
@@ -44,7 +44,7 @@ var tables = []table{
 	{"idle", "Nothing to do", (*bench).idle},
 	{"ballast", "Full tables", (*bench).ballast},
 	{"snapshot", "A snapshot that is left open", (*bench).snapshot},
-	{"mysql", "Working off on MariaDB", (*bench).mysql},
+	{"mysql", "Working off on MariaDB and MySQL", (*bench).mysql},
 	{"sqlite", "Working off on SQLite", (*bench).sqlite},
 	{"memory", "Memory", (*bench).memory},
 	{"queues", "Many queues", (*bench).manyQueues},

@@ -9,7 +9,7 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// mysql compares this library on MariaDB with itself on PostgreSQL.
+// mysql compares this library on MariaDB and MySQL with itself on PostgreSQL.
 func (b *bench) mysql(ctx context.Context) (*result, error) {
 	n := b.tasks(30_000)
 	var entrants []entrant
@@ -21,28 +21,32 @@ func (b *bench) mysql(ctx context.Context) (*result, error) {
 			m = n / 5
 		}
 		entrants = append(entrants,
-			b.enterOursMySQL(fmt.Sprintf("outbox on MariaDB, %s slots", format(float64(size))), m, opts, conns),
+			b.enterOursMySQL(onMariaDB, fmt.Sprintf("outbox on MariaDB, %s slots", format(float64(size))), m, opts, conns),
 			b.enterOurs(fmt.Sprintf("outbox on PostgreSQL, %s slots", format(float64(size))), m, opts, conns),
-			b.enterBareMySQL(size, m))
+			b.enterBareMySQL(size, m),
+			b.enterOursMySQL(onMySQL, fmt.Sprintf("outbox on MySQL, %s slots", format(float64(size))), m, opts, conns))
 	}
 	dsn, err := b.pg.database(ctx, "mysql_commits")
 	if err != nil {
 		return nil, err
 	}
 	rows, err := b.workOffs(ctx, 2*time.Minute, entrants,
-		b.commits("one INSERT and its COMMIT on MariaDB", "mysql", func() string { return b.my }),
-		b.commits("one INSERT and its COMMIT on PostgreSQL", "pgx", func() string { return dsn }))
+		b.commits("one INSERT and its COMMIT on MariaDB", "mysql", func() string { return b.mysqlDSN(onMariaDB) }),
+		b.commits("one INSERT and its COMMIT on PostgreSQL", "pgx", func() string { return dsn }),
+		b.commits("one INSERT and its COMMIT on MySQL", "mysql", func() string { return b.mysqlDSN(onMySQL) }))
 	if err != nil {
 		return nil, err
 	}
 	r := &result{Columns: []column{{"rate", "tasks/s"}}, Rows: rows, Notes: []string{fmt.Sprintf(
-		"%s tasks that do nothing, %s with 10 slots; both servers with durable commits and otherwise their defaults.", format(float64(n)), format(float64(n/5)))}}
+		"%s tasks that do nothing, %s with 10 slots; all servers with durable commits and otherwise their defaults.", format(float64(n)), format(float64(n/5)))}}
 	for i, size := range sizes {
-		r.Goals = append(r.Goals, b.ratio(fmt.Sprintf("%s slots, of PostgreSQL", format(float64(size))), rows, 3*i, 3*i+1, .5),
-			comparison(fmt.Sprintf("%s slots, of the bare loop on MariaDB in groups of as many", format(float64(size))), rows, 3*i, 3*i+2))
+		r.Goals = append(r.Goals, b.ratio(fmt.Sprintf("%s slots, of PostgreSQL", format(float64(size))), rows, 4*i, 4*i+1, .5),
+			comparison(fmt.Sprintf("%s slots, of the bare loop on MariaDB in groups of as many", format(float64(size))), rows, 4*i, 4*i+2),
+			comparison(fmt.Sprintf("MySQL, %s slots, of MariaDB", format(float64(size))), rows, 4*i+3, 4*i))
 	}
-	commits := 3 * len(sizes)
-	r.Goals = append(r.Goals, comparison("one INSERT and its COMMIT, of PostgreSQL", rows, commits, commits+1))
+	commits := 4 * len(sizes)
+	r.Goals = append(r.Goals, comparison("one INSERT and its COMMIT, of PostgreSQL", rows, commits, commits+1),
+		comparison("one INSERT and its COMMIT, MySQL of MariaDB", rows, commits+2, commits))
 	return r, nil
 }
 

@@ -94,7 +94,9 @@ func (b *bench) manyQueues(ctx context.Context) (*result, error) {
 	for _, enter := range []func(name string) entrant{
 		func(name string) entrant { return b.enterOurs("outbox on PostgreSQL, "+name, n, opts, conns) },
 		func(name string) entrant { return b.enterOursSQLite("outbox on SQLite, "+name, n, opts, conns) },
-		func(name string) entrant { return b.enterOursMySQL("outbox on MariaDB, "+name, n, opts, conns) },
+		func(name string) entrant {
+			return b.enterOursMySQL(onMariaDB, "outbox on MariaDB, "+name, n, opts, conns)
+		},
 	} {
 		for _, queues := range counts {
 			entrants = append(entrants, enterSpread(enter(fmt.Sprintf("queues: %s", format(float64(queues)))), 1, spread{queues: queues}))
@@ -137,7 +139,7 @@ func (b *bench) others(ctx context.Context) (*result, error) {
 	for _, enter := range []func(name string) entrant{
 		func(name string) entrant { return b.enterOurs("PostgreSQL, "+name, n, mine, conns) },
 		func(name string) entrant { return b.enterOursSQLite("SQLite, "+name, n, mine, conns) },
-		func(name string) entrant { return b.enterOursMySQL("MariaDB, "+name, n, mine, conns) },
+		func(name string) entrant { return b.enterOursMySQL(onMariaDB, "MariaDB, "+name, n, mine, conns) },
 	} {
 		for _, k := range kinds {
 			entrants = append(entrants, enterSpread(enter(k.name), k.functions, k.spread))
