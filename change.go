@@ -212,7 +212,7 @@ func (h handle) reschedule(id string, at time.Time, version *int64) error {
 		return h.whyNot(id)
 	}
 	if delay > 0 {
-		h.p.wake.created(h.conn, nil, delay)
+		h.p.commits.CreatedFor(transaction(h.conn), delay)
 		return nil
 	}
 	h.wake([]*TaskModel{{ID: id}})

@@ -214,7 +214,13 @@ func (d *dispatcher) start(list []claimed) int {
 		}
 	}
 	d.mu.Unlock()
-	d.p.wake.seen(runs)
+	d.p.commits.Claimed(func(yield func(string) bool) {
+		for _, r := range runs {
+			if !yield(r.task.ID) {
+				return
+			}
+		}
+	})
 	d.run(runs)
 	return got
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"reflect"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox/internal/bridge"
+	"github.com/gorm-outbox/outbox/internal/commitwatch"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -405,14 +407,14 @@ func (h handle) holder(missing []dialect.NewRow) error {
 // created hints at new tasks.
 func (h handle) created(tasks []*pendingTask) {
 	if bridge.Created != nil && h.inTx {
-		if over := txOver(base(h.conn)); over != nil {
+		if over := commitwatch.Over(transaction(h.conn)); over != nil {
 			bridge.Created(h.p, over)
 		}
 	}
 	var due []*TaskModel
 	for _, t := range tasks {
 		if t.delay > 0 {
-			h.p.wake.created(h.conn, nil, t.delay)
+			h.p.commits.CreatedFor(transaction(h.conn), t.delay)
 			continue
 		}
 		due = append(due, t.model)
@@ -439,7 +441,22 @@ func (h handle) wake(due []*TaskModel) {
 	// What this process cannot run is no reason to ask again and again.
 	ours := slices.DeleteFunc(slices.Clone(due), func(t *TaskModel) bool { return t.Func != "" && h.p.registry.lookup(t.Func) == nil })
 	if len(ours) > 0 {
-		h.p.wake.created(h.conn, ours, 0)
+		h.p.commits.Created(transaction(h.conn), partitionsOf(ours))
+	}
+}
+
+// partitionsOf yields the ids of tasks and where they wait, which is not known of a task that was only rescheduled.
+func partitionsOf(tasks []*TaskModel) iter.Seq2[string, dialect.Lane] {
+	return func(yield func(string, dialect.Lane) bool) {
+		for _, t := range tasks {
+			var lane dialect.Lane
+			if t.Queue != "" {
+				lane = dialect.Lane{Queue: t.Queue, Priority: t.Priority}
+			}
+			if !yield(t.ID, lane) {
+				return
+			}
+		}
 	}
 }
 

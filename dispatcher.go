@@ -137,8 +137,8 @@ func (p *Plugin) Run(ctx context.Context) error {
 		return errors.New("outbox: run: this plugin is running already")
 	}
 	defer p.running.Store(false)
-	p.wake.activate() // before the first look: a transaction may be open that commits after it
-	defer p.wake.deactivate()
+	p.commits.Activate() // before the first look: a transaction may be open that commits after it
+	defer p.commits.Deactivate()
 	d, stop, err := p.begin(ctx, true)
 	if err != nil {
 		if ctx.Err() != nil {
@@ -155,7 +155,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 
 	background, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
-	wg.Go(func() { p.wake.watch(background, d.expect) })
+	wg.Go(func() { p.commits.Watch(background, d.expect) })
 	wg.Go(func() { d.prune(background) })
 	for _, w := range p.opts.Wakers {
 		wg.Go(func() { d.listen(background, w) })

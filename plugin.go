@@ -17,6 +17,7 @@ import (
 	"gorm.io/gorm/schema"
 
 	"github.com/gorm-outbox/outbox/internal/bridge"
+	"github.com/gorm-outbox/outbox/internal/commitwatch"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -114,7 +115,7 @@ type Plugin struct {
 	err      error // bad options, reported by Initialize
 	registry registry
 	log      *slog.Logger
-	wake     wakeups
+	commits  commitwatch.Watcher[dialect.Lane]
 	running  atomic.Bool
 
 	wakersFail []atomic.Bool // by Waker: its Created has failed last, and that has been logged

@@ -53,6 +53,20 @@ func isTx(conn gorm.ConnPool) bool {
 	return !begins(conn)
 }
 
+// transaction is the one that conn's statements run in, without what GORM and this library put around it; nil outside of one.
+func transaction(conn gorm.ConnPool) any {
+	if conn = base(conn); !isTx(conn) {
+		return nil
+	}
+	if prepared, ok := conn.(*gorm.PreparedStmtTX); ok {
+		conn = prepared.Tx
+	}
+	if guarded, ok := conn.(*guardedTx); ok {
+		conn = guarded.Tx // the guard would ask with a statement, and call closed what is not over yet
+	}
+	return conn
+}
+
 func begins(conn gorm.ConnPool) bool {
 	switch conn.(type) {
 	case gorm.TxBeginner, gorm.ConnPoolBeginner:

@@ -305,7 +305,7 @@ func (n *simNode) plugin() *Plugin {
 		Logger: s.log.With("node", n.name), Concurrency: simSlots, Heartbeat: simHeartbeat, HeartbeatLimit: simLimit,
 		Hooks: []Hooks{simHooks{n}}, ShutdownGrace: simGrace, CancelGrace: simCancel, Backoff: func(int) time.Duration { return 200 * time.Millisecond },
 	})
-	p.wake.timers = true
+	p.commits.TimersOnly = true
 	p.smallGroup = 1 + s.rng("groups", n.name).IntN(simSlots) // with one row two are often written at a time
 	plain := func(ctx context.Context) error { return life.handle(ctx, nil) }
 	p.Handle("plain", plain)

@@ -1,7 +1,0 @@
-//go:build !linux
-
-package outbox
-
-import "time"
-
-func nap(time.Duration) bool { return false }
