@@ -1,7 +1,7 @@
 // Command mutants takes the library's guards away, one at a time, and shows which test notices.
 //
 // It reads mutants.txt, builds each mutant as an overlay over the tree, which stays untouched, and runs the tests that are
-// named for it; if these see nothing, all of the package's. It fails if a mutant survives or does not compile, if its text
+// named for it, in the root and in the packages that it changes; if these see nothing, all of theirs. It fails if a mutant survives or does not compile, if its text
 // is not found exactly once, or if the named tests fail without any mutant.
 //
 //	go run ./scripts/mutants [-named] [word…]
@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 )
@@ -110,16 +111,29 @@ var (
 	hanging = regexp.MustCompile(`(?s)panic: test timed out.*?running tests:\s+(\S+)`)
 )
 
-// run executes tests and names the one that failed; "" means that all passed.
-func run(overlay, tests, limit string) (caught, output string, err error) {
+// packages are those whose tests may notice: the root's, and those of the changed files.
+func packages(mutants ...mutant) []string {
+	list := []string{"."}
+	for _, m := range mutants {
+		for _, c := range m.changes {
+			if dir := "./" + filepath.Dir(c.file); dir != "./." && !slices.Contains(list, dir) {
+				list = append(list, dir)
+			}
+		}
+	}
+	return list
+}
+
+// run executes tests of some packages and names the one that failed; "" means that all passed.
+func run(overlay, tests, limit string, packages ...string) (caught, output string, err error) {
 	args := []string{"test", "-count=1", "-failfast", "-vet=off", "-timeout=" + limit, "-run", "^(" + tests + ")$"}
 	if overlay != "" {
 		args = append(args, "-overlay", overlay)
 	}
-	out, failure := exec.Command("go", append(args, ".")...).CombinedOutput()
+	out, failure := exec.Command("go", append(args, packages...)...).CombinedOutput()
 	output = string(out)
 	if failure == nil {
-		if strings.Contains(output, "[no tests to run]") {
+		if strings.Count(output, "[no tests to run]")+strings.Count(output, "[no test files]") == len(packages) {
 			return "", output, fmt.Errorf("no test is called %s", tests)
 		}
 		return "", output, nil
@@ -147,10 +161,10 @@ func (m mutant) try() (caught, output string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	if caught, output, err = run(overlay, m.tests, "2m"); err != nil || caught != "" || *named {
+	if caught, output, err = run(overlay, m.tests, "2m", packages(m)...); err != nil || caught != "" || *named {
 		return caught, output, err
 	}
-	return run(overlay, ".*", "20m")
+	return run(overlay, ".*", "20m", packages(m)...)
 }
 
 // outcome is what became of one mutant.
@@ -210,7 +224,7 @@ func main() {
 	for test := range tests {
 		all = append(all, test)
 	}
-	report("(unchanged)", false, timed(func() (string, string, error) { return run("", strings.Join(all, "|"), "10m") }))
+	report("(unchanged)", false, timed(func() (string, string, error) { return run("", strings.Join(all, "|"), "10m", packages(chosen...)...) }))
 	// As many at a time as there are processors, for tests mostly wait.
 	outcomes, places := make([]chan outcome, len(chosen)), make(chan struct{}, runtime.NumCPU())
 	for i := range outcomes {
