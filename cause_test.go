@@ -32,6 +32,7 @@ func TestStarvedPoolIsNamed(t *testing.T) {
 		pool.SetMaxOpenConns(1)
 		start(t, p)
 		eventually(t, "it runs", func() bool { return said.lines("outbox: started") > 0 })
+		before := said.lines("the database fails") // on a busy machine a step of the start may take too long
 		held, err := pool.Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -39,7 +40,7 @@ func TestStarvedPoolIsNamed(t *testing.T) {
 		defer held.Close()
 		eventually(t, "the heartbeat fails", func() bool { return said.lines("step=heartbeat") > 0 })
 		eventually(t, "the claim fails", func() bool { return said.lines("step=claim") > 0 })
-		if said.lines("every connection of the pool is in use", "in_use=1") < 2 || said.lines("the database fails") > 0 {
+		if said.lines("every connection of the pool is in use", "in_use=1") < 2 || said.lines("the database fails") > before {
 			t.Errorf("logged:\n%s", said.String())
 		}
 	})

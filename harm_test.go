@@ -325,13 +325,13 @@ func TestWakerThatFails(t *testing.T) {
 func TestTransactionThatHangsInItsRollbackBlocksNobody(t *testing.T) {
 	t.Parallel()
 	t.Run("postgres", func(t *testing.T) {
-		hangsInItsRollback(t, testdb.Postgres(t), "SELECT pg_sleep(5)",
+		hangsInItsRollback(t, testdb.Postgres(t), "SELECT pg_sleep(10)",
 			"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'")
 	})
 	for name, open := range mysqlServers {
 		t.Run(name, func(t *testing.T) {
-			hangsInItsRollback(t, open(t), "SELECT SLEEP(5)",
-				"SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info = 'SELECT SLEEP(5)'")
+			hangsInItsRollback(t, open(t), "SELECT SLEEP(10)",
+				"SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info = 'SELECT SLEEP(10)'")
 		})
 	}
 }
@@ -358,7 +358,7 @@ func hangsInItsRollback(t *testing.T, db *gorm.DB, sleep, sleeping string) {
 		return err == nil && n > 0
 	})
 	cancel()
-	for range 20 { // so that the transaction is asked meanwhile whether it is over
+	for range 10 { // so that the transaction is asked meanwhile whether it is over
 		task := create(t, db, "note", nil)
 		if id := receive(t, ran); id != task.ID {
 			t.Errorf("%s ran", id)

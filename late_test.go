@@ -68,6 +68,8 @@ func TestRunThatWaitedIsStillOurs(t *testing.T) {
 		if err := db.Delete(&outbox.ProcessModel{}, "id = ?", process).Error; err != nil {
 			t.Fatal(err)
 		}
+		// It notices at its next heartbeat, and registers anew after its runs have been told.
+		eventually(t, "it has registered anew", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
 		eventually(t, "another process takes the task over", func() bool {
 			row, past, err := outbox.Lookup(db, task.ID)
 			if err != nil {

@@ -37,11 +37,20 @@ func (d *dispatcher) lockSingle(ctx context.Context) error {
 	if d.store.pool.Stats().MaxOpenConnections == 1 {
 		return errors.New("SingleProcess keeps a connection, so MaxOpenConns must be at least 2")
 	}
-	got, err := d.trySession(ctx)
-	if err == nil && !got {
-		err = d.anotherSingle(ctx)
+	// A server may need a moment to end the session of a connection that was closed.
+	patience := min(time.Second, d.statementLimit()/2)
+	for begun := time.Now(); ; {
+		got, err := d.trySession(ctx)
+		if err != nil || got {
+			return err
+		}
+		if time.Since(begun) >= patience {
+			return d.anotherSingle(ctx)
+		}
+		if err := wait(ctx, 50*time.Millisecond); err != nil {
+			return err
+		}
 	}
-	return err
 }
 
 // trySession takes the lock of a session that is kept.
