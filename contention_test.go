@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"gorm.io/gorm"
 
@@ -213,6 +214,42 @@ func TestTransactionalAndOrdinaryTasksDoNotStarveEachOther(t *testing.T) {
 		}
 		if ran[0] < each/10 || ran[1] < each/10 {
 			t.Errorf("of the first %d runs %d were ordinary and %d transactional", each, ran[0], ran[1])
+		}
+	})
+}
+
+// The claims of other processes lock rows that they only look at, for a moment.
+func TestRowLockedForAMomentIsNotLeft(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		if db.Name() != "mysql" {
+			t.Skip("claims lock no row that they do not take")
+		}
+		opts := quick()
+		opts.Scan = "@every 1h"
+		var ran <-chan string
+		p := install(t, db, opts, func(p *outbox.Plugin) { ran = notes(p, "note") })
+		// locked creates a task whose row is locked when its creation commits, and until release.
+		locked := func() (id string, release func()) {
+			task := create(t, db, "note", nil, outbox.StartAfter(100*time.Millisecond))
+			tx := db.Begin()
+			if err := tx.Exec("SELECT id FROM outbox_tasks WHERE id = ? FOR UPDATE", task.ID).Error; err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Until(task.RunAt.Add(20 * time.Millisecond)))
+			return task.ID, func() { tx.Rollback() }
+		}
+		_, release := locked()
+		time.AfterFunc(20*time.Millisecond, release)
+		if n, err := p.RunDue(t.Context()); err != nil || n != 1 {
+			t.Errorf("RunDue ran %d, %v; want 1", n, err)
+		}
+		receive(t, ran)
+		start(t, p)
+		eventually(t, "it has begun", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
+		id, release := locked()
+		time.AfterFunc(10*time.Millisecond, release)
+		if got := receive(t, ran); got != id {
+			t.Errorf("%s ran", got)
 		}
 	})
 }

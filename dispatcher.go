@@ -67,15 +67,16 @@ type dispatcher struct {
 	untaken map[string]bool // of the heartbeats alone: orphans that the database refuses to change, which was logged
 
 	// of the loop alone
-	pause    time.Duration
-	probed   time.Time
-	pollGap  time.Duration // to the next poll, because the last one took long
-	nextDue  *time.Timer
-	seen     map[string]bool    // RunDue: ids that have run
-	held     []dialect.Requeued // RunDue: those of them that were claimed again
-	unserved map[string]bool    // paths that were reported as parked
-	foreign  map[string]bool    // queues of others that had due tasks at the last probe
-	deserted map[string]int     // those that no live process serves: in how many looks they were seen
+	pause      time.Duration
+	probed     time.Time
+	pollGap    time.Duration // to the next poll, because the last one took long
+	passedOver int           // polls in a row that found due what the claims after them did not
+	nextDue    *time.Timer
+	seen       map[string]bool    // RunDue: ids that have run
+	held       []dialect.Requeued // RunDue: those of them that were claimed again
+	unserved   map[string]bool    // paths that were reported as parked
+	foreign    map[string]bool    // queues of others that had due tasks at the last probe
+	deserted   map[string]int     // those that no live process serves: in how many looks they were seen
 }
 
 func (p *Plugin) newDispatcher(s *store) *dispatcher {
@@ -385,10 +386,27 @@ func (d *dispatcher) dispatch(ctx context.Context, probe, expected bool) (asked 
 			break
 		}
 	}
-	if total == 0 && !d.mayHaveMore() && probe {
+	if total > 0 {
+		d.passedOver = 0
+	} else if !d.mayHaveMore() && probe {
 		d.park(ctx)
+		if pause, again := d.lookAgain(); again {
+			d.nextDue.Reset(pause)
+		}
 	}
 	return true, nil
+}
+
+// lookAgain tells when to poll again after claims that found nothing of what a poll had found due. On a database whose claims
+// lock each row that they examine, those of other processes may have kept rows from ours for a moment that are ours alone to
+// run. Otherwise they would wait for the next scan, or RunDue would leave them.
+func (d *dispatcher) lookAgain() (pause time.Duration, again bool) {
+	if d.store.d.OneStatement() || d.store.d.Serial() || d.passedOver == 3 {
+		d.passedOver = 0
+		return 0, false
+	}
+	d.passedOver++
+	return 10 * time.Millisecond << d.passedOver, true
 }
 
 // probeGap is the time from one poll to the next while every slot is taken. A poll that takes longer is followed by a gap of

@@ -78,7 +78,17 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		}
 		// Where those that are left behind have every slot, nothing more can be started.
 		if n == 0 && (!d.mayHaveMore() || d.room() == 0) && d.rests((*run).leftBehind) {
-			break
+			pause, again := d.lookAgain()
+			if !again || d.room() == 0 {
+				break
+			}
+			if err := errors.Join(wait(ctx, pause), d.probe(ctx)); err != nil {
+				return err
+			}
+			continue
+		}
+		if n > 0 {
+			d.passedOver = 0
 		}
 		select {
 		case <-ctx.Done():

@@ -21,8 +21,10 @@ tests() { # name dir command…
 }
 
 # The root module beside the others, with more tests at a time than there are processors: most of them wait, for a database
-# or for time to pass. The race detector sees the library's code there; the others would compile all that they need twice.
-go_test=(go test -shuffle=on -p 2 -parallel 8 -timeout 20m)
+# or for time to pass. The race detector watches the packages whose own goroutines meet; it takes several times as long, and
+# every dependency would be compiled twice.
+racing="^$(go list .)(/internal/commitwatch|/pgnotify)?$"
+go_test=(go test -shuffle=on -p 2 -parallel 6 -timeout 20m)
 others() {
 	local dir
 	for dir in $(modules | grep -vFx .); do
@@ -35,7 +37,8 @@ set -m # a process group of its own, which an interrupt reaches
 others "$@" >"$work/others" 2>&1 </dev/null &
 job=$!
 set +m
-tests . . "${go_test[@]}" -race "$@" ./...
+tests "the root, with the race detector" . "${go_test[@]}" -race "$@" $(go list ./... | grep -E "$racing")
+tests "the root's other packages" . "${go_test[@]}" "$@" $(go list ./... | grep -vE "$racing")
 wait "$job"
 job=
 cat "$work/others"
