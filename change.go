@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/text"
 	"gorm.io/gorm"
 )
 
@@ -23,7 +24,7 @@ func Cancel(tx *gorm.DB, id string, opts ...Option) error {
 		return h.cancel(id, s.version)
 	})
 	if err != nil {
-		return fmt.Errorf("outbox: cancel %s: %w", quote(id), err)
+		return fmt.Errorf("outbox: cancel %s: %w", text.Quote(id), err)
 	}
 	return nil
 }
@@ -50,7 +51,7 @@ func CancelKey(tx *gorm.DB, key string, opts ...Option) error {
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("outbox: cancel key %s: %w", quote(key), err)
+		return fmt.Errorf("outbox: cancel key %s: %w", text.Quote(key), err)
 	}
 	return nil
 }
@@ -65,7 +66,7 @@ func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...Option) error {
 		return h.reschedule(id, at, s.version)
 	})
 	if err != nil {
-		return fmt.Errorf("outbox: reschedule %s: %w", quote(id), err)
+		return fmt.Errorf("outbox: reschedule %s: %w", text.Quote(id), err)
 	}
 	return nil
 }
@@ -89,7 +90,7 @@ func Rerun(tx *gorm.DB, id string, opts ...Option) (*TaskModel, error) {
 		})
 	})
 	if err != nil {
-		return nil, fmt.Errorf("outbox: rerun %s: %w", quote(id), err)
+		return nil, fmt.Errorf("outbox: rerun %s: %w", text.Quote(id), err)
 	}
 	return task, nil
 }
@@ -113,7 +114,7 @@ func Lookup(tx *gorm.DB, id string) (*TaskModel, *HistoryModel, error) {
 		return err
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("outbox: look up %s: %w", quote(id), err)
+		return nil, nil, fmt.Errorf("outbox: look up %s: %w", text.Quote(id), err)
 	}
 	return task, past, nil
 }
@@ -275,12 +276,7 @@ func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
 	if s.hasArgs {
 		args = s.args
 	}
-	raw, err := encodeArgs(args, h.p.opts.MaxArgs)
-	if err == nil && fn != nil {
-		_, err = fn.bind(raw)
-	} else if err == nil {
-		err = validate(args)
-	}
+	raw, err := encodeArgs(fn, args, h.p.opts.MaxArgs)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadArgs, err)
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/gorm-outbox/outbox/internal/bridge"
 	"github.com/gorm-outbox/outbox/internal/commitwatch"
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/text"
 )
 
 // NewTask is an element of a batch.
@@ -78,7 +79,7 @@ func CreateBatch(tx *gorm.DB, tasks ...NewTask) ([]*TaskModel, error) {
 		if key := prepared[i].model.Key; key != nil {
 			if j, ok := keys[*key]; ok {
 				return nil, fmt.Errorf("outbox: create batch: task %d, %s: %w: task %d of the batch has the key %s too",
-					i, t.Func, ErrDuplicateKey, j, quote(*key))
+					i, t.Func, ErrDuplicateKey, j, text.Quote(*key))
 			}
 			keys[*key] = i
 		}
@@ -204,12 +205,7 @@ func (h handle) prepare(path string, args any, opts []Option) (*pendingTask, err
 	if fn == nil && !h.p.opts.ProducerOnly {
 		return nil, h.p.registry.unknown(path)
 	}
-	raw, err := encodeArgs(args, h.p.opts.MaxArgs)
-	if err == nil && fn != nil {
-		err = fn.check(args, raw)
-	} else if err == nil {
-		err = validate(args) // the handler is elsewhere; what its arguments must be, their type knows here too
-	}
+	raw, err := encodeArgs(fn, args, h.p.opts.MaxArgs)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadArgs, err)
 	}

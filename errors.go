@@ -1,6 +1,10 @@
 package outbox
 
-import "errors"
+import (
+	"errors"
+
+	"github.com/gorm-outbox/outbox/internal/text"
+)
 
 // Errors that callers branch on. They come wrapped with what was being done and to which path, task or key.
 var (
@@ -55,7 +59,7 @@ type DuplicateKeyError struct {
 }
 
 func (e *DuplicateKeyError) Error() string {
-	return "key " + quote(e.Key) + " is held by the unfinished task " + e.ID
+	return "key " + text.Quote(e.Key) + " is held by the unfinished task " + e.ID
 }
 
 func (e *DuplicateKeyError) Unwrap() error { return ErrDuplicateKey }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/text"
 )
 
 // pendingEnd is an outcome that is not durable yet.
@@ -329,7 +330,7 @@ func (d *dispatcher) addLanded(ctx context.Context, group []*pendingEnd, done ma
 
 // replaceTexts takes out of an outcome what the database may have refused; false when nothing is left to take out.
 func replaceTexts(p *pendingEnd, cause error) bool {
-	note := cleanText("the outcome's texts were refused by the database: "+errorText(cause), 1000)
+	note := text.Sanitize("the outcome's texts were refused by the database: "+errorText(cause), 1000)
 	if r := p.verdict.requeue; r != nil {
 		changed := r.Errors != nil
 		r.Errors = nil

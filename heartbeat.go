@@ -10,6 +10,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/text"
 )
 
 // A process proves with its heartbeats that it is alive, and watches those of the others. Age alone proves nothing: after
@@ -28,7 +29,7 @@ func (d *dispatcher) register(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	m := ProcessModel{ID: id.String(), Host: cleanText(host, 255), PID: int64(os.Getpid()), Functions: functions, Slots: d.slots}
+	m := ProcessModel{ID: id.String(), Host: text.Sanitize(host, 255), PID: int64(os.Getpid()), Functions: functions, Slots: d.slots}
 	if len(d.p.opts.Queues) > 0 {
 		if m.Queues, err = encodeJSON(d.p.opts.Queues); err != nil {
 			return err

@@ -218,11 +218,3 @@ func checkTime(t time.Time) error {
 
 // roundUp gives a start time the precision that databases store: up, because a task is never early.
 func roundUp(t time.Time) time.Time { return t.Add(time.Microsecond - 1).Truncate(time.Microsecond) }
-
-// quote shows foreign text in an error, shortened.
-func quote(s string) string {
-	if len(s) > 80 {
-		return fmt.Sprintf("%.80q…", s)
-	}
-	return fmt.Sprintf("%q", s)
-}

@@ -19,6 +19,7 @@ import (
 	"github.com/gorm-outbox/outbox/internal/bridge"
 	"github.com/gorm-outbox/outbox/internal/commitwatch"
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/text"
 )
 
 // pluginName is the key under which GORM keeps the plugin: one per *gorm.DB.
@@ -155,7 +156,7 @@ func New(opts Options) *Plugin {
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	var err error
 	if p.schedule, err = parseSchedule(o.Scan); err != nil {
-		bad("Scan %s: %w", quote(o.Scan), err)
+		bad("Scan %s: %w", text.Quote(o.Scan), err)
 	}
 	if o.Concurrency < 0 || o.Concurrency > 100_000 {
 		bad("Concurrency %d is not between 1 and 100000", o.Concurrency)

@@ -13,17 +13,18 @@ import (
 	"unicode/utf8"
 
 	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox/internal/args"
 )
 
 // handler is a registered function.
 type handler struct {
 	path        string
 	fn          reflect.Value
-	args        reflect.Type // a struct, a pointer to one, or Args; nil when it takes none
-	plain       bool         // args is a struct that every encoded value of its own fits
-	tx          bool         // it takes a *gorm.DB: transactional
-	result      bool         // it returns more than an error
-	plainResult bool         // and that has no methods of its own
+	param       args.Param
+	tx          bool // it takes a *gorm.DB: transactional
+	result      bool // it returns more than an error
+	plainResult bool // and that has no methods of its own
 	idempotent  bool
 	isolation   *sql.IsolationLevel // nil means the database's default
 }
@@ -185,18 +186,18 @@ func newHandler(path string, fn reflect.Value) (*handler, error) {
 		in++
 	}
 	if in < t.NumIn() {
-		a := t.In(in)
-		if a != argsType && a.Kind() != reflect.Struct && (a.Kind() != reflect.Pointer || a.Elem().Kind() != reflect.Struct) {
+		param, ok := args.ParamOf(t.In(in))
+		if !ok {
 			return fail()
 		}
-		h.args, h.plain = a, a.Kind() == reflect.Struct && plainType(a, nil)
+		h.param = param
 		in++
 	}
 	if in != t.NumIn() || t.NumOut() < 1 || t.NumOut() > 2 || t.Out(t.NumOut()-1) != errorType {
 		return fail()
 	}
 	if h.result = t.NumOut() == 2; h.result {
-		h.plainResult = plainType(t.Out(0), nil)
+		h.plainResult = args.Plain(t.Out(0))
 	}
 	return h, nil
 }
@@ -208,7 +209,7 @@ func (h *handler) call(ctx context.Context, tx *gorm.DB, args reflect.Value) (an
 	if h.tx {
 		in = append(in, reflect.ValueOf(tx))
 	}
-	if h.args != nil {
+	if h.param.Takes() {
 		in = append(in, args)
 	}
 	out := h.fn.Call(in)

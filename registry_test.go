@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox/internal/args"
 )
 
 // panics gives the text that f panics with; empty when it does not.
@@ -56,7 +58,7 @@ func TestHandleTakes(t *testing.T) {
 			p := New(Options{})
 			p.Handle("a.b", c.fn)
 			h := p.registry.lookup("a.b")
-			if h == nil || h.args != c.args || h.tx != c.tx || h.result != c.result || h.repeatable() != c.repeatable {
+			if h == nil || h.param != paramOf(c.args) || h.tx != c.tx || h.result != c.result || h.repeatable() != c.repeatable {
 				t.Errorf("got %+v", h)
 			}
 		})
@@ -166,7 +168,7 @@ func TestRegister(t *testing.T) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	h := p.registry.lookup("services.OrderSvc.checkAndCancel")
-	v, err := h.bind([]byte(`{"ID":7}`))
+	v, err := h.param.Bind([]byte(`{"ID":7}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -306,4 +308,13 @@ func TestRegistryConcurrently(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// paramOf is the parameter of a type; nil stands for none.
+func paramOf(t reflect.Type) args.Param {
+	if t == nil {
+		return args.Param{}
+	}
+	p, _ := args.ParamOf(t)
+	return p
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/text"
 )
 
 // What becomes of a task after a run: pure functions of the task, as it was claimed, and of how the run ended.
@@ -146,7 +147,7 @@ func misfits(t *TaskModel) (n int) {
 
 // failed is the task's list of failed attempts with this one.
 func failed(t *TaskModel, e ending) *string {
-	a := Attempt{Attempt: t.Attempt, Reason: e.reason, Error: cleanText(e.text, maxKeptError)}
+	a := Attempt{Attempt: t.Attempt, Reason: e.reason, Error: text.Sanitize(e.text, maxKeptError)}
 	if t.StartedAt != nil {
 		a.At = *t.StartedAt
 	}

@@ -10,7 +10,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gorm-outbox/outbox/internal/args"
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/text"
 )
 
 // run is one claimed task in its slot.
@@ -229,10 +231,10 @@ func (r *run) unfit(err error) {
 
 // bind survives the argument type's own methods.
 func (r *run) bind() (args reflect.Value, err error) {
-	if h := r.handler; h.plain || h.args == nil || h.args == argsType { // which have none
-		return h.bind(r.task.Args)
+	if p := r.handler.param; !p.CallsMethods() {
+		return p.Bind(r.task.Args)
 	}
-	if failed := shield(func() { args, err = r.handler.bind(r.task.Args) }); failed != nil {
+	if failed := shield(func() { args, err = r.handler.param.Bind(r.task.Args) }); failed != nil {
 		return reflect.Value{}, failed
 	}
 	return args, err
@@ -310,7 +312,7 @@ func (r *run) judge(result any, e ending) ending {
 	case e.reason == ReasonNone && result != nil:
 		e = r.encodeResult(result, e)
 	}
-	e.text = cleanText(e.text, r.d.p.opts.MaxError)
+	e.text = text.Sanitize(e.text, r.d.p.opts.MaxError)
 	return e
 }
 
@@ -330,7 +332,7 @@ func (r *run) encodeResult(result any, e ending) ending {
 		err = fmt.Errorf("it has %d bytes, over the limit of %d (Options.MaxResult)", len(raw), r.d.p.opts.MaxResult)
 	}
 	if err == nil {
-		err = checkJSON(raw, nil)
+		err = args.Check(raw)
 	}
 	if err != nil {
 		e.reason, e.text = ReasonBadResult, fmt.Sprintf("the result of type %T was not stored: %v", result, err)
@@ -341,7 +343,7 @@ func (r *run) encodeResult(result any, e ending) ending {
 }
 
 func (r *run) failure(reason Reason, err error, final bool) ending {
-	return ending{reason: reason, err: err, text: cleanText(errorText(err), r.d.p.opts.MaxError), final: final,
+	return ending{reason: reason, err: err, text: text.Sanitize(errorText(err), r.d.p.opts.MaxError), final: final,
 		duration: r.since()}
 }
 

@@ -43,7 +43,7 @@ func BenchmarkEncode(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := encodeArgs(args, 64<<10); err != nil {
+				if _, err := encodeArgs(nil, args, 64<<10); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -53,7 +53,7 @@ func BenchmarkEncode(b *testing.B) {
 
 // BenchmarkCheck finds out whether arguments of one creation, encoded already, can be bound.
 func BenchmarkCheck(b *testing.B) {
-	raw, err := encodeArgs(speedExample, 64<<10)
+	raw, err := encodeArgs(nil, speedExample, 64<<10)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func BenchmarkCheck(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := h.check(args, raw); err != nil {
+				if err := h.param.Check(args, raw); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -75,7 +75,7 @@ func BenchmarkCheck(b *testing.B) {
 
 // BenchmarkBind decodes stored arguments for one run.
 func BenchmarkBind(b *testing.B) {
-	raw, err := encodeArgs(speedExample, 64<<10)
+	raw, err := encodeArgs(nil, speedExample, 64<<10)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -90,7 +90,7 @@ func BenchmarkBind(b *testing.B) {
 			}
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := h.bind(raw); err != nil {
+				if _, err := h.param.Bind(raw); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -136,7 +136,7 @@ func BenchmarkClaimScan(b *testing.B) {
 
 // BenchmarkRun runs 100 claimed tasks, from the claim's reply to the free slots; nothing is written.
 func BenchmarkRun(b *testing.B) {
-	raw, err := encodeArgs(speedExample, 64<<10)
+	raw, err := encodeArgs(nil, speedExample, 64<<10)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package outbox
+package args
 
 //lint:file-ignore SA5008 odd tags are what is tested
 
@@ -192,8 +192,8 @@ type orderArgs struct {
 }
 
 func bindTo[A any](raw string) (A, error) {
-	h := &handler{args: reflect.TypeFor[A]()}
-	v, err := h.bind([]byte(raw))
+	p, _ := ParamOf(reflect.TypeFor[A]())
+	v, err := p.Bind([]byte(raw))
 	if err != nil {
 		var none A
 		return none, err
@@ -224,9 +224,9 @@ func TestBind(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("Args take everything and keep digits", func(t *testing.T) {
-		got, err := bindTo[Args](`{"a":9007199254740993,"A":{"b":[null]}}`)
-		want := Args{"a": json.Number("9007199254740993"), "A": map[string]any{"b": []any{nil}}}
+	t.Run("Named take everything and keep digits", func(t *testing.T) {
+		got, err := bindTo[Named](`{"a":9007199254740993,"A":{"b":[null]}}`)
+		want := Named{"a": json.Number("9007199254740993"), "A": map[string]any{"b": []any{nil}}}
 		if err != nil || !reflect.DeepEqual(got, want) {
 			t.Errorf("got %v, %v", got, err)
 		}
@@ -253,11 +253,11 @@ func TestBind(t *testing.T) {
 		}
 	})
 	t.Run("no parameter takes no arguments", func(t *testing.T) {
-		h := &handler{}
-		if _, err := h.bind([]byte(`{}`)); err != nil {
+		var p Param
+		if _, err := p.Bind([]byte(`{}`)); err != nil {
 			t.Error(err)
 		}
-		if _, err := h.bind([]byte(`{"a":1}`)); err == nil || !strings.Contains(err.Error(), `key "a" is taken by no parameter; there are: none`) {
+		if _, err := p.Bind([]byte(`{"a":1}`)); err == nil || !strings.Contains(err.Error(), `key "a" is taken by no parameter; there are: none`) {
 			t.Errorf("got %v", err)
 		}
 	})

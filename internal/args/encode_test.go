@@ -1,4 +1,4 @@
-package outbox
+package args
 
 import (
 	"bytes"
@@ -6,15 +6,13 @@ import (
 	"errors"
 	"io"
 	"math"
-	"math/rand/v2"
 	"reflect"
 	"strings"
 	"testing"
-	"testing/quick"
 	"unicode/utf8"
 )
 
-func TestEncodeArgs(t *testing.T) {
+func TestEncode(t *testing.T) {
 	type order struct {
 		ID uint64 `json:"id"`
 	}
@@ -25,18 +23,17 @@ func TestEncodeArgs(t *testing.T) {
 	}{
 		{"nil is no arguments", nil, `{}`},
 		{"a nil pointer is no arguments", (*order)(nil), `{}`},
-		{"a nil map is no arguments", Args(nil), `{}`},
+		{"a nil map is no arguments", Named(nil), `{}`},
 		{"a struct", order{7}, `{"id":7}`},
 		{"a pointer", &order{7}, `{"id":7}`},
 		{"an integer beyond a float's", order{math.MaxUint64}, `{"id":18446744073709551615}`},
-		{"a map", Args{"b": 1, "a": nil}, `{"a":null,"b":1}`},
-		{"HTML is not escaped", Args{"a": "<b> & c"}, `{"a":"<b> & c"}`},
+		{"a map", Named{"b": 1, "a": nil}, `{"a":null,"b":1}`},
+		{"HTML is not escaped", Named{"a": "<b> & c"}, `{"a":"<b> & c"}`},
 		{"raw JSON loses its white space only", json.RawMessage(" { \"n\" : 12345678901234567890.10 } \n"), `{"n":12345678901234567890.10}`},
 		{"bytes are JSON", []byte(`{"a": [1, 2]}`), `{"a":[1,2]}`},
-		{"our own type is JSON", JSON(`{"a": 1}`), `{"a":1}`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := encodeArgs(c.args, 1000)
+			got, err := Encode(c.args, 1000)
 			if err != nil || string(got) != c.want {
 				t.Errorf("got %s, %v; want %s", got, err, c.want)
 			}
@@ -44,7 +41,7 @@ func TestEncodeArgs(t *testing.T) {
 	}
 }
 
-func TestEncodeArgsRefuses(t *testing.T) {
+func TestEncodeRefuses(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		args any
@@ -54,12 +51,12 @@ func TestEncodeArgsRefuses(t *testing.T) {
 		{"a string", "{}", "not a JSON object but a string"},
 		{"a boolean", true, "not a JSON object but a boolean"},
 		{"a number", 7, "not a JSON object but a number"},
-		{"a channel", Args{"c": make(chan int)}, "unsupported type"},
-		{"not a number", Args{"f": math.NaN()}, "unsupported value"},
+		{"a channel", Named{"c": make(chan int)}, "unsupported type"},
+		{"not a number", Named{"f": math.NaN()}, "unsupported value"},
 		{"broken JSON", json.RawMessage(`{"a":`), "unexpected end"},
 		{"no JSON at all", json.RawMessage(nil), "unexpected end"},
-		{"too large", Args{"a": strings.Repeat("x", 1000)}, "1008 bytes, over the limit of 1000"},
-		{"NUL", Args{"a": "\x00"}, `key "a": \u0000`},
+		{"too large", Named{"a": strings.Repeat("x", 1000)}, "1008 bytes, over the limit of 1000"},
+		{"NUL", Named{"a": "\x00"}, `key "a": \u0000`},
 		{"NUL in a key", json.RawMessage(`{"a":{"\u0000":1}}`), `key "a": \u0000`},
 		{"half a surrogate pair, high", json.RawMessage(`{"a":"\ud800"}`), `key "a": \ud800, half of a surrogate`},
 		{"half a surrogate pair, high before another escape", json.RawMessage(`{"a":"\ud800\n"}`), `\ud800, half of a surrogate`},
@@ -69,7 +66,7 @@ func TestEncodeArgsRefuses(t *testing.T) {
 		{"a key twice by an escape", json.RawMessage(`{"a":1,"\u0061":2}`), `key "a" is there twice`},
 		{"a nested key twice", json.RawMessage(`{"a":[{"b":1,"b":2}]}`), `key "a[0].b" is there twice`},
 		{"bytes that are not UTF-8", json.RawMessage("{\"a\":\"\xff\"}"), "not valid UTF-8"},
-		{"too deep", json.RawMessage(`{"a":` + strings.Repeat("[", maxDepth) + strings.Repeat("]", maxDepth) + `}`), "nested deeper than 32"},
+		{"too deep", json.RawMessage(`{"a":` + strings.Repeat("[", MaxDepth) + strings.Repeat("]", MaxDepth) + `}`), "nested deeper than 32"},
 		{"far too deep", json.RawMessage(`{"a":` + strings.Repeat("[", 20000) + strings.Repeat("]", 20000) + `}`), "max depth"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -77,7 +74,7 @@ func TestEncodeArgsRefuses(t *testing.T) {
 			if strings.Contains(c.name, "deep") {
 				limit = 1 << 20
 			}
-			got, err := encodeArgs(c.args, limit)
+			got, err := Encode(c.args, limit)
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("got %.100s, %v; want an error with %q", got, err, c.want)
 			}
@@ -85,16 +82,16 @@ func TestEncodeArgsRefuses(t *testing.T) {
 	}
 }
 
-func TestCheckJSONTakes(t *testing.T) {
+func TestCheckTakes(t *testing.T) {
 	for _, raw := range []string{
 		`{}`, `{"a":null}`, ` { "a" : [ 1 , -2.5e+10 , true , false , null , "x" , { } , [ ] ] } `,
 		`{"a":"\ud83d\ude00 \\u0000 \" \/ \n"}`,
-		`{"a":1,"A":2}`, // for a handler that takes Args both are keys
+		`{"a":1,"A":2}`, // for a handler that takes any name both are keys
 		`{"a":{"x":1},"b":{"x":1}}`,
 		`{"":1}`,
-		`{"a":` + strings.Repeat("[", maxDepth-1) + strings.Repeat("]", maxDepth-1) + `}`,
+		`{"a":` + strings.Repeat("[", MaxDepth-1) + strings.Repeat("]", MaxDepth-1) + `}`,
 	} {
-		if err := checkJSON([]byte(raw), nil); err != nil {
+		if err := Check([]byte(raw)); err != nil {
 			t.Errorf("%s: %v", raw, err)
 		}
 	}
@@ -138,11 +135,11 @@ func findDefects(t *testing.T, raw []byte) defects {
 		switch token {
 		case json.Delim('{'):
 			stack = append(stack, level{map[string]bool{}, true})
-			d.deep = d.deep || len(stack) > maxDepth
+			d.deep = d.deep || len(stack) > MaxDepth
 			continue
 		case json.Delim('['):
 			stack = append(stack, level{})
-			d.deep = d.deep || len(stack) > maxDepth
+			d.deep = d.deep || len(stack) > MaxDepth
 			continue
 		case json.Delim('}'), json.Delim(']'):
 			stack = stack[:top]
@@ -154,7 +151,7 @@ func findDefects(t *testing.T, raw []byte) defects {
 	}
 }
 
-func FuzzCheckJSON(f *testing.F) {
+func FuzzCheck(f *testing.F) {
 	for _, seed := range []string{
 		`{}`, `[]`, `null`, `"x"`, `1e999`, `{"a":1,"a":2}`, `{"a":1,"\u0061":2}`, `{"a":"\u0000"}`, `"\ud800"`, `"\ud83d\ude00"`,
 		`"\ud800\u0041"`, `"\ud800\\u"`, `{"a":{"b":[1,{"c":null}]}}`, "{\"a\":\"\xff\"}", "\"\xed\xa0\x80\"", `"\uFFFD"`, "\"\uFFFD\"",
@@ -163,7 +160,7 @@ func FuzzCheckJSON(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		err := checkJSON(raw, nil)
+		err := Check(raw)
 		if !json.Valid(raw) || !utf8.Valid(raw) {
 			if err == nil {
 				t.Fatalf("took %q", raw)
@@ -179,62 +176,18 @@ func FuzzCheckJSON(f *testing.F) {
 	})
 }
 
-func TestCleanText(t *testing.T) {
-	for _, c := range []struct{ name, in, want string }{
-		{"left alone", "héllo \n\t😀", "héllo \n\t😀"},
-		{"NUL replaced", "a\x00b", "a\uFFFDb"},
-		{"bad UTF-8 replaced", "a\xffb\xc3", "a\uFFFDb\uFFFD"},
-		{"exactly the limit", strings.Repeat("x", 300), strings.Repeat("x", 300)},
-		{"cut and marked", strings.Repeat("x", 301), strings.Repeat("x", 300-len(" … (cut)")) + " … (cut)"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			if got := cleanText(c.in, 300); got != c.want {
-				t.Errorf("got %q, want %q", got, c.want)
-			}
-		})
-	}
-}
-
-// Every limit of a text is at least 255 bytes.
-func TestCleanTextIsStorable(t *testing.T) {
-	pieces := []string{"a", "é", "€", "😀", "\x00", "\xff", "\xf0\x9f", "\uFFFD", " "}
-	storable := func(seed uint64, limit16 uint16) bool {
-		r := rand.New(rand.NewPCG(seed, 1))
-		limit := 255 + int(limit16%512)
-		var b strings.Builder
-		for n := r.IntN(2 * limit); n > 0; n-- {
-			b.WriteString(pieces[r.IntN(len(pieces))])
-		}
-		in := b.String()
-		got := cleanText(in, limit)
-		kept := utf8.RuneCountInString(got)
-		switch {
-		case !utf8.ValidString(got), strings.Contains(got, "\x00"), len(got) > limit:
-			t.Logf("limit %d: %q gives %q of %d bytes", limit, in, got, len(got))
-			return false
-		case strings.HasSuffix(got, "(cut)") && len(got) < limit-2*utf8.UTFMax:
-			t.Logf("limit %d: only %d bytes (%d characters) are kept", limit, len(got), kept)
-			return false
-		}
-		return true
-	}
-	if err := quick.Check(storable, &quick.Config{MaxCount: 3000}); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestEncodeJSONKeepsDigits(t *testing.T) {
-	const text = `{"n":12345678901234567890,"f":0.1000,"e":1E400}`
-	raw, err := encodeJSON(json.RawMessage(text))
-	if err != nil || string(raw) != text {
+func TestNumbersKeepTheirDigits(t *testing.T) {
+	const digits = `{"n":12345678901234567890,"f":0.1000,"e":1E400}`
+	raw, err := EncodeValue(json.RawMessage(digits))
+	if err != nil || string(raw) != digits {
 		t.Fatalf("got %s, %v", raw, err)
 	}
-	h := &handler{args: argsType}
-	v, err := h.bind(raw)
+	p, _ := ParamOf(reflect.TypeFor[Named]())
+	v, err := p.Bind(raw)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Args{"n": json.Number("12345678901234567890"), "f": json.Number("0.1000"), "e": json.Number("1E400")}
+	want := Named{"n": json.Number("12345678901234567890"), "f": json.Number("0.1000"), "e": json.Number("1E400")}
 	if got := v.Interface(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}

@@ -1,7 +1,6 @@
-package outbox
+package args
 
 import (
-	"context"
 	"encoding/json"
 	"math"
 	"reflect"
@@ -33,18 +32,18 @@ type plainArgs struct {
 
 // What is not bound at Create must be such that it can be.
 func TestPlainArgumentsFitTheirOwnType(t *testing.T) {
-	h, err := newHandler("plain", reflect.ValueOf(func(context.Context, plainArgs) error { return nil }))
-	if err != nil || !h.plain {
-		t.Fatalf("it is not plain, %v", err)
+	p, ok := ParamOf(reflect.TypeFor[plainArgs]())
+	if !ok || !p.plain {
+		t.Fatal("it is not plain")
 	}
 	encoded := 0
 	fits := func(a plainArgs) bool {
-		raw, err := encodeArgs(a, math.MaxInt)
+		raw, err := Encode(a, math.MaxInt)
 		if err != nil {
 			return true // refused, such as a NUL
 		}
 		encoded++
-		if _, err := h.bind(raw); err != nil {
+		if _, err := p.Bind(raw); err != nil {
 			t.Errorf("%s: %v", raw, err)
 			return false
 		}
@@ -63,14 +62,14 @@ func TestPlainArgumentsFitTheirOwnType(t *testing.T) {
 }
 
 func TestArgumentsOfAnotherTypeAreBound(t *testing.T) {
-	h, err := newHandler("plain", reflect.ValueOf(func(context.Context, plainPart) error { return nil }))
-	if err != nil || !h.plain {
-		t.Fatalf("it is not plain, %v", err)
+	p, ok := ParamOf(reflect.TypeFor[plainPart]())
+	if !ok || !p.plain {
+		t.Fatal("it is not plain")
 	}
-	for _, args := range []any{Args{"text": 5}, Args{}, struct{ Text string }{}, (*plainPart)(nil)} {
-		raw, err := encodeArgs(args, math.MaxInt)
+	for _, args := range []any{Named{"text": 5}, Named{}, struct{ Text string }{}, (*plainPart)(nil)} {
+		raw, err := Encode(args, math.MaxInt)
 		if err == nil {
-			err = h.check(args, raw)
+			err = p.Check(args, raw)
 		}
 		if err == nil {
 			t.Errorf("%T, %s: accepted", args, raw)
@@ -106,7 +105,7 @@ func TestPlainTypes(t *testing.T) {
 		{checkedArgs{}, false},
 		{struct{ A checkedArgs }{}, true}, // only the whole is asked
 	} {
-		if got := plainType(reflect.TypeOf(tt.args), nil); got != tt.plain {
+		if got := Plain(reflect.TypeOf(tt.args)); got != tt.plain {
 			t.Errorf("%T: %v", tt.args, got)
 		}
 	}
