@@ -126,16 +126,16 @@ FROM json_each(?1) r
 WHERE t.id = r.value ->> 'id' AND t.state = 'running' AND t.version = r.value ->> 'version'
 	AND coalesce(t.process_id, '') = coalesce(r.value ->> 'process', '')
 RETURNING id`)
+	// Who serves the queue is read once, not for each task.
 	s.park = s.render(`
 UPDATE {tasks} SET state = 'parked', version = version + 1
 WHERE rowid IN (
 	SELECT h.rowid FROM (
-		SELECT rowid, func, queue FROM {tasks}
+		SELECT rowid, func FROM {tasks}
 		WHERE state = 'pending' AND queue = ?1 AND priority = ?2 AND run_at <= {now}
 		ORDER BY run_at LIMIT ?3) h
-	WHERE NOT EXISTS (SELECT 1 FROM {processes} p
-		WHERE h.func IN (SELECT value FROM json_each(p.functions))
-			AND (p.queues IS NULL OR h.queue IN (SELECT value FROM json_each(p.queues)))))
+	WHERE h.func NOT IN (SELECT f.value FROM {processes} p, json_each(p.functions) f
+		WHERE p.queues IS NULL OR ?1 IN (SELECT value FROM json_each(p.queues))))
 RETURNING func`)
 	s.unpark = s.render(`
 UPDATE {tasks} SET state = 'pending', version = version + 1
