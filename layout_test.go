@@ -1,0 +1,64 @@
+package outbox_test
+
+import (
+	"go/parser"
+	"go/token"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// layout says what the packages of the library may import of each other. They go in one direction, and none imports the root.
+var layout = map[string][]string{
+	"internal/args":        {"internal/text"},
+	"internal/bridge":      {"internal/dialect"},
+	"internal/commitwatch": {},
+	"internal/dialect":     {},
+	"internal/text":        {},
+}
+
+// programs are not part of the library: they use it as an application does.
+var programs = []string{"internal/oracle", "internal/soak"}
+
+func TestPackagesImportInOneDirection(t *testing.T) {
+	const module = "github.com/gorm-outbox/outbox"
+	dirs, err := os.ReadDir("internal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		name := "internal/" + dir.Name()
+		allowed, known := layout[name]
+		if !known && !slices.Contains(programs, name) {
+			t.Errorf("%s: say in layout what it may import", name)
+		}
+		if !known {
+			continue
+		}
+		files, err := filepath.Glob(filepath.Join(name, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: %d files, %v", name, len(files), err)
+		}
+		for _, path := range files {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.ImportsOnly)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, i := range file.Imports {
+				imported, err := strconv.Unquote(i.Path.Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if ours, is := strings.CutPrefix(imported, module); is && !slices.Contains(allowed, strings.TrimPrefix(ours, "/")) {
+					t.Errorf("%s imports %s", path, imported)
+				}
+			}
+		}
+	}
+}
