@@ -98,6 +98,10 @@ func (l *ledger) again(violations []oracle.Violation) (out []oracle.Expect) {
 // check looks at the tasks that are due for it, and forgets those that have ended and were looked at twice.
 func (s *soak) check(ctx context.Context) error {
 	l := &s.ledger
+	// What is left of these, because the server crashed meanwhile, would look like runs of tasks that nobody created.
+	if err := s.forget(ctx); err != nil {
+		return err
+	}
 	due := l.due(false)
 	ids := make([]string, len(due))
 	for i, e := range due {

@@ -196,6 +196,9 @@ func (s *soak) end(ctx context.Context, begun time.Time) error {
 	if err := errors.Join(errs...); err != nil {
 		s.report([]oracle.Violation{{Invariant: oracle.Health, What: err.Error(), Story: "\n"}})
 	}
+	if err := s.forget(ctx); err != nil {
+		return err
+	}
 	violations, err := s.o.Check(ctx, oracle.Question{Created: s.ledger.due(true), All: true, Rest: true, Stopped: true})
 	if err != nil {
 		return err
