@@ -15,7 +15,8 @@ promises=(
 	# keys
 	Key KeyOfAnUncommittedHolder KeyHasOneWinner KeyUnderRepeatableRead HeldKeyKeepsNoOther
 	# claims
-	TwoClaimsOfOneRow TwoProcessesRunEachTaskOnce OrderOfDueTasks ManyQueues RunDue
+	TwoClaimsOfOneRow TwoProcessesRunEachTaskOnce OrderOfDueTasks ManyQueues RunDue TaskThatNobodyCanRunIsParked
+	RowLockedForAMomentIsNotLeft
 	# runs and their ends
 	TransactionalHandler OutcomeOfALostClaimIsRefused OutcomeInDoubt StatementsChangeWhatTheirFenceNames Retries
 	LockedRowKeepsNoOther DeadlockIsRunAgain LockWaitIsRunAgain Isolation
