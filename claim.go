@@ -239,11 +239,11 @@ func (d *dispatcher) park(ctx context.Context) {
 	funcs, err := d.store.park(limited, lanes)
 	if err != nil {
 		if ctx.Err() == nil {
-			d.trouble.met("park", err)
+			d.outages.failed("park", err)
 		}
 		return
 	}
-	d.trouble.over("park")
+	d.outages.recovered("park")
 	for _, f := range funcs {
 		if !d.unserved[f] {
 			d.unserved[f] = true
@@ -294,11 +294,11 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 	owned, err := d.store.owned(limited, d.processID())
 	if err != nil {
 		if ctx.Err() == nil {
-			d.trouble.met("look for claims without a run", err)
+			d.outages.failed("look for claims without a run", err)
 		}
 		return
 	}
-	d.trouble.over("look for claims without a run")
+	d.outages.recovered("look for claims without a run")
 	var outcomes []dialect.Outcome
 	var back []dialect.Requeued
 	d.mu.Lock()
@@ -330,10 +330,10 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 			d.wake()
 		}
 		if err != nil {
-			d.trouble.met("reclaim", err)
+			d.outages.failed("reclaim", err)
 			return
 		}
-		d.trouble.over("reclaim")
+		d.outages.recovered("reclaim")
 	}
 	// Not by the time alone: while the database was away, nobody could look.
 	d.mu.Lock()

@@ -25,7 +25,7 @@ type dispatcher struct {
 	slots     int
 	writers   int // of outcomes
 	finisher  *finisher
-	trouble   trouble
+	outages   outages
 	txTurn    chan struct{} // on a serial database: whose turn it is to write
 	inTx      atomic.Int32  // transactional runs in progress
 	txFirst   atomic.Int32  // odd and even: whose turn it is to be claimed first
@@ -87,9 +87,9 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 		woken: make(chan struct{}, 1), expected: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
 		reconcile: make(chan struct{}, 1),
 	}
-	d.trouble.log, d.trouble.pool = p.log, s.pool
-	d.trouble.renew = d.renew
-	d.trouble.locked = func() bool { return s.d.Serial() && d.inTx.Load() > 0 }
+	d.outages.log, d.outages.pool = p.log, s.pool
+	d.outages.renew = d.renew
+	d.outages.locked = func() bool { return s.d.Serial() && d.inTx.Load() > 0 }
 	d.funcs = p.registry.paths(func(*handler) bool { return true })
 	d.txFuncs = p.registry.paths(func(h *handler) bool { return h.tx })
 	d.plainFuncs = p.registry.paths(func(h *handler) bool { return !h.tx })
@@ -105,7 +105,7 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d.backlog.unused, d.txBacklog.unused = d.apartTx() && len(d.plainFuncs) == 0, !d.apartTx()
 	d.finisher = newFinisher(max(d.slots/d.writers, small))
 	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())
-	d.poolClosed, d.trouble.closed = context.WithCancel(context.Background())
+	d.poolClosed, d.outages.closed = context.WithCancel(context.Background())
 	context.AfterFunc(d.poolClosed, func() {
 		d.stopWriting()
 		d.endRuns()
@@ -298,10 +298,10 @@ func (d *dispatcher) patiently(ctx context.Context, stay bool, f func(context.Co
 		class := dialect.Classify(err)
 		again := class == dialect.Busy || class == dialect.Retry || class == dialect.Lost && stay || locked
 		if err == nil || !again || ctx.Err() != nil {
-			d.trouble.over("start")
+			d.outages.recovered("start")
 			return err
 		}
-		d.trouble.met("start", err)
+		d.outages.failed("start", err)
 		if wait(ctx, 100*time.Millisecond) != nil {
 			return err
 		}
@@ -333,12 +333,12 @@ func (d *dispatcher) loop(ctx context.Context) {
 		}
 		asked, err := d.dispatch(ctx, probe, expected)
 		if err != nil && ctx.Err() == nil {
-			d.trouble.met("claim", err)
+			d.outages.failed("claim", err)
 			d.found(nil)
 			d.pause = min(max(2*d.pause, 100*time.Millisecond), 5*time.Second)
 			d.nextDue.Reset(d.pause)
 		} else if err == nil && asked {
-			d.trouble.over("claim")
+			d.outages.recovered("claim")
 			d.pause = 0
 		}
 	}

@@ -161,7 +161,7 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, since time.Time, failed err
 	for try := 0; ; try++ {
 		err := d.writeOnce(&group, inDoubt, careful)
 		if err == nil && len(group) == 0 {
-			d.trouble.over(step)
+			d.outages.recovered(step)
 			return
 		}
 		class := dialect.Classify(err)
@@ -202,7 +202,7 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, since time.Time, failed err
 			careful = true
 		}
 		if err != errRowLocked { // which has been logged
-			d.trouble.met(step, err)
+			d.outages.failed(step, err)
 		}
 		if wait(d.writeCtx, min(50*time.Millisecond<<min(try, 10), 5*time.Second)) != nil {
 			for _, p := range group {

@@ -148,7 +148,7 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 		err = d.register(ctx)
 	}
 	if err != nil {
-		d.trouble.met("heartbeat", err)
+		d.outages.failed("heartbeat", err)
 		if d.store.d.Serial() && (dialect.Classify(err) == dialect.Busy || d.inTx.Load() > 0) {
 			// Whoever holds the only write lock keeps the others from taking over, too. A beat that is late because of a
 			// lock is not a death.
@@ -156,7 +156,7 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 		}
 		return false
 	}
-	d.trouble.over("heartbeat")
+	d.outages.recovered("heartbeat")
 	d.mu.Lock()
 	lapsed := buried || time.Since(d.lastBeat) >= d.leaseTime()
 	d.lastBeat = begun
@@ -226,10 +226,10 @@ func (d *dispatcher) observe(ctx context.Context, seen observations) {
 	}
 	if err != nil && ctx.Err() == nil {
 		clear(seen)
-		d.trouble.met("watch other processes", err)
+		d.outages.failed("watch other processes", err)
 		return
 	}
-	d.trouble.over("watch other processes")
+	d.outages.recovered("watch other processes")
 	d.reconcileSoon(w.owned)
 }
 

@@ -74,7 +74,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	if !watch.Stop() {
 		return infrastructure(errNoReply)
 	}
-	r.d.trouble.over(stepBegin)
+	r.d.outages.recovered(stepBegin)
 	// As late as can be: all this may have taken long.
 	if !r.mayStart() || !r.mayCall() {
 		return ending{giveBack: true}, nil, false
@@ -140,7 +140,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 			return e, v, again
 		}
 	}
-	r.d.trouble.over(stepFinish)
+	r.d.outages.recovered(stepFinish)
 	return e, &v, false
 }
 
@@ -208,7 +208,7 @@ func (r *run) undone(e ending) ending {
 		return back // a shutdown, or a claim that was lost
 	}
 	if e.passes || e.away || !r.d.canWrite() {
-		r.d.trouble.met(e.undone, e.err)
+		r.d.outages.failed(e.undone, e.err)
 		return back
 	}
 	e = r.failure(ReasonTransaction, fmt.Errorf("%s: %w", e.undone, e.err), false)

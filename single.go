@@ -123,11 +123,11 @@ func (d *dispatcher) keepSingle(ctx context.Context) {
 	}
 	const step = "take the lock of the only process"
 	if got, err := d.trySession(limited); err != nil && ctx.Err() == nil {
-		d.trouble.met(step, err)
+		d.outages.failed(step, err)
 	} else if got {
-		d.trouble.over(step)
+		d.outages.recovered(step)
 	} else if ctx.Err() == nil {
-		d.trouble.met(step, errNotSingle)
+		d.outages.failed(step, errNotSingle)
 	}
 }
 

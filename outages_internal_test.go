@@ -16,29 +16,29 @@ type conflictError struct{}
 func (conflictError) Error() string    { return "deadlock detected" }
 func (conflictError) SQLState() string { return "40P01" }
 
-func TestTrouble(t *testing.T) {
-	for name, test := range map[string]func(t *testing.T, trouble *trouble, said func() string){
-		"a conflict is logged once a period, with a count": func(t *testing.T, trouble *trouble, said func() string) {
+func TestOutagesAndConflicts(t *testing.T) {
+	for name, test := range map[string]func(t *testing.T, outages *outages, said func() string){
+		"a conflict is logged once a period, with a count": func(t *testing.T, outages *outages, said func() string) {
 			for range 300 { // one each second, and each time it works the next time
-				trouble.met("claim", conflictError{})
-				trouble.over("claim")
+				outages.failed("claim", conflictError{})
+				outages.recovered("claim")
 				time.Sleep(time.Second) // of the fake clock
 			}
 			log := said()
 			if n := strings.Count(log, "\n"); n != 5 || !strings.Contains(log, "count=1 ") || strings.Count(log, "count=60 ") != 4 {
 				t.Errorf("in five minutes it says\n%s", log)
 			}
-			trouble.met("write outcomes", conflictError{})
+			outages.failed("write outcomes", conflictError{})
 			if log := said(); !strings.Contains(log, "count=1 ") {
 				t.Errorf("of another step it says %q", log)
 			}
 		},
-		"an outage is logged at its begin and at its end": func(t *testing.T, trouble *trouble, said func() string) {
+		"an outage is logged at its begin and at its end": func(t *testing.T, outages *outages, said func() string) {
 			for range 2 {
-				trouble.met("claim", errors.New("gone"))
-				trouble.met("claim", errors.New("gone"))
-				trouble.over("claim")
-				trouble.over("claim")
+				outages.failed("claim", errors.New("gone"))
+				outages.failed("claim", errors.New("gone"))
+				outages.recovered("claim")
+				outages.recovered("claim")
 				if log := said(); strings.Count(log, "\n") != 2 || strings.Count(log, "the database fails") != 1 || strings.Count(log, "works again") != 1 {
 					t.Errorf("it says\n%s", log)
 				}
@@ -48,7 +48,7 @@ func TestTrouble(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
-				test(t, &trouble{log: slog.New(slog.NewTextHandler(&log, nil))}, func() string {
+				test(t, &outages{log: slog.New(slog.NewTextHandler(&log, nil))}, func() string {
 					defer log.Reset()
 					return log.String()
 				})

@@ -1,0 +1,34 @@
+package outbox
+
+import (
+	"context"
+	"maps"
+)
+
+// findDeserted reports queues with due tasks that no live process serves, once each. A process that
+// is just being replaced is none: the second look in a row counts.
+func (d *dispatcher) findDeserted(ctx context.Context) {
+	maps.DeleteFunc(d.deserted, func(queue string, _ int) bool { return !d.foreign[queue] })
+	if len(d.foreign) == 0 {
+		return
+	}
+	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
+	defer cancel()
+	served, all, err := d.store.served(limited)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.outages.failed("look for queues without a process", err)
+		}
+		return
+	}
+	d.outages.recovered("look for queues without a process")
+	for queue := range d.foreign {
+		if all || served[queue] {
+			delete(d.deserted, queue)
+			continue
+		}
+		if d.deserted[queue]++; d.deserted[queue] == 2 {
+			d.log.Warn("outbox: tasks are due in a queue that no live process serves", "queue", queue)
+		}
+	}
+}
