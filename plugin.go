@@ -236,7 +236,7 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 		}
 	}
 	if d.Keep() && p.opts.Clock == nil { // a test clock is part of the texts
-		p.store.kept = newKept(pool)
+		p.store.statements = dialect.NewStatementCache(pool)
 	}
 	return nil
 }
@@ -358,10 +358,10 @@ func (p *Plugin) Schema(database string) (string, error) {
 
 // store is the database that a plugin is bound to.
 type store struct {
-	gorm *gorm.DB // for handlers; never for the dispatcher's own statements, which callbacks could redirect
-	pool *sql.DB  // the primary
-	d    dialect.Dialect
-	home bool          // the names in d's statements say in which schema the tables are
-	kept *kept         // nil where it is of no use
-	turn chan struct{} // of a serial database: who claims, writes outcomes or runs a transaction now
+	gorm       *gorm.DB // for handlers; never for the dispatcher's own statements, which callbacks could redirect
+	pool       *sql.DB  // the primary
+	d          dialect.Dialect
+	home       bool                    // the names in d's statements say in which schema the tables are
+	statements *dialect.StatementCache // nil where it is of no use
+	turn       chan struct{}           // of a serial database: who claims, writes outcomes or runs a transaction now
 }

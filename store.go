@@ -16,8 +16,8 @@ import (
 // inTx runs f in a transaction of the pool's own.
 func (s *store) inTx(ctx context.Context, f func(*sql.Tx) error) (err error) {
 	defer caught(&err)
-	if s.kept != nil {
-		s.kept.prepare(ctx)
+	if s.statements != nil {
+		s.statements.Prepare(ctx)
 	}
 	tx, err := s.pool.BeginTx(ctx, &sql.TxOptions{Isolation: s.d.Isolation()})
 	if err != nil {
@@ -102,10 +102,21 @@ FROM {history} WHERE id = ?`
 // row of a query that can be cancelled through a goroutine of its own, which costs as much as the row. Nothing is waited for
 // there any more: the transaction has its lock.
 func (s *store) inside(ctx context.Context) context.Context {
-	if s.kept != nil {
+	if s.statements != nil {
 		return context.WithoutCancel(ctx)
 	}
 	return ctx
+}
+
+// work is what the statements are executed on that the dispatcher needs all the time: tx or, where it is nil, the pool.
+func (s *store) work(tx *sql.Tx) dialect.Conn {
+	switch {
+	case s.statements != nil:
+		return s.statements.On(tx)
+	case tx != nil:
+		return tx
+	}
+	return s.pool
 }
 
 // takeTurn waits until no other statement or transactional run of this dispatcher writes, where one transaction at a time

@@ -42,19 +42,13 @@ func (p *Plugin) Landed(ctx context.Context, outcomes ...dialect.Outcome) (map[s
 	return p.store.landed(ctx, outcomes)
 }
 
-// Kept are the texts of the statements that are kept prepared.
-func (p *Plugin) Kept() []string {
-	if p.store.kept == nil {
+// Prepared are the texts of the statements that are kept prepared.
+func (p *Plugin) Prepared() []string {
+	if p.store.statements == nil {
 		return nil
 	}
-	p.store.kept.mu.Lock()
-	defer p.store.kept.mu.Unlock()
-	return slices.Collect(maps.Keys(p.store.kept.stmts))
+	return p.store.statements.Prepared()
 }
-
-// AskKept asks for a statement that may be kept prepared, PrepareKept prepares what was asked for.
-func (p *Plugin) AskKept(query string)            { p.store.kept.get(query) }
-func (p *Plugin) PrepareKept(ctx context.Context) { p.store.kept.prepare(ctx) }
 
 // Rebind gives the plugin another pool, as if the one it was installed on had come back.
 func (p *Plugin) Rebind(pool *sql.DB) { p.store.pool = pool }

@@ -1,0 +1,98 @@
+package dialect
+
+import (
+	"context"
+	"database/sql"
+	"maps"
+	"slices"
+	"sync"
+)
+
+// StatementCache holds statements prepared, where the driver would prepare each anew. They live as long as the pool.
+// What is not prepared yet is executed without, and prepared before the next transaction: within one, a pool of a single
+// connection has none left.
+type StatementCache struct {
+	pool *sql.DB
+
+	mu     sync.Mutex
+	stmts  map[string]*sql.Stmt
+	wanted map[string]bool
+}
+
+// NewStatementCache returns a cache for a pool. It is safe for concurrent use.
+func NewStatementCache(pool *sql.DB) *StatementCache {
+	return &StatementCache{pool: pool, stmts: map[string]*sql.Stmt{}, wanted: map[string]bool{}}
+}
+
+// get returns a prepared statement, or nil.
+func (c *StatementCache) get(query string) *sql.Stmt {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.stmts[query]
+	if s == nil {
+		c.wanted[query] = true
+	}
+	return s
+}
+
+// Prepare makes what was asked for in vain. Whatever keeps it from that, the statement itself will meet.
+func (c *StatementCache) Prepare(ctx context.Context) {
+	c.mu.Lock()
+	wanted := c.wanted
+	if len(wanted) == 0 {
+		c.mu.Unlock()
+		return
+	}
+	c.wanted = map[string]bool{}
+	c.mu.Unlock()
+	for query := range wanted {
+		s, err := c.pool.PrepareContext(ctx, query)
+		if err != nil {
+			return
+		}
+		c.mu.Lock()
+		c.stmts[query] = s
+		c.mu.Unlock()
+	}
+}
+
+// Prepared are the texts of the statements that are prepared.
+func (c *StatementCache) Prepared() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.stmts))
+}
+
+// On executes through the cache: in tx or, where it is nil, on the pool.
+func (c *StatementCache) On(tx *sql.Tx) Conn { return cached{c, tx} }
+
+type cached struct {
+	*StatementCache
+	tx *sql.Tx
+}
+
+func (c cached) ExecContext(ctx context.Context, query string, params ...any) (sql.Result, error) {
+	s := c.get(query)
+	switch {
+	case s == nil && c.tx == nil:
+		return c.pool.ExecContext(ctx, query, params...)
+	case s == nil:
+		return c.tx.ExecContext(ctx, query, params...)
+	case c.tx != nil:
+		s = c.tx.StmtContext(ctx, s)
+	}
+	return s.ExecContext(ctx, params...)
+}
+
+func (c cached) QueryContext(ctx context.Context, query string, params ...any) (*sql.Rows, error) {
+	s := c.get(query)
+	switch {
+	case s == nil && c.tx == nil:
+		return c.pool.QueryContext(ctx, query, params...)
+	case s == nil:
+		return c.tx.QueryContext(ctx, query, params...)
+	case c.tx != nil:
+		s = c.tx.StmtContext(ctx, s)
+	}
+	return s.QueryContext(ctx, params...)
+}
