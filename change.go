@@ -84,7 +84,7 @@ func Rerun(tx *gorm.DB, id string, opts ...Option) (*TaskModel, error) {
 		if err := checkID(id); err != nil {
 			return err
 		}
-		return h.atomically(func(h handle) (err error) {
+		return h.inTxOrSavepoint(func(h handle) (err error) {
 			task, err = h.rerun(id, opts)
 			return err
 		})
@@ -136,7 +136,7 @@ func change(tx *gorm.DB, opts []Option, allowed []string, f func(handle, setting
 	if err != nil {
 		return err
 	}
-	return h.insistently(func() error { return f(h, s) })
+	return h.withRetry(func() error { return f(h, s) })
 }
 
 // mustWait fails with ErrNotFound when history has the task. Where reads of an open transaction are of the past, a look for a
@@ -171,7 +171,7 @@ func (h handle) cancel(id string, version *int64) error {
 	if h.store.d.OneStatement() {
 		err = move(h)
 	} else {
-		err = h.atomically(move)
+		err = h.inTxOrSavepoint(move)
 	}
 	if err != nil {
 		return h.store.explain(err)

@@ -71,7 +71,7 @@ func (d *dispatcher) claim(ctx context.Context, until string) (n int, asked bool
 	defer d.unreserve(limit)
 	waiting, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
-	over, err := d.store.takeTurn(waiting)
+	over, err := d.store.lockWriter(waiting)
 	if err != nil {
 		return 0, false, err
 	}
@@ -269,7 +269,7 @@ func (d *dispatcher) reconcileSoon(owned int64) {
 	}
 	d.strays = owned > running
 	d.mu.Unlock()
-	poke(d.reconcile)
+	signal(d.reconcile)
 }
 
 var errOutcomeLost = errors.New("its outcome could not be recorded")

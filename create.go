@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"cmp"
-	"context"
 	"errors"
 	"fmt"
 	"iter"
@@ -49,7 +48,7 @@ func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, err
 	if err != nil {
 		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
 	}
-	if err := h.insistently(func() error { return h.insert([]*pendingTask{task}) }); err != nil {
+	if err := h.withRetry(func() error { return h.insert([]*pendingTask{task}) }); err != nil {
 		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
 	}
 	h.created([]*pendingTask{task})
@@ -96,9 +95,9 @@ func CreateBatch(tx *gorm.DB, tasks ...NewTask) ([]*TaskModel, error) {
 		}
 		return nil
 	}
-	err = h.insistently(func() error {
+	err = h.withRetry(func() error {
 		if len(chunks) > 1 || len(keys) > 0 {
-			return h.atomically(insert)
+			return h.inTxOrSavepoint(insert)
 		}
 		return insert(h)
 	})
@@ -142,58 +141,6 @@ type pendingTask struct {
 	delay time.Duration // until it is due, by this process's clock
 
 	inserted bool
-}
-
-// handle is a caller's *gorm.DB with the plugin that it carries.
-type handle struct {
-	p     *Plugin
-	store *store
-	tx    *gorm.DB
-	conn  gorm.ConnPool
-	inTx  bool // conn is a transaction
-	ctx   context.Context
-}
-
-// open takes from a caller's handle only what cannot have been made dirty: the connection and the context.
-func open(tx *gorm.DB) (handle, error) {
-	if tx == nil || tx.Config == nil || tx.Statement == nil {
-		return handle{}, fmt.Errorf("%w: it is nil", ErrNotInstalled)
-	}
-	p, ok := tx.Plugins[pluginName].(*Plugin)
-	if !ok {
-		return handle{}, ErrNotInstalled
-	}
-	s, err := p.placedForCaller(tx.Statement.Context)
-	if err != nil {
-		return handle{}, err
-	}
-	if tx.Error != nil {
-		return handle{}, fmt.Errorf("the *gorm.DB carries an error already: %w", tx.Error)
-	}
-	if tx.DryRun {
-		return handle{}, ErrDryRun
-	}
-	conn := s.primary(tx)
-	return handle{p: p, store: s, tx: tx, conn: conn, inTx: isTx(conn), ctx: tx.Statement.Context}, nil
-}
-
-// openToCreate is open for what Options.RequireTx applies to.
-func openToCreate(tx *gorm.DB) (handle, error) {
-	h, err := open(tx)
-	if err == nil && h.p.opts.RequireTx && !h.inTx {
-		return handle{}, ErrNoTransaction
-	}
-	return h, err
-}
-
-// primary is the handle's connection, but for a pool that is not its DB's: dbresolver leaves a replica's in a handle that
-// a query has returned. A transaction or a single connection stays what it is.
-func (s *store) primary(tx *gorm.DB) gorm.ConnPool {
-	conn := tx.Statement.ConnPool
-	if isTx(conn) || poolOf(conn) == nil || poolOf(conn) == s.pool || poolOf(tx.ConnPool) != s.pool {
-		return conn
-	}
-	return tx.ConnPool
 }
 
 // prepare checks everything that can be checked without the database.

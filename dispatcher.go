@@ -163,10 +163,10 @@ func (p *Plugin) Run(ctx context.Context) error {
 	}
 	wg.Go(func() {
 		for untilNext(background, p.schedule, time.Now) == nil {
-			poke(d.scans)
+			signal(d.scans)
 		}
 	})
-	poke(d.scans)
+	signal(d.scans)
 
 	d.accept(true)
 	d.loop(ctx)
@@ -201,7 +201,7 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		return nil, nil, err
 	}
 	d = p.newDispatcher(s)
-	if err := d.patiently(ctx, stay, func(ctx context.Context) (err error) {
+	if err := d.untilReachable(ctx, stay, func(ctx context.Context) (err error) {
 		if s, err = p.placed(ctx); err == nil {
 			d.store = s
 			err = s.checkSchema(ctx, &p.compared)
@@ -217,13 +217,13 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 	}
 	only := stay && p.opts.SingleProcess
 	if only {
-		err = d.patiently(ctx, stay, d.lockSingle)
+		err = d.untilReachable(ctx, stay, d.lockSingle)
 	}
 	if err == nil {
-		err = d.patiently(ctx, stay, d.register)
+		err = d.untilReachable(ctx, stay, d.register)
 	}
 	if err == nil && only {
-		if err = d.patiently(ctx, stay, d.inherit); err != nil {
+		if err = d.untilReachable(ctx, stay, d.inherit); err != nil {
 			last, cancel := d.outlive(ctx)
 			_ = s.unregister(last, d.processID())
 			cancel()
@@ -286,9 +286,9 @@ func (d *dispatcher) outlive(ctx context.Context) (context.Context, context.Canc
 
 const statementGrace = 2 * time.Second
 
-// patiently tries again while the database is busy, as when another process holds SQLite's write lock; who is to stay also
+// untilReachable tries again while the database is busy, as when another process holds SQLite's write lock; who is to stay also
 // does so while it cannot be reached.
-func (d *dispatcher) patiently(ctx context.Context, stay bool, f func(context.Context) error) error {
+func (d *dispatcher) untilReachable(ctx context.Context, stay bool, f func(context.Context) error) error {
 	for {
 		limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 		err := f(limited)
@@ -454,7 +454,7 @@ func (d *dispatcher) free(r *run) {
 	}
 }
 
-func (d *dispatcher) wake() { poke(d.woken) }
+func (d *dispatcher) wake() { signal(d.woken) }
 
 // expect has due tasks claimed from some lanes, without a probe before; without lanes, from any.
 func (d *dispatcher) expect(lanes []dialect.Lane) {
@@ -468,11 +468,11 @@ func (d *dispatcher) expect(lanes []dialect.Lane) {
 	if len(lanes) > 0 {
 		d.backlog.expect(lanes)
 		d.txBacklog.expect(lanes)
-		poke(d.expected)
+		signal(d.expected)
 	}
 }
 
-func poke(c chan struct{}) {
+func signal(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:

@@ -73,7 +73,7 @@ func (d *dispatcher) refill(slots int) {
 // goOn has the loop claim for the slots that a claim of some queues has left free, from the others.
 func (d *dispatcher) goOn() {
 	if d.room() > 0 && d.mayHaveMore() {
-		poke(d.slotFree)
+		signal(d.slotFree)
 	}
 }
 
@@ -112,7 +112,7 @@ func (d *dispatcher) exchanged(reserved int) {
 	defer d.mu.Unlock()
 	d.exchanging, d.reserved = d.exchanging-1, d.reserved-reserved
 	if d.reclaiming && d.exchanging == 0 {
-		poke(d.reconcile)
+		signal(d.reconcile)
 	}
 }
 

@@ -96,7 +96,7 @@ func TestLoopShutdownWaitsForAnExchange(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		d, n := duringExchange(t)
 		const later = time.Second
-		time.AfterFunc(later, func() { d.exchanged(n); poke(d.slotFree) })
+		time.AfterFunc(later, func() { d.exchanged(n); signal(d.slotFree) })
 		begun := time.Now()
 		if !d.restWithin(time.Minute, (*run).leftBehind) || time.Since(begun) != later {
 			t.Errorf("it rests after %v, and the exchange ends after %v", time.Since(begun), later)

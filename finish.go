@@ -58,7 +58,7 @@ func (f *finisher) ready() bool {
 
 func (f *finisher) signalIfReady() {
 	if f.ready() {
-		poke(f.signal)
+		signal(f.signal)
 	}
 }
 
@@ -124,7 +124,7 @@ func (d *dispatcher) writeOutcomes(stop <-chan struct{}) {
 			}
 			d.finisher.written()
 			// Once for the group, so that the next claim is not for a part of it.
-			poke(d.slotFree)
+			signal(d.slotFree)
 			continue
 		}
 		select {
@@ -194,7 +194,7 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, since time.Time, failed err
 			d.log.Error("outbox: outcome refused by the database for good, the task stays as it is", group[0].run.attrs("err", err)...)
 			group[0].run.recorded.Store(true)
 			d.unrecorded(group[0])
-			poke(d.slotFree)
+			signal(d.slotFree)
 			return
 		case class == dialect.Lost:
 			inDoubt, careful, failed = true, true, err
@@ -209,7 +209,7 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, since time.Time, failed err
 				d.log.Error("outbox: outcome not recorded", p.run.attrs("err", err)...)
 				d.unrecorded(p)
 			}
-			poke(d.slotFree)
+			signal(d.slotFree)
 			return
 		}
 	}
@@ -261,7 +261,7 @@ func (d *dispatcher) writeOnce(group *[]*pendingEnd, inDoubt, careful bool) erro
 		}
 	}
 	d.durable(written, fenced{ids: done})
-	poke(d.slotFree)
+	signal(d.slotFree)
 	*group = left
 	return nil
 }

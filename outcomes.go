@@ -51,7 +51,7 @@ func (s *store) exchange(ctx context.Context, outcomes []dialect.Outcome, requeu
 		}
 		return fencedBy(moved, all), [][]claimed{list}, nil
 	}
-	over, err := s.takeTurn(ctx)
+	over, err := s.lockWriter(ctx)
 	if err != nil {
 		return fenced{}, nil, err
 	}
@@ -92,7 +92,7 @@ func (s *store) write(ctx context.Context, outcomes []dialect.Outcome, requeued 
 	if s.d.OneStatement() && (len(outcomes) == 0 || len(requeued) == 0) {
 		return s.writeIn(ctx, s.work(nil), outcomes, requeued)
 	}
-	over, err := s.takeTurn(ctx)
+	over, err := s.lockWriter(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -141,7 +141,7 @@ func (s *store) writeUnlocked(ctx context.Context, outcomes []dialect.Outcome, r
 		ids = append(ids, r.ID)
 	}
 	find := " FROM {tasks} WHERE id IN (?" + strings.Repeat(", ?", len(ids)-1) + ")"
-	over, err := s.takeTurn(ctx)
+	over, err := s.lockWriter(ctx)
 	if err != nil {
 		return nil, nil, err
 	}

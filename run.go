@@ -90,7 +90,7 @@ func (d *dispatcher) newRun(c claimed) *run {
 func (r *run) execute() {
 	defer func() {
 		if r.release() {
-			poke(r.d.slotFree)
+			signal(r.d.slotFree)
 		}
 	}()
 	defer r.cancel(errEnded)

@@ -53,7 +53,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	limit := max(r.d.p.opts.HeartbeatLimit, time.Second)
 	watch := time.AfterFunc(limit, func() { giveUp(errNoReply) })
 	defer watch.Stop()
-	over, err := s.takeTurn(ctx)
+	over, err := s.lockWriter(ctx)
 	if err != nil {
 		return infrastructure(err)
 	}

@@ -119,10 +119,10 @@ func (s *store) work(tx *sql.Tx) dialect.Conn {
 	return s.pool
 }
 
-// takeTurn waits until no other statement or transactional run of this dispatcher writes, where one transaction at a time
+// lockWriter waits until no other statement or transactional run of this dispatcher writes, where one transaction at a time
 // can: left to collide, they would sleep in the database's busy handler, most of the time longer than the other takes, and
 // whoever writes in quick succession would starve the others.
-func (s *store) takeTurn(ctx context.Context) (over func(), err error) {
+func (s *store) lockWriter(ctx context.Context) (over func(), err error) {
 	if !s.d.Serial() {
 		return func() {}, nil
 	}

@@ -12,6 +12,58 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
+// handle is a caller's *gorm.DB with the plugin that it carries.
+type handle struct {
+	p     *Plugin
+	store *store
+	tx    *gorm.DB
+	conn  gorm.ConnPool
+	inTx  bool // conn is a transaction
+	ctx   context.Context
+}
+
+// open takes from a caller's handle only what cannot have been made dirty: the connection and the context.
+func open(tx *gorm.DB) (handle, error) {
+	if tx == nil || tx.Config == nil || tx.Statement == nil {
+		return handle{}, fmt.Errorf("%w: it is nil", ErrNotInstalled)
+	}
+	p, ok := tx.Plugins[pluginName].(*Plugin)
+	if !ok {
+		return handle{}, ErrNotInstalled
+	}
+	s, err := p.placedForCaller(tx.Statement.Context)
+	if err != nil {
+		return handle{}, err
+	}
+	if tx.Error != nil {
+		return handle{}, fmt.Errorf("the *gorm.DB carries an error already: %w", tx.Error)
+	}
+	if tx.DryRun {
+		return handle{}, ErrDryRun
+	}
+	conn := s.primary(tx)
+	return handle{p: p, store: s, tx: tx, conn: conn, inTx: isTx(conn), ctx: tx.Statement.Context}, nil
+}
+
+// openToCreate is open for what Options.RequireTx applies to.
+func openToCreate(tx *gorm.DB) (handle, error) {
+	h, err := open(tx)
+	if err == nil && h.p.opts.RequireTx && !h.inTx {
+		return handle{}, ErrNoTransaction
+	}
+	return h, err
+}
+
+// primary is the handle's connection, but for a pool that is not its DB's: dbresolver leaves a replica's in a handle that
+// a query has returned. A transaction or a single connection stays what it is.
+func (s *store) primary(tx *gorm.DB) gorm.ConnPool {
+	conn := tx.Statement.ConnPool
+	if isTx(conn) || poolOf(conn) == nil || poolOf(conn) == s.pool || poolOf(tx.ConnPool) != s.pool {
+		return conn
+	}
+	return tx.ConnPool
+}
+
 // traced executes on a caller's connection and tells the caller's GORM logger, so that Debug() shows the statement. It
 // goes past GORM's callbacks: those of other plugins would send it to a replica or rewrite it.
 type traced struct{ h handle }
@@ -55,9 +107,9 @@ func (t traced) log(ctx context.Context, begin time.Time, query string, params [
 	}, err)
 }
 
-// insistently runs f again while the database asks for it, as after a deadlock; in a transaction of the caller's, which is
-// undone then, that is the caller's to do.
-func (h handle) insistently(f func() error) error {
+// withRetry runs f again after a deadlock or a serialization failure. It does not inside the caller's transaction: the
+// database has rolled that back, so the caller must retry it.
+func (h handle) withRetry(f func() error) error {
 	_, pinned := base(h.conn).(*sql.Conn)
 	for try := 1; ; try++ {
 		err := f()
@@ -72,9 +124,9 @@ func pauseBeforeTry(ctx context.Context, failed int) error {
 	return wait(ctx, DefaultBackoff(1)>>max(0, 7-failed))
 }
 
-// atomically runs f so that all of it happens or nothing: in a savepoint of the caller's transaction, which stays usable
+// inTxOrSavepoint runs f so that all of it happens or nothing: in a savepoint of the caller's transaction, which stays usable
 // when f fails, or else in a transaction of its own.
-func (h handle) atomically(f func(handle) error) error {
+func (h handle) inTxOrSavepoint(f func(handle) error) error {
 	if h.inTx {
 		if prepared, ok := base(h.conn).(*gorm.PreparedStmtTX); ok {
 			h.conn = prepared.Tx // savepoints cannot be prepared everywhere
