@@ -5,6 +5,7 @@ import (
 	"go/token"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -59,6 +60,28 @@ func TestPackagesImportInOneDirection(t *testing.T) {
 					t.Errorf("%s imports %s", path, imported)
 				}
 			}
+		}
+	}
+}
+
+// The map for newcomers names files that are there.
+func TestContributingNamesWhatExists(t *testing.T) {
+	text, err := os.ReadFile("CONTRIBUTING.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := regexp.MustCompile(`\b[a-z_]+\.go\b|\binternal/[a-z]+\b`).FindAllString(string(text), -1)
+	if len(names) < 20 {
+		t.Fatalf("only %d names", len(names))
+	}
+	for _, name := range names {
+		found := false
+		for _, dir := range []string{".", "internal/dialect"} {
+			_, err := os.Stat(filepath.Join(dir, name))
+			found = found || err == nil
+		}
+		if !found {
+			t.Errorf("%s is not there", name)
 		}
 	}
 }
