@@ -130,7 +130,7 @@ func (d *dispatcher) plan(until string, limit int) (list plan) {
 		if len(t.lanes) == 0 {
 			return
 		}
-		p := dialect.ClaimParams{Process: d.processID(), Lanes: t.lanes, Marks: t.marks, Share: t.share, Funcs: funcs,
+		p := dialect.ClaimParams{Process: d.lease.owner(), Lanes: t.lanes, Marks: t.marks, Share: t.share, Funcs: funcs,
 			Repeatable: d.repeatable, Limit: limit, Until: until}
 		if until != "" {
 			p.Marks = nil // no other claim comes later
@@ -291,7 +291,7 @@ func (d *dispatcher) reclaim(ctx context.Context) {
 	d.mu.Lock()
 	forget := maps.Clone(d.hadRun) // unless their rows are still ours
 	d.mu.Unlock()
-	owned, err := d.store.owned(limited, d.processID())
+	owned, err := d.store.owned(limited, d.lease.owner())
 	if err != nil {
 		if ctx.Err() == nil {
 			d.outages.failed("look for claims without a run", err)

@@ -24,6 +24,7 @@ type dispatcher struct {
 
 	slots     int
 	writers   int // of outcomes
+	lease     *lease
 	finisher  *finisher
 	outages   outages
 	txTurn    chan struct{} // on a serial database: whose turn it is to write
@@ -44,19 +45,16 @@ type dispatcher struct {
 	ran         atomic.Int64
 	misfits     sync.Map // functions whose tasks went back for another process, which was logged
 
-	mu       sync.Mutex
-	id       string // of the process row; a new one after having been declared dead
-	lastBeat time.Time
-	runs     map[*run]struct{}
-	strays   bool      // the table has more running tasks of this process than it knows
-	doubt    time.Time // until then, claims whose reply was lost may turn up; zero once it was looked for them after that
+	mu     sync.Mutex
+	runs   map[*run]struct{}
+	strays bool      // the table has more running tasks of this process than it knows
+	doubt  time.Time // until then, claims whose reply was lost may turn up; zero once it was looked for them after that
 
 	reserved   int            // slots that claims under way may fill: free ones, and those of a group that is exchanged
 	accepting  bool           // the loop runs, so an exchange may claim
 	exchanging int            // so many are under way
 	reclaiming bool           // or about to: no exchange may claim
 	hadRun     map[string]int // attempts, by id, whose outcome was refused or given up; their rows may still be running
-	lapse      *time.Timer
 
 	single single // of begin, the heartbeats, and the end
 
@@ -110,7 +108,7 @@ func (p *Plugin) newDispatcher(s *store) *dispatcher {
 		d.stopWriting()
 		d.endRuns()
 	})
-	d.lapse = time.AfterFunc(time.Hour, d.lapsed)
+	d.lease = newLease(p.opts.HeartbeatLimit*2/3, d.leaseExpired)
 	d.nextDue = time.NewTimer(time.Hour)
 	return d
 }
@@ -152,7 +150,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 	defer end()
 	defer context.AfterFunc(d.poolClosed, end)()
 	d.checkPool()
-	d.log.Info("outbox: started", "process", d.processID(), "concurrency", d.slots, "functions", len(d.funcs), "scan", p.opts.Scan)
+	d.log.Info("outbox: started", "process", d.lease.owner(), "concurrency", d.slots, "functions", len(d.funcs), "scan", p.opts.Scan)
 
 	background, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -183,7 +181,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 		err = errors.Join(errPoolClosed, err)
 	}
 	wg.Wait() // last: a Waker that does not return must keep nobody's outcome from being recorded
-	d.log.Info("outbox: stopped", "process", d.processID())
+	d.log.Info("outbox: stopped", "process", d.lease.owner())
 	if err != nil {
 		return fmt.Errorf("outbox: run: %w", err)
 	}
@@ -208,11 +206,11 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		}
 		return err
 	}); err != nil {
-		d.lapse.Stop()
+		d.lease.stop()
 		return nil, nil, err
 	}
 	if err := p.registry.seal(); err != nil {
-		d.lapse.Stop()
+		d.lease.stop()
 		return nil, nil, err
 	}
 	only := stay && p.opts.SingleProcess
@@ -225,14 +223,14 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 	if err == nil && only {
 		if err = d.untilReachable(ctx, stay, d.inherit); err != nil {
 			last, cancel := d.outlive(ctx)
-			_ = s.unregister(last, d.processID())
+			_ = s.unregister(last, d.lease.owner())
 			cancel()
 		}
 	}
 	if err != nil {
 		d.unlockSingle()
 		p.registry.unseal()
-		d.lapse.Stop()
+		d.lease.stop()
 		return nil, nil, err
 	}
 	// At once, and not only when the loop is over: a claim's reply may come meanwhile.
@@ -253,7 +251,7 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		<-written
 		stopBeats()
 		wg.Wait()
-		d.lapse.Stop()
+		d.lease.stop()
 		d.nextDue.Stop()
 		d.stopWriting()
 		last, cancel := context.WithTimeout(context.Background(), min(d.statementLimit(), farewellLimit))
@@ -261,12 +259,12 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		d.reclaim(last)
 		// Whatever is left behind is an orphan from now on. The connection may be one that the end of the heartbeats has
 		// broken.
-		err := s.unregister(last, d.processID())
+		err := s.unregister(last, d.lease.owner())
 		for try := 1; try < 3 && err != nil && dialect.Classify(err) == dialect.Lost; try++ {
-			err = s.unregister(last, d.processID())
+			err = s.unregister(last, d.lease.owner())
 		}
 		if err != nil {
-			d.log.Warn("outbox: process row not removed", "process", d.processID(), "err", err)
+			d.log.Warn("outbox: process row not removed", "process", d.lease.owner(), "err", err)
 		}
 		d.unlockSingle()
 		p.registry.unseal()
@@ -347,7 +345,7 @@ func (d *dispatcher) loop(ctx context.Context) {
 // dispatch fills the free slots. With probe it asks first what is due; without, it only goes on where a claim came back
 // full, or where tasks are expected. It reports whether it asked the database at all.
 func (d *dispatcher) dispatch(ctx context.Context, probe, expected bool) (asked bool, err error) {
-	if !d.mayClaim() {
+	if !d.lease.valid() {
 		return false, nil
 	}
 	if probe {
@@ -377,7 +375,7 @@ func (d *dispatcher) dispatch(ctx context.Context, probe, expected bool) (asked 
 		return probe, nil
 	}
 	total := 0
-	for ctx.Err() == nil && d.mayClaim() {
+	for ctx.Err() == nil && d.lease.valid() {
 		n, asked, err := d.claim(ctx, "")
 		if err != nil {
 			return true, err

@@ -80,7 +80,7 @@ func (d *dispatcher) goOn() {
 // mayExchange decides for how many slots an exchange may claim: the group's own, and those that are free, which are reserved
 // from now on. None means that it may not.
 func (d *dispatcher) mayExchange(group []*pendingEnd) (own, free int) {
-	if !d.mayHaveMore() || !d.mayClaim() {
+	if !d.mayHaveMore() || !d.lease.valid() {
 		return 0, 0
 	}
 	d.mu.Lock()

@@ -31,7 +31,7 @@ func TestExpectedTasksAreClaimedWithoutAProbe(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			p := New(Options{Queues: c.queues})
 			d := p.newDispatcher(&store{d: memDialect{m: newMemory(c.serial)}})
-			defer d.lapse.Stop()
+			defer d.lease.stop()
 			d.expect(c.lanes)
 			if claim := len(d.expected) > 0 && d.mayHaveMore(); claim != c.claim || len(d.woken) > 0 != c.probe {
 				t.Errorf("a claim %v, a probe %v", claim, len(d.woken) > 0)
@@ -47,12 +47,12 @@ func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
 		p := s.addNode().plugin()
 		defer s.pools[0].Close()
 		d := p.newDispatcher(p.store)
-		defer d.lapse.Stop()
+		defer d.lease.stop()
 		defer d.nextDue.Stop()
 		defer d.stopWriting()
 		defer d.endRuns()
 		d.backlog.found([]dialect.Lane{someLane})
-		d.lastBeat = time.Now()
+		d.lease.lastBeat = time.Now()
 		d.doubt = time.Now()
 		if _, n := d.mayExchange(nil); n != 0 {
 			t.Errorf("an exchange may claim %d before the loop runs", n)
@@ -83,9 +83,9 @@ func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
 // duringExchange is a dispatcher with an exchange under way that may claim n.
 func duringExchange(t *testing.T) (d *dispatcher, n int) {
 	d = New(Options{}).newDispatcher(&store{d: memDialect{m: newMemory(false)}})
-	t.Cleanup(func() { d.lapse.Stop() })
+	t.Cleanup(func() { d.lease.stop() })
 	d.accept(true)
-	d.lastBeat = time.Now()
+	d.lease.lastBeat = time.Now()
 	d.backlog.found([]dialect.Lane{someLane})
 	_, n = d.mayExchange(nil)
 	return d, n
@@ -138,10 +138,10 @@ func TestLoopProbesAfterAFailedExchange(t *testing.T) {
 		p := n.plugin()
 		defer s.pools[0].Close()
 		d := p.newDispatcher(p.store)
-		defer d.lapse.Stop()
+		defer d.lease.stop()
 		defer d.stopWriting()
 		d.accept(true)
-		d.lastBeat = time.Now()
+		d.lease.lastBeat = time.Now()
 		d.backlog.found([]dialect.Lane{someLane})
 		if written, err := d.exchange(nil); written || err == nil {
 			t.Fatalf("written: %v, %v", written, err)
@@ -159,7 +159,7 @@ func TestLoopGroupWithTwoClaimsOfOneTask(t *testing.T) {
 		told := map[int64]error{}
 		p.opts.Hooks = []Hooks{finishHookFunc(func(t *TaskModel, f Finish) { told[t.Version] = f.Err })}
 		d := p.newDispatcher(&store{d: memDialect{m: newMemory(false)}})
-		defer d.lapse.Stop()
+		defer d.lease.stop()
 		var group []*pendingEnd
 		for _, version := range []int64{2, 4} {
 			r := d.newRun(claimed{task: &TaskModel{ID: "task", Func: "f", MaxAttempts: 1, Version: version}})
@@ -191,7 +191,7 @@ func TestLoopSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
 		p := n.plugin()
 		defer s.pools[0].Close()
 		d := p.newDispatcher(p.store)
-		defer d.lapse.Stop()
+		defer d.lease.stop()
 		defer d.nextDue.Stop()
 		defer d.stopWriting()
 		defer d.endRuns()

@@ -166,7 +166,7 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, since time.Time, failed err
 		}
 		class := dialect.Classify(err)
 		// It is these outcomes that do not go through, be it that they are more than one statement can hold or bear.
-		stuck := err != nil && try >= 4 && (class == dialect.Other || d.beatenSince(since))
+		stuck := err != nil && try >= 4 && (class == dialect.Other || d.lease.beatenSince(since))
 		switch {
 		case err == nil && !alone:
 			for _, p := range group {
@@ -213,13 +213,6 @@ func (d *dispatcher) writeGroup(group []*pendingEnd, since time.Time, failed err
 			return
 		}
 	}
-}
-
-// beatenSince reports whether a heartbeat that was sent after a time has succeeded.
-func (d *dispatcher) beatenSince(t time.Time) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.lastBeat.After(t)
 }
 
 // mayBeLocked reports whether a statement may have failed because it waited for a lock of another transaction.

@@ -42,53 +42,21 @@ func (d *dispatcher) register(ctx context.Context) error {
 	if err := d.store.register(limited, m); err != nil {
 		return err
 	}
-	d.mu.Lock()
-	d.id, d.lastBeat = m.ID, begun
-	d.mu.Unlock()
-	d.lapse.Reset(d.leaseTime() - time.Since(begun))
+	d.lease.begin(m.ID, begun)
 	return nil
 }
 
-// leaseTime is how long after its last good beat a process may still act: well before others may call it dead.
-func (d *dispatcher) leaseTime() time.Duration { return d.p.opts.HeartbeatLimit * 2 / 3 }
-
-func (d *dispatcher) processID() string {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.id
-}
-
-// mayClaim reports whether the last good beat is recent enough.
-func (d *dispatcher) mayClaim() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.beatIsRecent()
-}
-
-// beatIsRecent is for who holds d.mu.
-func (d *dispatcher) beatIsRecent() bool { return time.Since(d.lastBeat) < d.leaseTime() }
-
-// stillOurs reports whether a claim may be run: its reply may have come when the handlers of this process had been told to
-// stop, because the last good beat was too old or others had declared the process dead.
-func (d *dispatcher) stillOurs(t *TaskModel) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.beatIsRecent() && deref(t.ProcessID) == d.id
-}
-
-// lapsed is called when the last good beat is too old: others may soon take the tasks over, so handlers are told to stop.
-func (d *dispatcher) lapsed() {
-	d.mu.Lock()
-	stale := time.Since(d.lastBeat) >= d.leaseTime()
-	d.mu.Unlock()
-	if stale && d.minding.Load() && d.store.d.Serial() {
-		d.lapse.Reset(d.leaseTime()) // it waits for the only write lock or has it, as beat explains
+// leaseExpired is called when the lease has run out: others may soon take the tasks over, so handlers are told to stop.
+func (d *dispatcher) leaseExpired() {
+	if d.lease.valid() {
+		return // a heartbeat has renewed it meanwhile
+	}
+	if d.minding.Load() && d.store.d.Serial() {
+		d.lease.postponeExpiry() // it waits for the only write lock or has it, as beat explains
 		return
 	}
-	if stale {
-		d.log.Error("outbox: no heartbeat succeeded, handlers are cancelled", "for", d.leaseTime())
-		d.loseRuns()
-	}
+	d.log.Error("outbox: no heartbeat succeeded, handlers are cancelled", "for", d.lease.length)
+	d.loseRuns()
 }
 
 // heartbeats runs until ctx is done: beat, then, if it is to watch, look at the others.
@@ -107,7 +75,7 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 		d.minding.Store(true)
 		good := d.beat(ctx)
 		// Whoever was frozen, perhaps together with the others, has not watched meanwhile.
-		if !good || time.Since(last) >= d.leaseTime() {
+		if !good || time.Since(last) >= d.lease.length {
 			clear(seen)
 		}
 		last = time.Now()
@@ -119,7 +87,7 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 		}
 		d.minding.Store(false)
 		look.Stop()
-		if since, some := seen.oldest(d.processID()); some {
+		if since, some := seen.oldest(d.lease.owner()); some {
 			look.Reset(time.Until(since.Add(d.p.opts.HeartbeatLimit)))
 		}
 		select {
@@ -136,14 +104,14 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 func (d *dispatcher) beat(ctx context.Context) bool {
 	begun := time.Now()
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
-	alive, err := d.store.beat(limited, d.processID())
+	alive, err := d.store.beat(limited, d.lease.owner())
 	cancel()
 	if ctx.Err() != nil {
 		return false
 	}
 	buried := err == nil && !alive
 	if buried {
-		d.log.Warn("outbox: this process was declared dead, its claims are lost; it goes on as a new one", "process", d.processID())
+		d.log.Warn("outbox: this process was declared dead, its claims are lost; it goes on as a new one", "process", d.lease.owner())
 		d.loseRuns()
 		err = d.register(ctx)
 	}
@@ -152,19 +120,14 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 		if d.store.d.Serial() && (dialect.Classify(err) == dialect.Busy || d.inTx.Load() > 0) {
 			// Whoever holds the only write lock keeps the others from taking over, too. A beat that is late because of a
 			// lock is not a death.
-			d.lapse.Reset(d.leaseTime())
+			d.lease.postponeExpiry()
 		}
 		return false
 	}
 	d.outages.recovered("heartbeat")
-	d.mu.Lock()
-	lapsed := buried || time.Since(d.lastBeat) >= d.leaseTime()
-	d.lastBeat = begun
-	d.mu.Unlock()
-	if lapsed {
+	if hadExpired := d.lease.renew(begun); buried || hadExpired {
 		d.wake() // nothing was claimed meanwhile
 	}
-	d.lapse.Reset(d.leaseTime() - time.Since(begun))
 	return true
 }
 
@@ -190,12 +153,12 @@ func (seen observations) oldest(own string) (since time.Time, some bool) {
 func (d *dispatcher) observe(ctx context.Context, seen observations) {
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()
-	w, err := d.store.watch(limited, d.processID())
+	w, err := d.store.watch(limited, d.lease.owner())
 	now := time.Now()
 	if err == nil {
 		for id, beats := range w.beats {
 			o, known := seen[id]
-			if id == d.processID() || !known || o.beats != beats {
+			if id == d.lease.owner() || !known || o.beats != beats {
 				seen[id] = observation{beats, now}
 				continue
 			}

@@ -111,7 +111,7 @@ func (d *dispatcher) othersHave(t *TaskModel) bool {
 	ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
 	defer cancel()
 	found := false
-	err := d.store.query(ctx, d.store.pool, "SELECT functions, queues FROM {processes} WHERE id <> ?", []any{d.processID()}, func(r *sql.Rows) error {
+	err := d.store.query(ctx, d.store.pool, "SELECT functions, queues FROM {processes} WHERE id <> ?", []any{d.lease.owner()}, func(r *sql.Rows) error {
 		var functions, queues JSON
 		if err := r.Scan(&functions, &queues); err != nil {
 			return err

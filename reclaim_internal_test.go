@@ -25,9 +25,10 @@ func owner(t *testing.T, attempt int) (d *dispatcher, row func() TaskModel) {
 		t.Fatal(err)
 	}
 	d = p.newDispatcher(st)
-	t.Cleanup(func() { d.lapse.Stop() })
-	d.id, d.lastBeat, d.strays = "p", time.Now(), true
-	id := d.id
+	t.Cleanup(func() { d.lease.stop() })
+	d.lease.begin("p", time.Now())
+	d.strays = true
+	id := d.lease.owner()
 	tx := s.m.begin()
 	tx.put("process p", memProcess{id: "p", beats: 1, at: time.Now()})
 	tx.put("task task", TaskModel{ID: "task", Func: "f", State: StateRunning, Attempt: attempt, MaxAttempts: 9, Version: 7, ProcessID: &id})
@@ -51,7 +52,7 @@ func TestTransactionThatBeganTooLateRunsNothing(t *testing.T) {
 				n.fault = func(what string) (f memFault) {
 					if late && strings.HasPrefix(what, "SAVEPOINT") {
 						d.mu.Lock()
-						d.lastBeat = time.Now().Add(-time.Hour)
+						d.lease.lastBeat = time.Now().Add(-time.Hour)
 						d.mu.Unlock()
 					}
 					return f
@@ -65,9 +66,9 @@ func TestTransactionThatBeganTooLateRunsNothing(t *testing.T) {
 					t.Fatal(err)
 				}
 				d = p.newDispatcher(st)
-				defer d.lapse.Stop()
-				d.id, d.lastBeat = "p", time.Now()
-				r := d.newRun(claimed{task: &TaskModel{ID: "task", Func: "mine", Attempt: 1, MaxAttempts: 1, Version: 7, ProcessID: &d.id}})
+				defer d.lease.stop()
+				d.lease.begin("p", time.Now())
+				r := d.newRun(claimed{task: &TaskModel{ID: "task", Func: "mine", Attempt: 1, MaxAttempts: 1, Version: 7, ProcessID: &d.lease.id}})
 				if e, done, _ := r.try(reflect.Value{}); called == late || e.giveBack != late || done != nil {
 					t.Errorf("called: %v, %+v, %v", called, e, done)
 				}

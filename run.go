@@ -163,7 +163,7 @@ func (r *run) execute() {
 
 // mayStart reports whether the handler may still be called: the process drains otherwise, or the claim is another's.
 func (r *run) mayStart() bool {
-	return !r.d.draining.Load() && r.base.Err() == nil && r.d.stillOurs(r.task)
+	return !r.d.draining.Load() && r.base.Err() == nil && r.d.lease.owns(r.task)
 }
 
 // tellStart calls the hooks' OnStart. Each has its OnFinish when the run is over.

@@ -220,7 +220,7 @@ func (r *run) undone(e ending) ending {
 func (d *dispatcher) canWrite() bool {
 	ctx, cancel := context.WithTimeout(d.writeCtx, d.statementLimit())
 	defer cancel()
-	alive, err := d.store.beat(ctx, d.processID())
+	alive, err := d.store.beat(ctx, d.lease.owner())
 	return err == nil && alive
 }
 

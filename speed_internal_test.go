@@ -144,10 +144,10 @@ func BenchmarkRun(b *testing.B) {
 	p.Handle("speed.run", func(context.Context, speedArgs) error { return nil })
 	d := p.newDispatcher(&store{d: memDialect{m: newMemory(false)}})
 	defer close(d.drain)
-	d.lastBeat = time.Now().Add(time.Hour)
+	d.lease.lastBeat = time.Now().Add(time.Hour)
 	list, done := make([]claimed, 100), map[string]bool{}
 	for i := range list {
-		list[i].task = &TaskModel{ID: strconv.Itoa(i), Func: "speed.run", Args: raw, ProcessID: &d.id, MaxAttempts: 1, Attempt: 1}
+		list[i].task = &TaskModel{ID: strconv.Itoa(i), Func: "speed.run", Args: raw, ProcessID: &d.lease.id, MaxAttempts: 1, Attempt: 1}
 		done[list[i].task.ID] = true
 	}
 	b.ReportAllocs()

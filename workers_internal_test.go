@@ -31,14 +31,14 @@ func TestWorkersStartEveryRun(t *testing.T) {
 		return nil
 	})
 	d := p.newDispatcher(&store{d: memDialect{m: newMemory(false)}})
-	defer d.lapse.Stop()
+	defer d.lease.stop()
 	defer d.nextDue.Stop()
 	defer close(d.drain)
-	d.lastBeat = time.Now()
+	d.lease.lastBeat = time.Now()
 	var list []claimed
 	for i := range 2 * n {
 		path := []string{"waits", "exits"}[i%2]
-		list = append(list, claimed{task: &TaskModel{ID: strconv.Itoa(i), Func: path, Args: JSON("{}"), ProcessID: &d.id, MaxAttempts: 1, Attempt: 1}})
+		list = append(list, claimed{task: &TaskModel{ID: strconv.Itoa(i), Func: path, Args: JSON("{}"), ProcessID: &d.lease.id, MaxAttempts: 1, Attempt: 1}})
 	}
 	d.start(list[:n])
 	d.start(list[n:])
