@@ -6,11 +6,12 @@ import (
 	"github.com/gorm-outbox/outbox/internal/args"
 )
 
-// Args are named arguments: a JSON object. A handler that takes Args gets whatever keys there are, and its numbers as
-// json.Number, so that integers keep every digit.
+// Args are named arguments: a JSON object. A handler that takes Args gets whatever keys there are,
+// and its numbers as json.Number, so that integers keep every digit.
 type Args = map[string]any
 
-// encodeArgs turns arguments into a JSON object that the handler, if it is here, can take. limit is in bytes.
+// encodeArgs turns arguments into a JSON object that the handler, if it is here, can take. limit is
+// in bytes.
 func encodeArgs(h *handler, v any, limit int) (JSON, error) {
 	if j, ok := v.(JSON); ok {
 		v = json.RawMessage(j)

@@ -9,16 +9,17 @@ import (
 	"gorm.io/gorm"
 )
 
-// Whether a gorm.ConnPool is a transaction, and how to get one from it. Its methods do not tell: the pools of sharding
-// plugins have Commit and Rollback, which do nothing, and a BeginTx that may begin nothing.
+// Whether a gorm.ConnPool is a transaction, and how to get one from it. Its methods do not tell:
+// the pools of sharding plugins have Commit and Rollback, which do nothing, and a BeginTx that may
+// begin nothing.
 
 var connPoolType = reflect.TypeFor[gorm.ConnPool]()
 
 // maxWrapped bounds base: plugins wrap a pool for each statement, and one could wrap itself.
 const maxWrapped = 10
 
-// base is the innermost pool, connection or transaction that conn passes its statements to: what a struct embeds as its
-// gorm.ConnPool, again and again.
+// base is the innermost pool, connection or transaction that conn passes its statements to: what a
+// struct embeds as its gorm.ConnPool, again and again.
 func base(conn gorm.ConnPool) gorm.ConnPool {
 	for range maxWrapped {
 		switch conn.(type) {
@@ -43,8 +44,9 @@ func base(conn gorm.ConnPool) gorm.ConnPool {
 	return conn
 }
 
-// isTx reports whether conn is a transaction. Of a type that does not show what it wraps, one that can begin a transaction is
-// taken for a pool: a pool that is taken for a transaction commits half of what was to be all or nothing.
+// isTx reports whether conn is a transaction. Of a type that does not show what it wraps, one that
+// can begin a transaction is taken for a pool: a pool that is taken for a transaction commits half
+// of what was to be all or nothing.
 func isTx(conn gorm.ConnPool) bool {
 	conn = base(conn)
 	if _, ok := conn.(gorm.TxCommitter); !ok {
@@ -53,7 +55,8 @@ func isTx(conn gorm.ConnPool) bool {
 	return !begins(conn)
 }
 
-// transaction is the one that conn's statements run in, without what GORM and this library put around it; nil outside of one.
+// transaction is the one that conn's statements run in, without what GORM and this library put
+// around it; nil outside of one.
 func transaction(conn gorm.ConnPool) any {
 	if conn = base(conn); !isTx(conn) {
 		return nil

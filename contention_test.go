@@ -235,7 +235,11 @@ func TestRowLockedForAMomentIsNotLeft(t *testing.T) {
 			if err := tx.Exec("SELECT id FROM outbox_tasks WHERE id = ? FOR UPDATE", task.ID).Error; err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Until(task.RunAt.Add(20 * time.Millisecond)))
+			eventually(t, "it is due", func() bool {
+				var due int64
+				err := db.Raw("SELECT count(*) FROM outbox_tasks WHERE id = ? AND run_at <= UTC_TIMESTAMP(6)", task.ID).Scan(&due).Error
+				return err == nil && due == 1
+			})
 			return task.ID, func() { tx.Rollback() }
 		}
 		_, release := locked()

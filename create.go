@@ -27,18 +27,22 @@ type NewTask struct {
 	Options []Option
 }
 
-// Create inserts a task through tx, in whatever transaction tx holds: the task exists if and only if that transaction
-// commits, and nothing runs before. It returns the row as it was inserted; its ID is known to no dispatcher until then.
+// Create inserts a task through tx, in whatever transaction tx holds: the task exists if and only
+// if that transaction commits, and nothing runs before. It returns the row as it was inserted; its
+// ID is known to no dispatcher until then.
 //
-// Give it the transaction's handle, not the outer *gorm.DB: through that one the task is committed at once, whatever
-// becomes of the transaction. What else the handle carries (Model, Where, Select, a finished query) makes no difference.
+// Give it the transaction's handle, not the outer *gorm.DB: through that one the task is committed
+// at once, whatever becomes of the transaction. What else the handle carries (Model, Where, Select,
+// a finished query) makes no difference.
 //
-// args is a struct, a map or JSON that encodes to an object; nil means no arguments. Where the function is registered in
-// this process, its parameters are checked too. Options: StartAt, StartAfter, StartTime, MaxAttempts, Timeout, Key,
-// Queue, Priority; without a start time the task is due at once.
+// args is a struct, a map or JSON that encodes to an object; nil means no arguments. Where the
+// function is registered in this process, its parameters are checked too. Options: StartAt,
+// StartAfter, StartTime, MaxAttempts, Timeout, Key, Queue, Priority; without a start time the task
+// is due at once.
 //
-// Errors: ErrNotInstalled, ErrDryRun, ErrNoTransaction, ErrUnknownFunc, ErrBadArgs, ErrBadOption, ErrDuplicateKey; after each of them
-// nothing was inserted, and the transaction is still usable. An error of the database is wrapped as it is.
+// Errors: ErrNotInstalled, ErrDryRun, ErrNoTransaction, ErrUnknownFunc, ErrBadArgs, ErrBadOption,
+// ErrDuplicateKey; after each of them nothing was inserted, and the transaction is still usable. An
+// error of the database is wrapped as it is.
 func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, error) {
 	h, err := openToCreate(tx)
 	if err != nil {
@@ -55,15 +59,15 @@ func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, err
 	return task.model, nil
 }
 
-// Chunks of a batch; also of a group of outcomes. On its way a text takes up to four times its size (a quote in JSON in JSON
-// in SQL), and MariaDB's packets end at 16 MB.
+// Chunks of a batch; also of a group of outcomes. On its way a text takes up to four times its size
+// (a quote in JSON in JSON in SQL), and MariaDB's packets end at 16 MB.
 const (
 	maxRows  = 1000
 	maxBytes = 3 << 20
 )
 
-// CreateBatch inserts many tasks with few statements: all of them or none. It returns the rows in the order given. See
-// Create for all else; errors name the task's index.
+// CreateBatch inserts many tasks with few statements: all of them or none. It returns the rows in
+// the order given. See Create for all else; errors name the task's index.
 func CreateBatch(tx *gorm.DB, tasks ...NewTask) ([]*TaskModel, error) {
 	h, err := openToCreate(tx)
 	if err != nil {
@@ -209,8 +213,8 @@ func (h handle) prepared(path string, raw JSON, s settings, of *HistoryModel) (*
 	return &pendingTask{model: t, row: row, delay: delay}, nil
 }
 
-// onCreate shows a hook a copy of the task and takes back nothing but Meta: what else it changed has not been checked, and
-// would be stored or dropped without anybody being told.
+// onCreate shows a hook a copy of the task and takes back nothing but Meta: what else it changed
+// has not been checked, and would be stored or dropped without anybody being told.
 func (h handle) onCreate(hook Hooks, t *TaskModel) error {
 	shown := clone(t)
 	if err := h.callOnCreate(hook, shown); err != nil {
@@ -261,8 +265,8 @@ func differences(a, b *TaskModel) (names []string) {
 	return names
 }
 
-// inherit adds what the hooks have left out of a re-run's Meta. A hook that makes a new map means to set its own key, such
-// as a trace's, and not to lose another's, such as the tenant.
+// inherit adds what the hooks have left out of a re-run's Meta. A hook that makes a new map means
+// to set its own key, such as a trace's, and not to lose another's, such as the tenant.
 func inherit(m, from Meta) Meta {
 	for key, text := range from {
 		if _, set := m[key]; set {
@@ -284,7 +288,8 @@ func (p *Plugin) now() time.Time {
 	return time.Now()
 }
 
-// insert inserts one chunk. A key that is held leaves the chunk's other rows inserted: the caller rolls back.
+// insert inserts one chunk. A key that is held leaves the chunk's other rows inserted: the caller
+// rolls back.
 func (h handle) insert(tasks []*pendingTask) error {
 	find := func(string) *pendingTask { return tasks[0] }
 	if len(tasks) > 1 {
@@ -365,9 +370,9 @@ func (h handle) created(tasks []*pendingTask) {
 	h.wake(due)
 }
 
-// wake hints at tasks that are due as soon as the caller's transaction commits. A Waker's error is logged and no more: the
-// rows are in, so an error would tell the caller that they are not. If the Waker has broken the transaction, the next
-// statement or the commit says so.
+// wake hints at tasks that are due as soon as the caller's transaction commits. A Waker's error is
+// logged and no more: the rows are in, so an error would tell the caller that they are not. If the
+// Waker has broken the transaction, the next statement or the commit says so.
 func (h handle) wake(due []*TaskModel) {
 	if len(due) == 0 {
 		return
@@ -388,7 +393,8 @@ func (h handle) wake(due []*TaskModel) {
 	}
 }
 
-// partitionsOf yields the ids of tasks and where they wait, which is not known of a task that was only rescheduled.
+// partitionsOf yields the ids of tasks and where they wait, which is not known of a task that was
+// only rescheduled.
 func partitionsOf(tasks []*TaskModel) iter.Seq2[string, dialect.Lane] {
 	return func(yield func(string, dialect.Lane) bool) {
 		for _, t := range tasks {

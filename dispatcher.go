@@ -284,8 +284,8 @@ func (d *dispatcher) outlive(ctx context.Context) (context.Context, context.Canc
 
 const statementGrace = 2 * time.Second
 
-// untilReachable tries again while the database is busy, as when another process holds SQLite's write lock; who is to stay also
-// does so while it cannot be reached.
+// untilReachable tries again while the database is busy, as when another process holds SQLite's
+// write lock. With stay it also tries again while the database cannot be reached.
 func (d *dispatcher) untilReachable(ctx context.Context, stay bool, f func(context.Context) error) error {
 	for {
 		limited, cancel := context.WithTimeout(ctx, d.statementLimit())
@@ -395,9 +395,10 @@ func (d *dispatcher) dispatch(ctx context.Context, probe, expected bool) (asked 
 	return true, nil
 }
 
-// lookAgain tells when to poll again after claims that found nothing of what a poll had found due. On a database whose claims
-// lock each row that they examine, those of other processes may have kept rows from ours for a moment that are ours alone to
-// run. Otherwise they would wait for the next scan, or RunDue would leave them.
+// lookAgain tells when to poll again after a poll that found something due and claims that found
+// nothing. Where a claim locks each row that it examines, the claims of another process may have
+// kept rows from ours for a moment. Without another look they would wait for the next scan, or
+// RunDue would leave them.
 func (d *dispatcher) lookAgain() (pause time.Duration, again bool) {
 	if d.store.d.OneStatement() || d.store.d.Serial() || d.passedOver == 3 {
 		d.passedOver = 0

@@ -22,7 +22,8 @@ type handle struct {
 	ctx   context.Context
 }
 
-// open takes from a caller's handle only what cannot have been made dirty: the connection and the context.
+// open takes from a caller's handle only what cannot have been made dirty: the connection and the
+// context.
 func open(tx *gorm.DB) (handle, error) {
 	if tx == nil || tx.Config == nil || tx.Statement == nil {
 		return handle{}, fmt.Errorf("%w: it is nil", ErrNotInstalled)
@@ -54,8 +55,9 @@ func openToCreate(tx *gorm.DB) (handle, error) {
 	return h, err
 }
 
-// primary is the handle's connection, but for a pool that is not its DB's: dbresolver leaves a replica's in a handle that
-// a query has returned. A transaction or a single connection stays what it is.
+// primary is the handle's connection, but for a pool that is not its DB's: dbresolver leaves a
+// replica's in a handle that a query has returned. A transaction or a single connection stays what
+// it is.
 func (s *store) primary(tx *gorm.DB) gorm.ConnPool {
 	conn := tx.Statement.ConnPool
 	if isTx(conn) || poolOf(conn) == nil || poolOf(conn) == s.pool || poolOf(tx.ConnPool) != s.pool {
@@ -64,8 +66,9 @@ func (s *store) primary(tx *gorm.DB) gorm.ConnPool {
 	return tx.ConnPool
 }
 
-// traced executes on a caller's connection and tells the caller's GORM logger, so that Debug() shows the statement. It
-// goes past GORM's callbacks: those of other plugins would send it to a replica or rewrite it.
+// traced executes on a caller's connection and tells the caller's GORM logger, so that Debug()
+// shows the statement. It goes past GORM's callbacks: those of other plugins would send it to a
+// replica or rewrite it.
 type traced struct{ h handle }
 
 func (h handle) traced() dialect.Conn { return traced{h} }
@@ -107,8 +110,8 @@ func (t traced) log(ctx context.Context, begin time.Time, query string, params [
 	}, err)
 }
 
-// withRetry runs f again after a deadlock or a serialization failure. It does not inside the caller's transaction: the
-// database has rolled that back, so the caller must retry it.
+// withRetry runs f again after a deadlock or a serialization failure. It does not inside the
+// caller's transaction: the database has rolled that back, so the caller must retry it.
 func (h handle) withRetry(f func() error) error {
 	_, pinned := base(h.conn).(*sql.Conn)
 	for try := 1; ; try++ {
@@ -119,13 +122,14 @@ func (h handle) withRetry(f func() error) error {
 	}
 }
 
-// pauseBeforeTry keeps contenders from colliding again: as many as there are may do so if they return together.
+// pauseBeforeTry keeps contenders from colliding again: as many as there are may do so if they
+// return together.
 func pauseBeforeTry(ctx context.Context, failed int) error {
 	return wait(ctx, DefaultBackoff(1)>>max(0, 7-failed))
 }
 
-// inTxOrSavepoint runs f so that all of it happens or nothing: in a savepoint of the caller's transaction, which stays usable
-// when f fails, or else in a transaction of its own.
+// inTxOrSavepoint runs f so that all of it happens or nothing: in a savepoint of the caller's
+// transaction, which stays usable when f fails, or else in a transaction of its own.
 func (h handle) inTxOrSavepoint(f func(handle) error) error {
 	if h.inTx {
 		if prepared, ok := base(h.conn).(*gorm.PreparedStmtTX); ok {
@@ -134,7 +138,8 @@ func (h handle) inTxOrSavepoint(f func(handle) error) error {
 		return h.savepoint(f)
 	}
 	if _, pinned := base(h.conn).(*sql.Conn); pinned {
-		// Somebody may have said BEGIN on it by hand, and a second BEGIN would end theirs at its commit.
+		// Somebody may have said BEGIN on it by hand, and a second BEGIN would end theirs at its
+		// commit.
 		if err := h.savepoint(f); !errors.Is(err, errNoTx) {
 			return err
 		}

@@ -13,10 +13,11 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// A process proves with its heartbeats that it is alive, and watches those of the others. Age alone proves nothing: after
-// an outage of the database every heartbeat is old. So a process is dead when its row is gone, or when an observer has
-// seen its count of heartbeats stand still for a whole limit of the observer's own monotonic clock, during which the
-// observer's own heartbeats succeeded. The observer beats and looks once more when the earliest such limit ends.
+// A process proves with its heartbeats that it is alive, and watches those of the others. Age alone
+// proves nothing: after an outage of the database every heartbeat is old. So a process is dead when
+// its row is gone, or when an observer has seen its count of heartbeats stand still for a whole
+// limit of the observer's own monotonic clock, during which the observer's own heartbeats
+// succeeded. The observer beats and looks once more when the earliest such limit ends.
 
 // register inserts this process's row, under a new incarnation.
 func (d *dispatcher) register(ctx context.Context) error {
@@ -46,7 +47,8 @@ func (d *dispatcher) register(ctx context.Context) error {
 	return nil
 }
 
-// leaseExpired is called when the lease has run out: others may soon take the tasks over, so handlers are told to stop.
+// leaseExpired is called when the lease has run out: others may soon take the tasks over, so
+// handlers are told to stop.
 func (d *dispatcher) leaseExpired() {
 	if d.lease.valid() {
 		return // a heartbeat has renewed it meanwhile
@@ -63,7 +65,8 @@ func (d *dispatcher) leaseExpired() {
 func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 	tick := time.NewTicker(d.p.opts.Heartbeat)
 	defer tick.Stop()
-	// Who did not know this process yet may have parked tasks for which it has a function just after it looked for these.
+	// Who did not know this process yet may have parked tasks for which it has a function just
+	// after it looked for these.
 	again := time.NewTimer(min(d.p.opts.Heartbeat, time.Second))
 	defer again.Stop()
 	// A process is dead when the limit ends, not when the observer happens to beat after that.
@@ -118,8 +121,8 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 	if err != nil {
 		d.outages.failed("heartbeat", err)
 		if d.store.d.Serial() && (dialect.Classify(err) == dialect.Busy || d.inTx.Load() > 0) {
-			// Whoever holds the only write lock keeps the others from taking over, too. A beat that is late because of a
-			// lock is not a death.
+			// Whoever holds the only write lock keeps the others from taking over, too. A beat that
+			// is late because of a lock is not a death.
 			d.lease.postponeExpiry()
 		}
 		return false
@@ -149,7 +152,8 @@ func (seen observations) oldest(own string) (since time.Time, some bool) {
 	return since, some
 }
 
-// observe looks at the other processes, takes over the tasks of dead ones, and brings back parked tasks.
+// observe looks at the other processes, takes over the tasks of dead ones, and brings back parked
+// tasks.
 func (d *dispatcher) observe(ctx context.Context, seen observations) {
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
 	defer cancel()

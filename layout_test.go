@@ -12,7 +12,8 @@ import (
 	"testing"
 )
 
-// layout says what the packages of the library may import of each other. They go in one direction, and none imports the root.
+// layout says what the packages of the library may import of each other. They go in one direction,
+// and none imports the root.
 var layout = map[string][]string{
 	"internal/args":        {"internal/text"},
 	"internal/bridge":      {"internal/dialect"},

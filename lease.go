@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// lease says who this process is in the process table, and until when it may act: well before others may call it dead.
-// Each heartbeat that succeeds renews it.
+// lease says who this process is in the process table, and until when it may act: well before
+// others may call it dead. Each heartbeat that succeeds renews it.
 type lease struct {
 	length time.Duration
 	expiry *time.Timer // calls onExpiry
@@ -16,7 +16,8 @@ type lease struct {
 	lastBeat time.Time
 }
 
-// newLease returns one that is not valid yet. onExpiry is called when it has run out, in a goroutine of its own.
+// newLease returns one that is not valid yet. onExpiry is called when it has run out, in a
+// goroutine of its own.
 func newLease(length time.Duration, onExpiry func()) *lease {
 	return &lease{length: length, expiry: time.AfterFunc(time.Hour, onExpiry)}
 }
@@ -29,7 +30,8 @@ func (l *lease) begin(id string, sent time.Time) {
 	l.expiry.Reset(l.length - time.Since(sent))
 }
 
-// renew is called after a heartbeat that was sent at a time. It reports whether the lease had run out before.
+// renew is called after a heartbeat that was sent at a time. It reports whether the lease had run
+// out before.
 func (l *lease) renew(sent time.Time) (hadExpired bool) {
 	l.mu.Lock()
 	hadExpired = l.expiredLocked()
@@ -39,7 +41,8 @@ func (l *lease) renew(sent time.Time) (hadExpired bool) {
 	return hadExpired
 }
 
-// postponeExpiry has onExpiry called later, though the lease runs out: others cannot call the process dead meanwhile.
+// postponeExpiry has onExpiry called later, though the lease runs out: others cannot call the
+// process dead meanwhile.
 func (l *lease) postponeExpiry() { l.expiry.Reset(l.length) }
 
 func (l *lease) stop() { l.expiry.Stop() }
@@ -58,8 +61,9 @@ func (l *lease) valid() bool {
 	return !l.expiredLocked()
 }
 
-// owns reports whether a claim may be run: its reply may have come when the handlers of this process had been told to stop,
-// because the lease had run out or others had declared the process dead.
+// owns reports whether a claim may be run: its reply may have come when the handlers of this
+// process had been told to stop, because the lease had run out or others had declared the process
+// dead.
 func (l *lease) owns(t *TaskModel) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -11,8 +11,9 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// outages logs once when something begins to fail, and once when it works again. A conflict with another transaction is no
-// failure: where processes work on one cluster's nodes, every tenth claim may meet one. It logs those once a period.
+// outages logs once when something begins to fail, and once when it works again. A conflict with
+// another transaction is no failure: where processes work on one cluster's nodes, every tenth claim
+// may meet one. It logs those once a period.
 type outages struct {
 	log    *slog.Logger
 	pool   *sql.DB

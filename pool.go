@@ -23,9 +23,10 @@ func (d *dispatcher) checkPool() {
 	}
 }
 
-// renew closes the idle connections of the pool, but not more than once a second. A pool keeps a connection whose server has
-// become a standby, or on which somebody has left a setting, as long as it works for the driver. Which one it was is not known here;
-// a new one costs little, and those that are in use come back.
+// renew closes the idle connections of the pool, but not more than once a second. A pool keeps a
+// connection whose server has become a standby, or on which somebody has left a setting, as long as
+// it works for the driver. Which one it was is not known here; a new one costs little, and those
+// that are in use come back.
 func (d *dispatcher) renew() {
 	s := d.store
 	if s.pool == nil || s.d.Serial() {

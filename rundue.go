@@ -7,9 +7,10 @@ import (
 	"time"
 )
 
-// RunDue runs what is due now, once, and returns how many runs there were. Tasks that become due meanwhile, retries
-// included, are left for the next call. It fails when the database does, not when a handler does: how tasks ended is
-// in history. When ctx ends, it drains as Run does and returns ctx's error.
+// RunDue runs what is due now, once, and returns how many runs there were. Tasks that become due
+// meanwhile, retries included, are left for the next call. It fails when the database does, not
+// when a handler does: how tasks ended is in history. When ctx ends, it drains as Run does and
+// returns ctx's error.
 func (p *Plugin) RunDue(ctx context.Context) (int, error) {
 	d, stop, err := p.begin(ctx, false)
 	if err != nil {
@@ -58,7 +59,8 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 	if err := d.probe(ctx); err != nil {
 		return err
 	}
-	// A database's clock may have milliseconds only. What is put back after this one does not come again in this call.
+	// A database's clock may have milliseconds only. What is put back after this one does not come
+	// again in this call.
 	if d.p.opts.Clock == nil {
 		if err := wait(ctx, time.Millisecond); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"strings"
@@ -83,6 +84,31 @@ func TestSecondSingleProcessFailsByName(t *testing.T) {
 			stop()
 		})
 	}
+}
+
+// A server may end the session of a process that has just ended a moment later.
+func TestSingleProcessWaitsForASessionThatEnds(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		if db.Name() == "sqlite" {
+			t.Skip("a file's lock ends with its process")
+		}
+		opts := quick()
+		opts.SingleProcess = true
+		p := install(t, db, opts, nil)
+		d, pool := p.Statements()
+		conn, err := pool.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		locker := d.(dialect.SessionLocker)
+		if got, err := locker.TryAlone(t.Context(), conn); err != nil || !got {
+			t.Fatalf("the lock was not free: %v", err)
+		}
+		time.AfterFunc(100*time.Millisecond, func() { _ = locker.EndAlone(context.Background(), conn) })
+		start(t, p)
+		eventually(t, "it runs", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
+	})
 }
 
 // endSessions ends the sessions that have the lock, and returns their ids.

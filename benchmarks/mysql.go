@@ -13,10 +13,12 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// mysqlDurable undoes what testdb does to make its servers fast; all the rest is the server's default, but for the binary log.
+// mysqlDurable undoes what testdb does to make its servers fast; all the rest is the server's
+// default, but for the binary log.
 var mysqlDurable = []string{"--innodb-flush-log-at-trx-commit=1", "--default-time-zone=+00:00"}
 
-// mysqlKind is a server that speaks MySQL's protocol; its throwaway server is started at its first use.
+// mysqlKind is a server that speaks MySQL's protocol; its throwaway server is started at its first
+// use.
 type mysqlKind struct {
 	name  string
 	start func(testing.TB, ...string) *testdb.MySQLServer

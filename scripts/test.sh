@@ -22,7 +22,7 @@ tests() { # name dir command…
 
 # The root module beside the others, with more tests at a time than there are processors: most of them wait, for a database
 # or for time to pass. The race detector watches the packages whose own goroutines meet; it takes several times as long, and
-# every dependency would be compiled twice.
+# every dependency would be compiled twice. make test TESTFLAGS=-race has it watch all of them.
 racing="^$(go list .)(/internal/commitwatch|/pgnotify)?$"
 go_test=(go test -shuffle=on -p 2 -parallel 6 -timeout 20m)
 others() {

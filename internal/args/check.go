@@ -11,11 +11,13 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// Check refuses JSON that some database or decoder would change or reject: invalid JSON or UTF-8, \u0000, half a surrogate
-// pair, a key twice, nesting over MaxDepth. It walks over the text, because a decoder would hide all of these.
+// Check refuses JSON that some database or decoder would change or reject: invalid JSON or UTF-8,
+// \u0000, half a surrogate pair, a key twice, nesting over MaxDepth. It walks over the text,
+// because a decoder would hide all of these.
 func Check(raw []byte) error { return checkFields(raw, nil) }
 
-// checkFields is Check; where f is not nil, the objects' keys must be those that the fields of its type take.
+// checkFields is Check; where f is not nil, the objects' keys must be those that the fields of its
+// type take.
 func checkFields(raw []byte, f *fields) error {
 	if !json.Valid(raw) {
 		var v any

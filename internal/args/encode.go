@@ -12,7 +12,8 @@ import (
 // MaxDepth of arguments and results: MariaDB refuses 40.
 const MaxDepth = 32
 
-// Encode turns arguments into a JSON object that every supported database stores and gives back unchanged.
+// Encode turns arguments into a JSON object that every supported database stores and gives back
+// unchanged.
 //
 // limit is in bytes, and an error says which option of the library raises it.
 func Encode(args any, limit int) (json.RawMessage, error) {
@@ -36,7 +37,8 @@ func Encode(args any, limit int) (json.RawMessage, error) {
 	return raw, Check(raw)
 }
 
-// EncodeValue encodes a value without the escaping of HTML, which would only make a column harder to read.
+// EncodeValue encodes a value without the escaping of HTML, which would only make a column harder
+// to read.
 func EncodeValue(v any) (json.RawMessage, error) {
 	var b bytes.Buffer
 	var err error

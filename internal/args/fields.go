@@ -10,7 +10,8 @@ import (
 	"unicode"
 )
 
-// shape is what is known of the Go type that a JSON value goes into; the zero shape takes everything.
+// shape is what is known of the Go type that a JSON value goes into; the zero shape takes
+// everything.
 type shape struct {
 	typ    reflect.Type
 	fields *fields // of a struct
@@ -98,8 +99,8 @@ func fieldsOf(t reflect.Type) *fields {
 	return f
 }
 
-// collectFields follows encoding/json: of several fields with one name the shallowest counts, then the only tagged one;
-// if that leaves more than one, none does.
+// collectFields follows encoding/json: of several fields with one name the shallowest counts, then
+// the only tagged one; if that leaves more than one, none does.
 func collectFields(t reflect.Type) *fields {
 	type candidate struct {
 		name             string

@@ -18,13 +18,15 @@ import (
 // Named are arguments by their names, of a handler that takes whatever keys there are.
 type Named = map[string]any
 
-// Param is the parameter of a handler that takes its arguments. The zero Param is that of a handler that takes none.
+// Param is the parameter of a handler that takes its arguments. The zero Param is that of a handler
+// that takes none.
 type Param struct {
 	typ   reflect.Type // a struct, a pointer to one, or Named; nil when there is none
 	plain bool         // a struct that every encoded value of its own fits
 }
 
-// ParamOf returns the parameter of a type; ok is false for one that is no struct, no pointer to one and not Named.
+// ParamOf returns the parameter of a type; ok is false for one that is no struct, no pointer to one
+// and not Named.
 func ParamOf(t reflect.Type) (p Param, ok bool) {
 	if t != reflect.TypeFor[Named]() && t.Kind() != reflect.Struct && (t.Kind() != reflect.Pointer || t.Elem().Kind() != reflect.Struct) {
 		return Param{}, false
@@ -40,8 +42,8 @@ func (p Param) CallsMethods() bool {
 	return p.typ != nil && !p.plain && p.typ != reflect.TypeFor[Named]()
 }
 
-// Check finds out whether arguments that were encoded as raw can be bound. A value of the parameter's own type can, if all
-// that the type consists of is decoded as it was encoded.
+// Check finds out whether arguments that were encoded as raw can be bound. A value of the
+// parameter's own type can, if all that the type consists of is decoded as it was encoded.
 func (p Param) Check(args any, raw []byte) error {
 	if p.plain && reflect.TypeOf(args) == p.typ {
 		return nil
@@ -50,7 +52,8 @@ func (p Param) Check(args any, raw []byte) error {
 	return err
 }
 
-// Bind decodes stored arguments into the parameter. Its errors name the key. It panics where the type's own methods do.
+// Bind decodes stored arguments into the parameter. Its errors name the key. It panics where the
+// type's own methods do.
 func (p Param) Bind(raw []byte) (reflect.Value, error) {
 	raw = bytes.TrimSpace(raw)
 	if len(raw) == 0 || raw[0] != '{' {
@@ -85,7 +88,8 @@ func (p Param) Bind(raw []byte) (reflect.Value, error) {
 	return ptr.Elem(), nil
 }
 
-// Validate calls the arguments' own Validate, by value or by pointer, as Bind does after it has decoded them.
+// Validate calls the arguments' own Validate, by value or by pointer, as Bind does after it has
+// decoded them.
 func Validate(args any) error {
 	if v, ok := args.(interface{ Validate() error }); ok {
 		return v.Validate()
@@ -106,8 +110,8 @@ var (
 	timeType      = reflect.TypeFor[time.Time]()
 )
 
-// Plain reports that what encoding/json makes of a value of the type fits the type: it has no methods that decode, encode
-// or check, no interfaces, nothing embedded and no recursion.
+// Plain reports that what encoding/json makes of a value of the type fits the type: it has no
+// methods that decode, encode or check, no interfaces, nothing embedded and no recursion.
 func Plain(t reflect.Type) bool { return plainWithin(t, nil) }
 
 // plainWithin is Plain; within are the structs around the type.
@@ -181,7 +185,8 @@ func holdsInterface(t reflect.Type) bool {
 	return holds
 }
 
-// decodeInto keeps every digit of a number that goes into an interface. Where there is none, Unmarshal does the same for less.
+// decodeInto keeps every digit of a number that goes into an interface. Where there is none,
+// Unmarshal does the same for less.
 func decodeInto(raw []byte, ptr reflect.Value) error {
 	if !holdsInterface(ptr.Type().Elem()) {
 		return json.Unmarshal(raw, ptr.Interface())

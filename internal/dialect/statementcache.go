@@ -8,9 +8,9 @@ import (
 	"sync"
 )
 
-// StatementCache holds statements prepared, where the driver would prepare each anew. They live as long as the pool.
-// What is not prepared yet is executed without, and prepared before the next transaction: within one, a pool of a single
-// connection has none left.
+// StatementCache holds statements prepared, where the driver would prepare each anew. They live as
+// long as the pool. What is not prepared yet is executed without, and prepared before the next
+// transaction: within one, a pool of a single connection has none left.
 type StatementCache struct {
 	pool *sql.DB
 
@@ -35,7 +35,8 @@ func (c *StatementCache) get(query string) *sql.Stmt {
 	return s
 }
 
-// Prepare makes what was asked for in vain. Whatever keeps it from that, the statement itself will meet.
+// Prepare makes what was asked for in vain. Whatever keeps it from that, the statement itself will
+// meet.
 func (c *StatementCache) Prepare(ctx context.Context) {
 	c.mu.Lock()
 	wanted := c.wanted
@@ -71,28 +72,32 @@ type cached struct {
 	tx *sql.Tx
 }
 
-func (c cached) ExecContext(ctx context.Context, query string, params ...any) (sql.Result, error) {
+// prepared returns the statement, or nil.
+func (c cached) prepared(ctx context.Context, query string) *sql.Stmt {
 	s := c.get(query)
-	switch {
-	case s == nil && c.tx == nil:
-		return c.pool.ExecContext(ctx, query, params...)
-	case s == nil:
-		return c.tx.ExecContext(ctx, query, params...)
-	case c.tx != nil:
-		s = c.tx.StmtContext(ctx, s)
+	if s != nil && c.tx != nil {
+		return c.tx.StmtContext(ctx, s)
 	}
-	return s.ExecContext(ctx, params...)
+	return s
+}
+
+func (c cached) unprepared() Conn {
+	if c.tx != nil {
+		return c.tx
+	}
+	return c.pool
+}
+
+func (c cached) ExecContext(ctx context.Context, query string, params ...any) (sql.Result, error) {
+	if s := c.prepared(ctx, query); s != nil {
+		return s.ExecContext(ctx, params...)
+	}
+	return c.unprepared().ExecContext(ctx, query, params...)
 }
 
 func (c cached) QueryContext(ctx context.Context, query string, params ...any) (*sql.Rows, error) {
-	s := c.get(query)
-	switch {
-	case s == nil && c.tx == nil:
-		return c.pool.QueryContext(ctx, query, params...)
-	case s == nil:
-		return c.tx.QueryContext(ctx, query, params...)
-	case c.tx != nil:
-		s = c.tx.StmtContext(ctx, s)
+	if s := c.prepared(ctx, query); s != nil {
+		return s.QueryContext(ctx, params...)
 	}
-	return s.QueryContext(ctx, params...)
+	return c.unprepared().QueryContext(ctx, query, params...)
 }

@@ -15,7 +15,8 @@ func Quote(s string) string {
 	return fmt.Sprintf("%q", s)
 }
 
-// Sanitize makes a text that every database stores: valid UTF-8 without NUL, of at most limit bytes.
+// Sanitize makes a text that every database stores: valid UTF-8 without NUL, of at most limit
+// bytes.
 func Sanitize(s string, limit int) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	s = strings.ReplaceAll(s, "\x00", "\uFFFD")
