@@ -8,8 +8,8 @@ import (
 // findDeserted reports queues with due tasks that no live process serves, once each. A process that
 // is just being replaced is none: the second look in a row counts.
 func (d *dispatcher) findDeserted(ctx context.Context) {
-	maps.DeleteFunc(d.deserted, func(queue string, _ int) bool { return !d.foreign[queue] })
-	if len(d.foreign) == 0 {
+	maps.DeleteFunc(d.deserted, func(queue string, _ int) bool { return !d.poller.foreign[queue] })
+	if len(d.poller.foreign) == 0 {
 		return
 	}
 	limited, cancel := context.WithTimeout(ctx, d.statementLimit())
@@ -22,7 +22,7 @@ func (d *dispatcher) findDeserted(ctx context.Context) {
 		return
 	}
 	d.outages.recovered("look for queues without a process")
-	for queue := range d.foreign {
+	for queue := range d.poller.foreign {
 		if all || served[queue] {
 			delete(d.deserted, queue)
 			continue

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,114 +13,98 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// dispatcher is one Run or RunDue.
+// dispatcher is one Run or RunDue: a loop over the slots, the lease, the claimer, the completer and
+// recovery, each of which has its own lock.
 type dispatcher struct {
 	p     *Plugin
 	store *store
 	log   *slog.Logger
 
-	funcs, txFuncs, plainFuncs, repeatable []string // what this process can run
-
-	slots     int
-	writers   int // of outcomes
+	slots     *slots
 	lease     *lease
-	finisher  *finisher
+	claimer   *claimer
+	completer *completer
+	recovery  *recovery
+	wakeups   *wakeups
 	outages   outages
-	txTurn    chan struct{} // on a serial database: whose turn it is to write
-	inTx      atomic.Int32  // transactional runs in progress
-	txFirst   atomic.Int32  // odd and even: whose turn it is to be claimed first
-	largest   largest
-	renewed   atomic.Int64 // when renew was called, in nanoseconds
-	backlog   backlog
-	txBacklog backlog     // where transactional tasks are claimed apart, theirs
-	minding   atomic.Bool // a heartbeat, or what follows it, waits for the database
+	workers   workers
+	single    single // of begin, the heartbeats, and the end
+
+	txTurn   chan struct{} // on a serial database: whose turn it is to write
+	renewed  atomic.Int64  // when renew was called, in nanoseconds
+	beating  atomic.Bool   // a heartbeat, or what follows it, waits for the database
+	draining atomic.Bool   // nothing more is to be started
+	drain    chan struct{} // closed when runs that wait for their turn are to give it up, and idle workers to end
+	ran      atomic.Int64
+	misfits  sync.Map // functions whose tasks went back for another process, which was logged
 
 	writeCtx    context.Context // of what must be written after a cancellation
 	stopWriting context.CancelFunc
 	poolClosed  context.Context // has ended when the application has closed the pool
-	drain       chan struct{}   // closed when runs that wait for their turn are to give it up, and idle workers to end
-	workers     workers
-	draining    atomic.Bool // nothing more is to be started
-	ran         atomic.Int64
-	misfits     sync.Map // functions whose tasks went back for another process, which was logged
 
-	mu     sync.Mutex
-	runs   map[*run]struct{}
-	strays bool      // the table has more running tasks of this process than it knows
-	doubt  time.Time // until then, claims whose reply was lost may turn up; zero once it was looked for them after that
-
-	reserved   int            // slots that claims under way may fill: free ones, and those of a group that is exchanged
-	accepting  bool           // the loop runs, so an exchange may claim
-	exchanging int            // so many are under way
-	reclaiming bool           // or about to: no exchange may claim
-	hadRun     map[string]int // attempts, by id, whose outcome was refused or given up; their rows may still be running
-
-	single single // of begin, the heartbeats, and the end
-
-	alone sync.WaitGroup // writers of outcomes that the database does not take
-
-	woken, expected, scans, slotFree, reconcile chan struct{}
-
-	untaken map[string]bool // of the heartbeats alone: orphans that the database refuses to change, which was logged
-
-	// of the loop alone
-	pause      time.Duration
-	probed     time.Time
-	pollGap    time.Duration // to the next poll, because the last one took long
-	passedOver int           // polls in a row that found due what the claims after them did not
-	nextDue    *time.Timer
-	seen       map[string]bool    // RunDue: ids that have run
-	held       []dialect.Requeued // RunDue: those of them that were claimed again
-	unserved   map[string]bool    // paths that were reported as parked
-	foreign    map[string]bool    // queues of others that had due tasks at the last probe
-	deserted   map[string]int     // those that no live process serves: in how many looks they were seen
+	poller   poller             // of the loop
+	seen     map[string]bool    // RunDue: ids that have run
+	held     []dialect.Requeued // RunDue: those of them that were claimed again
+	unserved map[string]bool    // functions that were reported as parked
+	deserted map[string]int     // queues that no live process serves: in how many looks they were seen
+	untaken  map[string]bool    // of the heartbeats: orphans that the database refuses to change, which was logged
 }
 
 func (p *Plugin) newDispatcher(s *store) *dispatcher {
 	d := &dispatcher{
-		p: p, store: s, log: p.log, slots: p.opts.Concurrency,
-		drain: make(chan struct{}), workers: workers{idle: make(chan struct{})}, runs: map[*run]struct{}{}, hadRun: map[string]int{}, unserved: map[string]bool{},
-		foreign: map[string]bool{}, deserted: map[string]int{},
-		woken: make(chan struct{}, 1), expected: make(chan struct{}, 1), scans: make(chan struct{}, 1), slotFree: make(chan struct{}, 1),
-		reconcile: make(chan struct{}, 1),
+		p: p, store: s, log: p.log, slots: newSlots(p.opts.Concurrency), wakeups: newWakeups(),
+		drain: make(chan struct{}), workers: workers{idle: make(chan struct{})}, unserved: map[string]bool{}, deserted: map[string]int{},
 	}
-	d.outages.log, d.outages.pool = p.log, s.pool
-	d.outages.renew = d.renew
-	d.outages.locked = func() bool { return s.d.Serial() && d.inTx.Load() > 0 }
-	d.funcs = p.registry.paths(func(*handler) bool { return true })
-	d.txFuncs = p.registry.paths(func(h *handler) bool { return h.tx })
-	d.plainFuncs = p.registry.paths(func(h *handler) bool { return !h.tx })
-	d.repeatable = p.registry.paths((*handler).repeatable)
-	d.writers = 1
-	small := cmp.Or(p.smallGroup, smallGroup)
-	if s.d.Serial() {
-		d.txTurn = make(chan struct{}, 1)
-	} else if d.slots > small {
-		d.writers = 2
-	}
-	d.backlog.firsts = s.d.Serial()
-	d.backlog.unused, d.txBacklog.unused = d.apartTx() && len(d.plainFuncs) == 0, !d.apartTx()
-	d.finisher = newFinisher(max(d.slots/d.writers, small))
 	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())
 	d.poolClosed, d.outages.closed = context.WithCancel(context.Background())
 	context.AfterFunc(d.poolClosed, func() {
 		d.stopWriting()
 		d.endRuns()
 	})
+	d.outages.log, d.outages.pool = p.log, s.pool
+	d.outages.renew = d.renew
+	d.outages.locked = func() bool { return s.d.Serial() && d.slots.inTransaction() }
 	d.lease = newLease(p.opts.HeartbeatLimit*2/3, d.leaseExpired)
-	d.nextDue = time.NewTimer(time.Hour)
+	d.recovery = &recovery{store: s, lease: d.lease, slots: d.slots, outages: &d.outages, wakeups: d.wakeups, log: p.log,
+		backoff: p.backoff, limit: d.statementLimit(), doubt: p.opts.HeartbeatLimit, outcomeless: map[string]int{}}
+	d.claimer = d.newClaimer()
+	d.completer = d.newCompleter()
+	d.poller = newPoller()
+	if s.d.Serial() {
+		d.txTurn = make(chan struct{}, 1)
+	}
 	return d
 }
 
-// smallGroup of outcomes: it waits for the one that is being written, because a commit costs more than what it holds.
-const smallGroup = 25
+func (d *dispatcher) newClaimer() *claimer {
+	r := &d.p.registry
+	c := &claimer{store: d.store, lease: d.lease, slots: d.slots, recovery: d.recovery, limit: d.statementLimit(), start: d.start,
+		funcs:      r.paths(func(*handler) bool { return true }),
+		txFuncs:    r.paths(func(h *handler) bool { return h.tx }),
+		plainFuncs: r.paths(func(h *handler) bool { return !h.tx }),
+		repeatable: r.paths((*handler).repeatable),
+	}
+	c.txApart = d.store.d.Serial() && len(c.txFuncs) > 0
+	c.cursors.firsts = d.store.d.Serial()
+	c.cursors.unused, c.txCursors.unused = c.txApart && len(c.plainFuncs) == 0, !c.txApart
+	return c
+}
+
+func (d *dispatcher) newCompleter() *completer {
+	small := cmp.Or(d.p.smallGroup, minGroup)
+	writers := 1
+	if !d.store.d.Serial() && d.slots.total > small {
+		writers = 2
+	}
+	return &completer{store: d.store, lease: d.lease, slots: d.slots, claimer: d.claimer, recovery: d.recovery, outages: &d.outages,
+		wakeups: d.wakeups, log: d.log, limit: d.statementLimit(), ctx: d.writeCtx,
+		writers: writers, full: min(max(d.slots.total/writers, small), maxRows), signal: make(chan struct{}, 1)}
+}
 
 // statementLimit bounds one statement of the dispatcher: a connection that is half open must not stop it for ever.
 func (d *dispatcher) statementLimit() time.Duration {
 	return max(d.p.opts.HeartbeatLimit/3, time.Second)
 }
-
-func (d *dispatcher) backoff(attempt int) time.Duration { return d.p.backoff(attempt) }
 
 // Run dispatches until ctx is done, then drains: it starts nothing more, gives running handlers Options.ShutdownGrace,
 // then ends their contexts and waits for Options.CancelGrace, and records their outcomes. It returns nil after a clean
@@ -150,7 +133,7 @@ func (p *Plugin) Run(ctx context.Context) error {
 	defer end()
 	defer context.AfterFunc(d.poolClosed, end)()
 	d.checkPool()
-	d.log.Info("outbox: started", "process", d.lease.owner(), "concurrency", d.slots, "functions", len(d.funcs), "scan", p.opts.Scan)
+	d.log.Info("outbox: started", "process", d.lease.owner(), "concurrency", d.slots.total, "functions", len(d.claimer.funcs), "scan", p.opts.Scan)
 
 	background, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -161,14 +144,14 @@ func (p *Plugin) Run(ctx context.Context) error {
 	}
 	wg.Go(func() {
 		for untilNext(background, p.schedule, time.Now) == nil {
-			signal(d.scans)
+			d.wakeups.add(scanDue)
 		}
 	})
-	signal(d.scans)
+	d.wakeups.add(scanDue)
 
-	d.accept(true)
+	d.recovery.allowRefills(true)
 	d.loop(ctx)
-	d.accept(false)
+	d.recovery.allowRefills(false)
 
 	cancel()
 	grace := p.opts.ShutdownGrace
@@ -222,7 +205,7 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 	}
 	if err == nil && only {
 		if err = d.untilReachable(ctx, stay, d.inherit); err != nil {
-			last, cancel := d.outlive(ctx)
+			last, cancel := outlive(ctx, d.statementLimit())
 			_ = s.unregister(last, d.lease.owner())
 			cancel()
 		}
@@ -240,11 +223,7 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 	stopWriter := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() { d.heartbeats(beats, stay) })
-	var writing sync.WaitGroup
-	for range d.writers {
-		writing.Go(func() { d.writeOutcomes(stopWriter) })
-	}
-	go func() { defer close(written); writing.Wait(); d.alone.Wait() }()
+	go func() { defer close(written); d.completer.run(stopWriter) }()
 	return d, func() {
 		ended()
 		close(stopWriter)
@@ -252,11 +231,11 @@ func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func
 		stopBeats()
 		wg.Wait()
 		d.lease.stop()
-		d.nextDue.Stop()
+		d.poller.nextDue.Stop()
 		d.stopWriting()
 		last, cancel := context.WithTimeout(context.Background(), min(d.statementLimit(), farewellLimit))
 		defer cancel()
-		d.reclaim(last)
+		d.recovery.run(last)
 		// Whatever is left behind is an orphan from now on. The connection may be one that the end of the heartbeats has
 		// broken.
 		err := s.unregister(last, d.lease.owner())
@@ -276,8 +255,8 @@ const farewellLimit = 5 * time.Second
 
 // outlive is a context of a statement that the end of ctx does not cut short, for its effect is to
 // be known; but it ends soon after ctx, because the database may not answer at all.
-func (d *dispatcher) outlive(ctx context.Context) (context.Context, context.CancelFunc) {
-	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
+func outlive(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(statementGrace, cancel) })
 	return longer, func() { stop(); cancel() }
 }
@@ -306,194 +285,16 @@ func (d *dispatcher) untilReachable(ctx context.Context, stay bool, f func(conte
 	}
 }
 
-// loop claims and starts tasks until ctx is done. Whatever wakes it, the database decides what is due.
-func (d *dispatcher) loop(ctx context.Context) {
-	for {
-		probe, expected := true, false
-		select {
-		case <-ctx.Done():
-			return
-		case <-d.scans:
-		case <-d.woken:
-		case <-d.nextDue.C:
-		case <-d.expected:
-			probe, expected = false, true
-		case <-d.slotFree:
-			probe = false
-		case <-d.reconcile:
-			d.reclaim(ctx)
-			d.park(ctx) // also while every claim finds something else to do
-			d.findDeserted(ctx)
-			probe = false
-		}
-		if ctx.Err() != nil {
-			return
-		}
-		asked, err := d.dispatch(ctx, probe, expected)
-		if err != nil && ctx.Err() == nil {
-			d.outages.failed("claim", err)
-			d.found(nil)
-			d.pause = min(max(2*d.pause, 100*time.Millisecond), 5*time.Second)
-			d.nextDue.Reset(d.pause)
-		} else if err == nil && asked {
-			d.outages.recovered("claim")
-			d.pause = 0
-		}
-	}
-}
-
-// dispatch fills the free slots. With probe it asks first what is due; without, it only goes on where a claim came back
-// full, or where tasks are expected. It reports whether it asked the database at all.
-func (d *dispatcher) dispatch(ctx context.Context, probe, expected bool) (asked bool, err error) {
-	if !d.lease.valid() {
-		return false, nil
-	}
-	if probe {
-		// Every commit of a busy application may wake us up, while no slot is free, or while a poll of thousands of queues
-		// takes long.
-		gap := d.pollGap
-		if d.room() == 0 {
-			gap = max(gap, probeGap)
-		}
-		if wait := gap - time.Since(d.probed); wait > 0 {
-			d.nextDue.Reset(wait)
-			probe = false
-		} else {
-			begun := time.Now()
-			if err := d.probe(ctx); err != nil {
-				return true, err
-			}
-			d.probed, d.pollGap = time.Now(), 0
-			if took := d.probed.Sub(begun); took > probeGap {
-				d.pollGap = min(4*took, maxPollGap)
-			}
-		}
-	} else if !expected && d.finisher.busy() {
-		return false, nil // the group that is written next claims for its slots and for those that are free
-	}
-	if d.room() == 0 || !d.mayHaveMore() {
-		return probe, nil
-	}
-	total := 0
-	for ctx.Err() == nil && d.lease.valid() {
-		n, asked, err := d.claim(ctx, "")
-		if err != nil {
-			return true, err
-		}
-		if total += n; !asked || d.room() == 0 || !d.mayHaveMore() {
-			break
-		}
-	}
-	if total > 0 {
-		d.passedOver = 0
-	} else if !d.mayHaveMore() && probe {
-		d.park(ctx)
-		if pause, again := d.lookAgain(); again {
-			d.nextDue.Reset(pause)
-		}
-	}
-	return true, nil
-}
-
-// lookAgain tells when to poll again after a poll that found something due and claims that found
-// nothing. Where a claim locks each row that it examines, the claims of another process may have
-// kept rows from ours for a moment. Without another look they would wait for the next scan, or
-// RunDue would leave them.
-func (d *dispatcher) lookAgain() (pause time.Duration, again bool) {
-	if d.store.d.OneStatement() || d.store.d.Serial() || d.passedOver == 3 {
-		d.passedOver = 0
-		return 0, false
-	}
-	d.passedOver++
-	return 10 * time.Millisecond << d.passedOver, true
-}
-
-// probeGap is the time from one poll to the next while every slot is taken. A poll that takes longer is followed by a gap of
-// four times as long, at most maxPollGap.
-const (
-	probeGap   = 10 * time.Millisecond
-	maxPollGap = 500 * time.Millisecond
-)
-
-// room is the number of slots that are free and that no claim under way may fill.
-func (d *dispatcher) room() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return max(0, d.slots-len(d.runs)-d.reserved)
-}
-
-func (d *dispatcher) running() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return len(d.runs)
-}
-
-// reserve takes what room there is for a claim.
-func (d *dispatcher) reserve() (n int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	n = max(0, d.slots-len(d.runs)-d.reserved)
-	d.reserved += n
-	return n
-}
-
-func (d *dispatcher) unreserve(n int) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.reserved -= n
-}
-
-// free gives a slot back.
-func (d *dispatcher) free(r *run) {
-	d.mu.Lock()
-	delete(d.runs, r)
-	d.mu.Unlock()
-	if r.handler != nil && r.handler.tx {
-		d.inTx.Add(-1)
-	}
-}
-
-func (d *dispatcher) wake() { signal(d.woken) }
-
-// expect has due tasks claimed from some lanes, without a probe before; without lanes, from any.
-func (d *dispatcher) expect(lanes []dialect.Lane) {
-	if lanes == nil || !d.store.d.OneStatement() { // there a claim that finds nothing takes locks, and more than a look
-		d.wake()
-		return
-	}
-	if queues := d.p.opts.Queues; len(queues) > 0 {
-		lanes = slices.DeleteFunc(lanes, func(l dialect.Lane) bool { return !slices.Contains(queues, l.Queue) })
-	}
-	if len(lanes) > 0 {
-		d.backlog.expect(lanes)
-		d.txBacklog.expect(lanes)
-		signal(d.expected)
-	}
-}
-
-func signal(c chan struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
-}
+func (d *dispatcher) wake() { d.wakeups.add(maybeDue) }
 
 // loseRuns ends the contexts of the handlers that run now, whose claims are lost.
-func (d *dispatcher) loseRuns() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for r := range d.runs {
-		r.cancel(ErrClaimLost)
-	}
-}
+func (d *dispatcher) loseRuns() { d.slots.each(func(r *run) { r.cancel(ErrClaimLost) }) }
 
-// endRuns ends the contexts of the handlers when the grace of a shutdown is over. Nothing is started any more, so there are no
-// later ones.
+// endRuns ends the contexts of the handlers when the grace of a shutdown is over. Nothing is
+// started any more, so no later ones follow.
 func (d *dispatcher) endRuns() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for r := range d.runs {
+	d.slots.each(func(r *run) {
 		r.cancel(errShutdown)
-		r.abandonIfOver()
-	}
+		r.giveUpIfOver()
+	})
 }

@@ -26,11 +26,11 @@ func (d *dispatcher) register(ctx context.Context) error {
 		return fmt.Errorf("make an id: %w", err)
 	}
 	host, _ := os.Hostname()
-	functions, err := encodeJSON(append([]string{}, d.funcs...))
+	functions, err := encodeJSON(append([]string{}, d.claimer.funcs...))
 	if err != nil {
 		return err
 	}
-	m := ProcessModel{ID: id.String(), Host: text.Sanitize(host, 255), PID: int64(os.Getpid()), Functions: functions, Slots: d.slots}
+	m := ProcessModel{ID: id.String(), Host: text.Sanitize(host, 255), PID: int64(os.Getpid()), Functions: functions, Slots: d.slots.total}
 	if len(d.p.opts.Queues) > 0 {
 		if m.Queues, err = encodeJSON(d.p.opts.Queues); err != nil {
 			return err
@@ -38,7 +38,7 @@ func (d *dispatcher) register(ctx context.Context) error {
 	}
 	begun := time.Now()
 	// Not cut short by a shutdown: a row that is there is to be known, and removed.
-	limited, cancel := d.outlive(ctx)
+	limited, cancel := outlive(ctx, d.statementLimit())
 	defer cancel()
 	if err := d.store.register(limited, m); err != nil {
 		return err
@@ -53,7 +53,7 @@ func (d *dispatcher) leaseExpired() {
 	if d.lease.valid() {
 		return // a heartbeat has renewed it meanwhile
 	}
-	if d.minding.Load() && d.store.d.Serial() {
+	if d.beating.Load() && d.store.d.Serial() {
 		d.lease.postponeExpiry() // it waits for the only write lock or has it, as beat explains
 		return
 	}
@@ -75,7 +75,7 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 	seen := observations{}
 	last := time.Now()
 	for {
-		d.minding.Store(true)
+		d.beating.Store(true)
 		good := d.beat(ctx)
 		// Whoever was frozen, perhaps together with the others, has not watched meanwhile.
 		if !good || time.Since(last) >= d.lease.length {
@@ -88,7 +88,7 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 		if watch && d.p.opts.SingleProcess {
 			d.keepSingle(ctx)
 		}
-		d.minding.Store(false)
+		d.beating.Store(false)
 		look.Stop()
 		if since, some := seen.oldest(d.lease.owner()); some {
 			look.Reset(time.Until(since.Add(d.p.opts.HeartbeatLimit)))
@@ -112,15 +112,15 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
 	}
-	buried := err == nil && !alive
-	if buried {
+	expired := err == nil && !alive
+	if expired {
 		d.log.Warn("outbox: this process was declared dead, its claims are lost; it goes on as a new one", "process", d.lease.owner())
 		d.loseRuns()
 		err = d.register(ctx)
 	}
 	if err != nil {
 		d.outages.failed("heartbeat", err)
-		if d.store.d.Serial() && (dialect.Classify(err) == dialect.Busy || d.inTx.Load() > 0) {
+		if d.store.d.Serial() && (dialect.Classify(err) == dialect.Busy || d.slots.inTransaction()) {
 			// Whoever holds the only write lock keeps the others from taking over, too. A beat that
 			// is late because of a lock is not a death.
 			d.lease.postponeExpiry()
@@ -128,7 +128,7 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 		return false
 	}
 	d.outages.recovered("heartbeat")
-	if hadExpired := d.lease.renew(begun); buried || hadExpired {
+	if hadExpired := d.lease.renew(begun); expired || hadExpired {
 		d.wake() // nothing was claimed meanwhile
 	}
 	return true
@@ -169,12 +169,12 @@ func (d *dispatcher) observe(ctx context.Context, seen observations) {
 			if now.Sub(o.since) < d.p.opts.HeartbeatLimit {
 				continue
 			}
-			var buried bool
-			if buried, err = d.store.bury(limited, id, beats); err != nil {
+			var expired bool
+			if expired, err = d.store.expire(limited, id, beats); err != nil {
 				break
 			}
 			delete(seen, id) // if it has beaten after all, the next look sees it anew
-			if buried {
+			if expired {
 				d.log.Warn("outbox: a process is dead, its tasks are taken over", "process", id, "silent", now.Sub(o.since))
 				w.orphans = true
 			}
@@ -197,7 +197,7 @@ func (d *dispatcher) observe(ctx context.Context, seen observations) {
 		return
 	}
 	d.outages.recovered("watch other processes")
-	d.reconcileSoon(w.owned)
+	d.recovery.compare(w.owned)
 }
 
 var errInterrupted = errors.New("interrupted: its process died or lost its connection to the database; what the run did is unknown")
@@ -206,8 +206,8 @@ var errInterrupted = errors.New("interrupted: its process died or lost its conne
 func (d *dispatcher) takeOver(ctx context.Context) error {
 	refused := map[string]bool{}
 	for {
-		taken, all, err := d.store.takeOver(ctx, 500, func(t *TaskModel) verdict {
-			return decide(t, ending{reason: ReasonInterrupted, err: errInterrupted, text: errInterrupted.Error()}, d.backoff)
+		taken, all, err := d.store.takeOver(ctx, 500, func(t *TaskModel) transition {
+			return decide(t, result{reason: ReasonInterrupted, err: errInterrupted, text: errInterrupted.Error()}, d.p.backoff)
 		})
 		if err != nil {
 			return err
@@ -243,7 +243,7 @@ func (s *store) unpark(ctx context.Context, funcs, queues []string) (n int64, er
 func (d *dispatcher) unpark(ctx context.Context) error {
 	total := int64(0)
 	for {
-		n, err := d.store.unpark(ctx, d.funcs, d.p.opts.Queues)
+		n, err := d.store.unpark(ctx, d.claimer.funcs, d.p.opts.Queues)
 		total += n
 		if err == nil && n == maxRows {
 			continue

@@ -21,7 +21,7 @@ func (d *dispatcher) listen(ctx context.Context, w Waker) {
 		}); failed != nil {
 			err = failed
 		} else if err != nil {
-			err = tame(err)
+			err = sanitizeError(err)
 		}
 		if ctx.Err() != nil {
 			return

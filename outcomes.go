@@ -10,13 +10,6 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// apart is from how many outcomes on they are finished and the next tasks claimed by a transaction each, where one statement
-// might do both. A claim locks rows that others have claimed since its snapshot, SKIP LOCKED or not: it follows a row to its newest
-// version and locks that before it looks at the state again. In one statement with a finish of many rows it does so with most of
-// what the other writer has just claimed, whose next exchange then waits for the end of this one. For fewer the second commit
-// costs more than this.
-const apart = 200
-
 // exchanger is what might finish these and claim in one statement; nil where nothing can.
 func (s *store) exchanger(requeued []dialect.Requeued) dialect.Exchanger {
 	if d, ok := s.d.(dialect.Exchanger); ok && len(requeued) == 0 {
@@ -191,8 +184,8 @@ func (s *store) writeUnlocked(ctx context.Context, outcomes []dialect.Outcome, r
 	return done, locked, nil
 }
 
-// landed tells which of some outcomes are in history already, written by a statement whose reply was lost.
-func (s *store) landed(ctx context.Context, outcomes []dialect.Outcome) (map[string]bool, error) {
+// alreadyApplied tells which of some outcomes are in history already, written by a statement whose reply was lost.
+func (s *store) alreadyApplied(ctx context.Context, outcomes []dialect.Outcome) (map[string]bool, error) {
 	there := map[string]bool{}
 	for _, o := range outcomes {
 		past, err := s.history(ctx, s.pool, o.ID)

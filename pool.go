@@ -13,13 +13,13 @@ func (d *dispatcher) checkPool() {
 	if limit == 0 || d.store.d.Serial() {
 		return
 	}
-	need := d.slots + 2 + d.writers + len(d.p.opts.Wakers) // one for each handler; claim, heartbeat and outcomes
+	need := d.slots.total + 2 + d.completer.writers + len(d.p.opts.Wakers) // one for each handler; claim, heartbeat and outcomes
 	if d.p.opts.SingleProcess {
 		need++
 	}
 	if limit < need {
 		d.log.Warn("outbox: the connection pool may be too small: heartbeats could wait for handlers; raise MaxOpenConns or lower Concurrency",
-			"max_open_conns", limit, "needed", need, "concurrency", d.slots)
+			"max_open_conns", limit, "needed", need, "concurrency", d.slots.total)
 	}
 }
 

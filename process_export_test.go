@@ -10,7 +10,7 @@ import (
 
 // Bury is what an observer does that has read this count of heartbeats for a whole limit.
 func (p *Plugin) Bury(ctx context.Context, id string, beats int64) (bool, error) {
-	return p.store.bury(ctx, id, beats)
+	return p.store.expire(ctx, id, beats)
 }
 
 // Park is what a process does that finds nothing to claim in the default lane, as a part of a longer transaction.

@@ -88,21 +88,21 @@ func (s *store) served(ctx context.Context) (queues map[string]bool, all bool, e
 	return queues, all, err
 }
 
-// bury removes the row of a process that was seen dead, unless it has beaten since. Its tasks are orphans then.
-func (s *store) bury(ctx context.Context, id string, beats int64) (bool, error) {
+// expire removes the row of a process that was seen dead, unless it has beaten since. Its tasks are orphans then.
+func (s *store) expire(ctx context.Context, id string, beats int64) (bool, error) {
 	n, err := s.exec(ctx, s.pool, "DELETE FROM {processes} WHERE id = ? AND beats = ?", id, beats)
 	return n > 0, err
 }
 
-// buryOthers removes the rows of every process but one.
-func (s *store) buryOthers(ctx context.Context, id string) error {
+// expireOthers removes the rows of every process but one.
+func (s *store) expireOthers(ctx context.Context, id string) error {
 	_, err := s.exec(ctx, s.pool, "DELETE FROM {processes} WHERE id <> ?", id)
 	return err
 }
 
-// buryOlder removes the rows whose last heartbeat is older than an age by the database's clock, for those who cannot
+// expireOlder removes the rows whose last heartbeat is older than an age by the database's clock, for those who cannot
 // watch long enough.
-func (s *store) buryOlder(ctx context.Context, before time.Time) (int64, error) {
+func (s *store) expireOlder(ctx context.Context, before time.Time) (int64, error) {
 	return s.exec(ctx, s.pool, "DELETE FROM {processes} WHERE beat_at < "+s.d.Instant(), s.d.Time(before))
 }
 
@@ -143,7 +143,7 @@ func (s *store) owned(ctx context.Context, process string) ([]claimed, error) {
 // takeOver takes up to limit tasks away from processes that are gone. What becomes of each was recorded by its claim. Rows
 // that a zombie's transaction has locked are left for later. A row that the database refuses comes back with the error; it
 // does not keep the others.
-func (s *store) takeOver(ctx context.Context, limit int, judge func(*TaskModel) verdict) (taken []claimed, all bool, err error) {
+func (s *store) takeOver(ctx context.Context, limit int, judge func(*TaskModel) transition) (taken []claimed, all bool, err error) {
 	err = s.inTx(ctx, func(tx *sql.Tx) error {
 		taken = nil
 		if err := s.d.Begin(ctx, tx); err != nil {
@@ -176,8 +176,8 @@ func (s *store) takeOver(ctx context.Context, limit int, judge func(*TaskModel) 
 	return taken, all, err
 }
 
-// takeThese writes verdicts; where the database refuses some row, one by one.
-func (s *store) takeThese(ctx context.Context, tx *sql.Tx, found []claimed, judge func(*TaskModel) verdict) ([]claimed, error) {
+// takeThese writes transitions; where the database refuses some row, one by one.
+func (s *store) takeThese(ctx context.Context, tx *sql.Tx, found []claimed, judge func(*TaskModel) transition) ([]claimed, error) {
 	if len(found) == 0 {
 		return nil, nil
 	}

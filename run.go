@@ -24,37 +24,15 @@ type run struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	began   time.Time
-	phase   atomic.Int32 // what follows is decided by who moves it on
-	holds   atomic.Int32 // the slot stays taken until the outcome is durable and the handler has returned
-	started atomic.Bool  // the handler is called, or is about to be
-	told    atomic.Bool  // the hooks were told of its start
-	settled bool         // the claim was lost, which has been reported
+	state   runState
+	told    atomic.Bool // the hooks were told of its start
 
-	recorded  atomic.Bool // the outcome is durable, or was refused
-	abandoned atomic.Bool // the handler ignored the end of its context
-
-	base runContext // what ctx begins as
-	end  pendingEnd // its outcome, from finish on
+	base       runContext // what ctx begins as
+	completion completion // its outcome, from finish on
 }
 
-// The phases of a run, which never goes back but for one whose COMMIT failed.
-const (
-	runWaits  int32 = iota // the handler has not been called
-	runCalled              // it has been
-	runEnded               // an outcome has been given: the handler's, or that it was abandoned
-)
-
-// mayCall reports whether the handler may be called: not once an outcome has been given.
-func (r *run) mayCall() bool {
-	return r.phase.CompareAndSwap(runWaits, runCalled) || r.phase.Load() == runCalled
-}
-
-// claimEnd reports whether the caller may give the run's only outcome.
-func (r *run) claimEnd() bool {
-	return r.phase.CompareAndSwap(runCalled, runEnded) || r.phase.CompareAndSwap(runWaits, runEnded)
-}
-
-func (r *run) hasEnded() bool { return r.phase.Load() == runEnded }
+// transactional reports whether the handler runs in the transaction that finishes its task.
+func (r *run) transactional() bool { return r.handler != nil && r.handler.tx }
 
 // runContext is the context that tells its task.
 type runContext struct {
@@ -82,17 +60,12 @@ func (d *dispatcher) newRun(c claimed) *run {
 	r.base.task = c.task
 	r.base.Context, r.cancel = context.WithCancelCause(context.Background())
 	r.ctx = &r.base
-	r.holds.Store(2)
 	return r
 }
 
 // execute runs the handler and hands the outcome over.
 func (r *run) execute() {
-	defer func() {
-		if r.release() {
-			signal(r.d.slotFree)
-		}
-	}()
+	defer r.returned()
 	defer r.cancel(errEnded)
 	defer r.rescue()
 	if r.broken != nil {
@@ -100,14 +73,14 @@ func (r *run) execute() {
 		return
 	}
 	if !r.mayStart() {
-		r.finish(ending{giveBack: true})
+		r.finish(result{giveBack: true})
 		return
 	}
 	if t := r.task; t.StartedAt != nil && t.RunAt.After(*t.StartedAt) {
 		// Somebody has written the start time in a form that the database compares otherwise, as a number sorts before every
 		// text on one that takes both. Given back, it has the library's.
 		r.d.log.Warn("outbox: the start time was stored in another form, the task waits for it", r.attrs("run_at", t.RunAt)...)
-		r.finish(ending{giveBack: true, delay: t.RunAt.Sub(*t.StartedAt)})
+		r.finish(result{giveBack: true, delay: t.RunAt.Sub(*t.StartedAt)})
 		return
 	}
 	if r.handler == nil {
@@ -120,12 +93,12 @@ func (r *run) execute() {
 		r.misfit(fmt.Errorf("%w: %w", ErrBadArgs, err))
 		return
 	}
-	if r.handler.tx && r.d.txTurn != nil {
+	if r.transactional() && r.d.txTurn != nil {
 		select {
 		case r.d.txTurn <- struct{}{}:
 			defer func() { <-r.d.txTurn }()
 		case <-r.d.drain:
-			r.finish(ending{giveBack: true})
+			r.finish(result{giveBack: true})
 			return
 		}
 	}
@@ -138,32 +111,38 @@ func (r *run) execute() {
 		limited := r.ctx
 		stop := context.AfterFunc(limited, func() {
 			if cause := context.Cause(limited); errors.Is(cause, errTimeout) {
-				r.abandonLater(cause)
+				r.giveUpLater(cause)
 			}
 		})
 		defer stop()
 	}
 	// As late as can be: the turn, a hook or a frozen process may have taken long.
 	if !r.mayStart() {
-		r.finish(ending{giveBack: true})
+		r.finish(result{giveBack: true})
 		return
 	}
-	r.started.Store(true)
-	r.abandonIfOver()
-	if r.handler.tx {
-		r.transactional(args)
+	r.state.on(onStart)
+	r.giveUpIfOver()
+	if r.transactional() {
+		r.runInTransaction(args)
 		return
 	}
 	if !r.mayCall() {
 		return // its time limit was over before it began
 	}
 	r.guard(func() (any, error) { return r.handler.call(r.ctx, nil, args) },
-		func(result any, e ending) { r.finish(r.judge(result, e)) })
+		func(value any, res result) { r.finish(r.judge(value, res)) })
 }
 
 // mayStart reports whether the handler may still be called: the process drains otherwise, or the claim is another's.
 func (r *run) mayStart() bool {
 	return !r.d.draining.Load() && r.base.Err() == nil && r.d.lease.owns(r.task)
+}
+
+// mayCall reports whether the handler may be called: not once the run was given up.
+func (r *run) mayCall() bool {
+	_, _, ok := r.state.on(onCall)
+	return ok
 }
 
 // tellStart calls the hooks' OnStart. Each has its OnFinish when the run is over.
@@ -186,8 +165,8 @@ func (r *run) tellStart() {
 // rescue is the last line against code of the application that fails where the handler's guard does not reach, such as a
 // method of an argument or of an error. It is deferred.
 func (r *run) rescue() {
-	v := recover()
-	if v == nil && r.hasEnded() {
+	v, ended := recover(), r.state.ended()
+	if v == nil && ended {
 		return
 	}
 	reason, err := ReasonGoexit, errors.New("code of the application called runtime.Goexit outside of the handler")
@@ -196,8 +175,8 @@ func (r *run) rescue() {
 	}
 	r.d.log.Error("outbox: run was broken off", r.attrs("err", err, "stack", string(debug.Stack()))...)
 	switch {
-	case r.hasEnded():
-	case !r.started.Load():
+	case ended:
+	case r.state.is() == runQueued:
 		r.unfit(fmt.Errorf("%w: %w", ErrBadArgs, err))
 	default:
 		r.finish(r.failure(reason, err, false))
@@ -218,9 +197,9 @@ func (r *run) misfit(err error) {
 		r.d.log.Warn("outbox: task does not fit this process, it goes back for another one that has its function; this is logged once a function",
 			r.attrs("err", err)...)
 	}
-	e := r.failure(ReasonBadArgs, err, true)
-	e.elsewhere = true
-	r.finish(e)
+	res := r.failure(ReasonBadArgs, err, true)
+	res.elsewhere = true
+	r.finish(res)
 }
 
 // unfit ends a task that no process can run as it is stored.
@@ -251,69 +230,69 @@ func (h *handler) encodeResult(v any) (raw JSON, err error) {
 	return raw, err
 }
 
-// invoke calls the handler and turns whatever it does into an ending.
-func (r *run) invoke(call func() (any, error)) (result any, e ending) {
-	e = ending{reason: ReasonGoexit, err: errGoexit, text: errGoexit.Error()} // nothing that goes wrong is a success
+// invoke calls the handler and turns whatever it does into a result.
+func (r *run) invoke(call func() (any, error)) (value any, res result) {
+	res = result{reason: ReasonGoexit, err: errGoexit, text: errGoexit.Error()} // nothing that goes wrong is a success
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		r.guard(call, func(v any, end ending) { result, e = v, end })
+		r.guard(call, func(v any, of result) { value, res = v, of })
 	}()
 	<-done
-	return result, e
+	return value, res
 }
 
-// guard calls the handler and gives whatever it does, as an ending, to then. After runtime.Goexit only deferred calls are
-// run, so then is one, and nothing may be left to do behind guard that is not.
-func (r *run) guard(call func() (any, error), then func(result any, e ending)) {
-	var result any
-	var e ending
+// guard calls the handler and gives whatever it does, as a result, to then. After runtime.Goexit
+// only deferred calls are run, so then is one; what follows the call of guard may not run.
+func (r *run) guard(call func() (any, error), then func(value any, res result)) {
+	var value any
+	var res result
 	returned := false
 	defer func() {
 		if !returned {
 			stack := debug.Stack()
 			if v := recover(); v != nil {
 				text := fmt.Sprintf("panic: %s\n\n%s", panicText(v), stack)
-				e = ending{reason: ReasonPanic, err: fmt.Errorf("panic: %s", panicText(v)), text: text}
+				res = result{reason: ReasonPanic, err: fmt.Errorf("panic: %s", panicText(v)), text: text}
 			} else {
-				e = ending{reason: ReasonGoexit, err: errors.New("the handler called runtime.Goexit")}
-				e.text = e.err.Error()
+				res = result{reason: ReasonGoexit, err: errors.New("the handler called runtime.Goexit")}
+				res.text = res.err.Error()
 			}
 		}
-		e.duration = time.Since(r.began)
-		then(result, e)
+		res.duration = time.Since(r.began)
+		then(value, res)
 	}()
 	var err error
-	result, err = call()
+	value, err = call()
 	if err != nil {
-		e = ending{reason: ReasonFailed, err: tame(err), text: errorText(err)}
+		res = result{reason: ReasonFailed, err: sanitizeError(err), text: errorText(err)}
 	}
 	returned = true
 }
 
-// judge adds to an ending what the run's context and the result say.
-func (r *run) judge(result any, e ending) ending {
+// judge adds to a result what the run's context and the returned value say.
+func (r *run) judge(value any, res result) result {
 	switch {
-	case e.reason == ReasonFailed && is[*snoozeError](e.err):
-		e.reason = ReasonSnoozed
-	case e.reason == ReasonFailed && is[*permanentError](e.err):
-		e.reason, e.final = ReasonPermanent, true
-	case e.reason == ReasonFailed && r.ctx.Err() != nil:
+	case res.reason == ReasonFailed && is[*snoozeError](res.err):
+		res.reason = ReasonSnoozed
+	case res.reason == ReasonFailed && is[*permanentError](res.err):
+		res.reason, res.final = ReasonPermanent, true
+	case res.reason == ReasonFailed && r.ctx.Err() != nil:
 		cause := context.Cause(r.ctx)
 		switch {
-		case errors.Is(cause, errTimeout) && errors.Is(e.err, context.DeadlineExceeded):
-			e.reason = ReasonTimeout
+		case errors.Is(cause, errTimeout) && errors.Is(res.err, context.DeadlineExceeded):
+			res.reason = ReasonTimeout
 		case !errors.Is(cause, errShutdown) && !errors.Is(cause, ErrClaimLost):
 		case r.handler.repeatable():
-			return ending{giveBack: true, duration: e.duration, err: e.err}
-		case errors.Is(e.err, context.Canceled):
-			e.reason = ReasonInterrupted
+			return result{giveBack: true, duration: res.duration, err: res.err}
+		case errors.Is(res.err, context.Canceled):
+			res.reason = ReasonInterrupted
 		}
-	case e.reason == ReasonNone && result != nil:
-		e = r.encodeResult(result, e)
+	case res.reason == ReasonNone && value != nil:
+		res = r.encodeValue(value, res)
 	}
-	e.text = text.Sanitize(e.text, r.d.p.opts.MaxError)
-	return e
+	res.text = text.Sanitize(res.text, r.d.p.opts.MaxError)
+	return res
 }
 
 // is reports whether err is or wraps an E.
@@ -322,12 +301,13 @@ func is[E error](err error) bool {
 	return errors.As(err, &e)
 }
 
-// encodeResult stores a result, or says why it could not: the handler's work is done either way.
-func (r *run) encodeResult(result any, e ending) ending {
-	if v := reflect.ValueOf(result); v.Kind() == reflect.Pointer && v.IsNil() {
-		return e
+// encodeValue stores what the handler returned, or says why it could not: the handler's work is
+// done either way.
+func (r *run) encodeValue(value any, res result) result {
+	if v := reflect.ValueOf(value); v.Kind() == reflect.Pointer && v.IsNil() {
+		return res
 	}
-	raw, err := r.handler.encodeResult(result)
+	raw, err := r.handler.encodeResult(value)
 	if err == nil && len(raw) > r.d.p.opts.MaxResult {
 		err = fmt.Errorf("it has %d bytes, over the limit of %d (Options.MaxResult)", len(raw), r.d.p.opts.MaxResult)
 	}
@@ -335,15 +315,15 @@ func (r *run) encodeResult(result any, e ending) ending {
 		err = args.Check(raw)
 	}
 	if err != nil {
-		e.reason, e.text = ReasonBadResult, fmt.Sprintf("the result of type %T was not stored: %v", result, err)
-		return e
+		res.reason, res.text = ReasonBadResult, fmt.Sprintf("the result of type %T was not stored: %v", value, err)
+		return res
 	}
-	e.result = raw
-	return e
+	res.value = raw
+	return res
 }
 
-func (r *run) failure(reason Reason, err error, final bool) ending {
-	return ending{reason: reason, err: err, text: text.Sanitize(errorText(err), r.d.p.opts.MaxError), final: final,
+func (r *run) failure(reason Reason, err error, final bool) result {
+	return result{reason: reason, err: err, text: text.Sanitize(errorText(err), r.d.p.opts.MaxError), final: final,
 		duration: r.since()}
 }
 
@@ -354,86 +334,94 @@ func (r *run) since() time.Duration {
 	return time.Since(r.began)
 }
 
-// abandonIfOver is called when a shutdown has ended the contexts, and when the handler is about to start: whichever is later
-// sees both.
-func (r *run) abandonIfOver() {
-	if r.started.Load() && r.base.Err() != nil && errors.Is(context.Cause(&r.base), errShutdown) {
-		r.abandonLater(errShutdown)
+// giveUpIfOver is called when a shutdown has ended the contexts, and when the handler is about to
+// start: whichever is later sees both.
+func (r *run) giveUpIfOver() {
+	if s := r.state.is(); (s == runStarting || s == runRunning) && r.base.Err() != nil && errors.Is(context.Cause(&r.base), errShutdown) {
+		r.giveUpLater(errShutdown)
 	}
 }
 
-// abandonLater is called when the run's context has ended because of its time limit or a shutdown: the handler has the grace
-// to return. After a lost claim nobody waits for it: the claim is another's by now, or will be.
-func (r *run) abandonLater(cause error) {
-	if !r.hasEnded() {
-		time.AfterFunc(r.d.p.opts.CancelGrace, func() { r.abandon(cause) })
+// giveUpLater is called when the run's context has ended because of its time limit or a shutdown:
+// the handler has the grace to return. After a lost claim nothing waits for it: the claim is
+// another's by now, or will be.
+func (r *run) giveUpLater(cause error) {
+	if !r.state.ended() {
+		time.AfterFunc(r.d.p.opts.CancelGrace, func() { r.giveUp(cause) })
 	}
 }
 
-// abandon gives up on a handler that ignores its context. What it does is unknown; its slot stays taken.
-func (r *run) abandon(cause error) {
-	if r.hasEnded() {
+// giveUp ends the run of a handler that ignores its context. What the handler does is unknown; its
+// slot stays taken.
+func (r *run) giveUp(cause error) {
+	from, _, ok := r.state.on(onGiveUp)
+	if !ok {
 		return
 	}
 	reason, final := ReasonInterrupted, false
 	if errors.Is(cause, errTimeout) {
 		reason, final = ReasonTimeout, true
 	}
-	e := r.failure(reason, fmt.Errorf("%w, and the handler has not returned: the outcome is unknown", cause), final)
+	res := r.failure(reason, fmt.Errorf("%w, and the handler has not returned: the outcome is unknown", cause), final)
 	r.d.log.Warn("outbox: handler ignores its context", r.attrs("cause", cause)...)
-	r.abandoned.Store(true)
-	r.finish(e)
+	r.complete(res, from)
 }
 
 // finish hands over the run's only outcome; a later one is refused.
-func (r *run) finish(e ending) {
-	if !r.claimEnd() {
+func (r *run) finish(res result) {
+	from, _, ok := r.state.on(onEnd)
+	if !ok {
 		r.d.log.Warn("outbox: handler returned after its task was given up", r.attrs("duration", r.since())...)
 		return
 	}
-	r.end = pendingEnd{run: r, ending: e, verdict: decide(r.task, e, r.d.backoff)}
-	r.d.finisher.add(&r.end)
+	r.complete(res, from)
 }
 
-// durable is called when the outcome is written, or refused for good.
-func (r *run) durable(e ending, v verdict, lost bool) {
-	f := Finish{Reason: e.reason, Err: e.err, Duration: e.duration, Next: v.next}
+// complete gives the completer the outcome of a run that has ended.
+func (r *run) complete(res result, from runStage) {
+	r.completion = completion{run: r, result: res, transition: decide(r.task, res, r.d.p.backoff), ran: from != runQueued}
+	r.d.completer.add(&r.completion)
+}
+
+// persisted is called when the outcome is written, or was refused because the claim is lost.
+func (r *run) persisted(c *completion, lost bool) {
+	res, t := c.result, c.transition
+	f := Finish{Reason: res.reason, Err: res.err, Duration: res.duration, Next: t.next}
 	switch {
 	case lost:
-		if r.started.Load() {
-			r.d.noteRun(r.task)
+		if c.ran {
+			r.d.recovery.outcomeLost(r.task)
 		}
 		f.Reason, f.Err = ReasonInterrupted, ErrClaimLost
 		r.d.log.Warn("outbox: claim lost, outcome refused", r.attrs()...)
-	case v.requeue != nil && e.reason == ReasonSnoozed:
+	case t.requeue != nil && res.reason == ReasonSnoozed:
 		f.Err = nil
-		r.d.log.Debug("outbox: task snoozes", r.attrs("in", v.next)...)
-	case v.requeue != nil && e.elsewhere:
-		r.d.log.Debug("outbox: task goes back for another process", r.attrs("err", e.err, "in", v.next)...)
-	case v.requeue != nil && e.reason != ReasonNone:
-		r.d.log.Warn("outbox: task failed, will be tried again", r.attrs("err", e.err, "in", v.next)...)
-	case v.requeue != nil:
-		r.d.log.Debug("outbox: task goes back", r.attrs("in", v.next, "err", e.err)...)
-	case v.outcome.Status == string(StatusError):
+		r.d.log.Debug("outbox: task snoozes", r.attrs("in", t.next)...)
+	case t.requeue != nil && res.elsewhere:
+		r.d.log.Debug("outbox: task goes back for another process", r.attrs("err", res.err, "in", t.next)...)
+	case t.requeue != nil && res.reason != ReasonNone:
+		r.d.log.Warn("outbox: task failed, will be tried again", r.attrs("err", res.err, "in", t.next)...)
+	case t.requeue != nil:
+		r.d.log.Debug("outbox: task goes back", r.attrs("in", t.next, "err", res.err)...)
+	case t.outcome.Status == string(StatusError):
 		f.Status = StatusError
-		r.d.log.Error("outbox: task ended as error", r.attrs("reason", e.reason, "err", e.err, "duration", e.duration)...)
+		r.d.log.Error("outbox: task ended as error", r.attrs("reason", res.reason, "err", res.err, "duration", res.duration)...)
 	default:
 		f.Status = StatusSuccess
 		if r.d.log.Enabled(r.ctx, slog.LevelDebug) {
-			r.d.log.Debug("outbox: task done", r.attrs("duration", e.duration)...)
+			r.d.log.Debug("outbox: task done", r.attrs("duration", res.duration)...)
 		}
 	}
 	r.over(f)
-	if r.started.Load() {
+	if c.ran {
 		r.d.ran.Add(1)
 	}
-	r.recorded.Store(true)
 	r.release()
 }
 
 // over tells the hooks how the run ended, if they know that it began.
 func (r *run) over(f Finish) {
-	r.cancel(errEnded) // the outcome may be durable before execute returns
+	r.cancel(errEnded) // the outcome may be persisted before execute returns
 	if !r.told.Load() {
 		return
 	}
@@ -442,25 +430,33 @@ func (r *run) over(f Finish) {
 	}
 }
 
-// release frees the slot with the second call: one is the outcome's, one the handler's.
-func (r *run) release() bool {
-	if r.holds.Add(-1) > 0 {
-		return false
+// release frees the slot, unless the handler is stuck in it.
+func (r *run) release() {
+	if _, to, ok := r.state.on(onPersist); ok && to == runReleased {
+		r.d.slots.done(r)
 	}
-	r.d.free(r)
-	return true
 }
 
-// leftBehind reports whether nothing is to be expected of a run any more, though its handler has not returned.
-func (r *run) leftBehind() bool { return r.abandoned.Load() && r.recorded.Load() }
+// returned is called when the goroutine that called the handler is done with the run. A stuck
+// handler frees its slot so.
+func (r *run) returned() {
+	if _, to, ok := r.state.on(onReturn); ok && to == runReleased {
+		r.d.slots.done(r)
+		r.d.wakeups.add(slotFreed)
+	}
+}
+
+// leftBehind reports whether nothing is to be expected of a run any more, though its handler has
+// not returned.
+func (r *run) leftBehind() bool { return r.state.is() == runLeftBehind }
 
 func (r *run) attrs(more ...any) []any {
 	return append([]any{"task_id", r.task.ID, "func", r.task.Func, "attempt", r.task.Attempt}, more...)
 }
 
-// tame replaces an error whose methods panic, such as a nil pointer in a non-nil error: whoever looks into it later, a
+// sanitizeError replaces an error whose methods panic, such as a nil pointer in a non-nil error: whoever looks into it later, a
 // logger or errors.As, would take the process down.
-func tame(err error) (safe error) {
+func sanitizeError(err error) (safe error) {
 	defer func() {
 		if recover() != nil {
 			safe = errors.New(errorText(err))

@@ -44,7 +44,7 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		return err
 	}
 	// Too short-lived to watch others: only what is long dead is taken over.
-	if _, err := d.store.buryOlder(ctx, now.Add(-3*d.p.opts.HeartbeatLimit)); err != nil {
+	if _, err := d.store.expireOlder(ctx, now.Add(-3*d.p.opts.HeartbeatLimit)); err != nil {
 		return err
 	}
 	if err := d.takeOver(ctx); err != nil {
@@ -56,7 +56,7 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 	if now, err = d.store.now(ctx); err != nil {
 		return err
 	}
-	if err := d.probe(ctx); err != nil {
+	if err := d.pollOnce(ctx); err != nil {
 		return err
 	}
 	// A database's clock may have milliseconds only. What is put back after this one does not come
@@ -67,39 +67,51 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		}
 	}
 	until := d.store.d.Time(now)
-	for d.backlog.size() > 0 {
+	for d.claimer.cursors.size() > 0 {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		n, asked, err := d.claim(ctx, until)
+		n, asked, err := d.claimer.claim(ctx, until)
 		if err != nil {
 			return err
 		}
-		if asked && (n > 0 || d.mayHaveMore()) && d.room() > 0 {
+		if asked && (n > 0 || d.claimer.mayHaveMore()) && d.slots.free() > 0 {
 			continue
 		}
 		// Where those that are left behind have every slot, nothing more can be started.
-		if n == 0 && (!d.mayHaveMore() || d.room() == 0) && d.rests((*run).leftBehind) {
+		if n == 0 && (!d.claimer.mayHaveMore() || d.slots.free() == 0) && d.slots.idle((*run).leftBehind) {
 			pause, again := d.lookAgain()
-			if !again || d.room() == 0 {
+			if !again || d.slots.free() == 0 {
 				break
 			}
-			if err := errors.Join(wait(ctx, pause), d.probe(ctx)); err != nil {
+			if err := errors.Join(wait(ctx, pause), d.pollOnce(ctx)); err != nil {
 				return err
 			}
 			continue
 		}
 		if n > 0 {
-			d.passedOver = 0
+			d.poller.passedOver = 0
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-d.slotFree:
+		if err := d.waitForSlot(ctx); err != nil {
+			return err
 		}
 	}
-	for range (d.backlog.size() + maxParked - 1) / maxParked {
+	for range (d.claimer.cursors.size() + maxParked - 1) / maxParked {
 		d.park(ctx)
 	}
 	return ctx.Err()
+}
+
+// waitForSlot waits until a slot may have become free. No loop runs, so the wake-ups are for it.
+func (d *dispatcher) waitForSlot(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-d.wakeups.signal:
+			if d.wakeups.take()&slotFreed != 0 {
+				return nil
+			}
+		}
+	}
 }

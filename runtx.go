@@ -15,37 +15,65 @@ import (
 // maxTxTries of a transaction, or of a statement outside of one, that the database asks to run again.
 const maxTxTries = 10
 
-// transactional runs the handler inside the transaction that finishes the task.
-func (r *run) transactional(args reflect.Value) {
-	for try := 1; ; try++ {
-		e, v, again := r.try(args)
-		if again && try < maxTxTries && r.ctx.Err() == nil {
-			_ = pauseBeforeTry(r.ctx, try)
-			continue
+// txEnd is how one try of a transactional run ended.
+type txEnd int
+
+const (
+	txCommitted  txEnd = iota // the handler's work and its outcome are persisted
+	txRolledBack              // nothing of the handler's work lasts; the outcome is to be written
+	txNotBegun                // the database kept the handler from being called
+	txNotEnded                // the database kept the transaction from ending
+	txClaimLost               // the task is another process's
+)
+
+// txTry is one try of a transactional run.
+type txTry struct {
+	end        txEnd
+	result     result
+	transition transition // of txCommitted
+	retry      bool       // the database asks for another try
+	passes     bool       // of txNotBegun: the error is one that passes
+	away       bool       // of txNotEnded: the database could not be reached meanwhile
+}
+
+// runInTransaction runs the handler inside the transaction that finishes the task.
+func (r *run) runInTransaction(args reflect.Value) {
+	var try txTry
+	for n := 1; ; n++ {
+		if try = r.tryTransaction(args); !try.retry || n >= maxTxTries || r.ctx.Err() != nil {
+			break
 		}
-		if r.settled {
-			return
+		_ = pauseBeforeTry(r.ctx, n)
+	}
+	switch try.end {
+	case txCommitted:
+		r.persistedBySelf(&completion{result: try.result, transition: try.transition, ran: true}, false)
+	case txRolledBack:
+		r.finish(try.result)
+	case txNotBegun:
+		r.finish(r.blocked(stepBegin, try))
+	case txNotEnded:
+		r.finish(r.blocked(stepFinish, try))
+	case txClaimLost:
+		if _, _, ok := r.state.on(onEnd); ok {
+			r.persistedBySelf(&completion{result: result{duration: r.since()}, ran: true}, true)
 		}
-		if v == nil {
-			if e.undone != "" {
-				e = r.undone(e)
-			}
-			r.finish(e)
-			return
-		}
-		r.durable(e, *v, false)
-		return
 	}
 }
 
-// try is one transaction. With a verdict the outcome is durable; otherwise the transaction is undone.
-func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
+// persistedBySelf is persisted for an outcome that the completer does not write.
+func (r *run) persistedBySelf(c *completion, lost bool) {
+	r.persisted(c, lost)
+	r.d.wakeups.add(slotFreed)
+}
+
+// tryTransaction is one transaction.
+func (r *run) tryTransaction(args reflect.Value) txTry {
 	s := r.d.store
-	// The handler was not called.
-	infrastructure := func(err error) (ending, *verdict, bool) {
+	notBegun := func(err error) txTry {
 		class := dialect.Classify(err)
 		passes := class == dialect.Retry || class == dialect.Busy || class == dialect.Lost || err == errNoReply
-		return ending{undone: stepBegin, passes: passes, err: err}, nil, class == dialect.Retry
+		return txTry{end: txNotBegun, result: result{err: err}, passes: passes, retry: class == dialect.Retry}
 	}
 	// On a connection that is half open no reply ever comes. The handler has its Timeout; what is done around it has this.
 	ctx, giveUp := context.WithCancelCause(r.ctx)
@@ -53,54 +81,55 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	limit := max(r.d.p.opts.HeartbeatLimit, time.Second)
 	watch := time.AfterFunc(limit, func() { giveUp(errNoReply) })
 	defer watch.Stop()
-	over, err := s.lockWriter(ctx)
+	unlock, err := s.lockWriter(ctx)
 	if err != nil {
-		return infrastructure(err)
+		return notBegun(err)
 	}
-	over = sync.OnceFunc(over)
-	defer over()
-	defer context.AfterFunc(r.ctx, over)() // the transaction ends then, whether the handler returns or not
+	unlock = sync.OnceFunc(unlock)
+	defer unlock()
+	defer context.AfterFunc(r.ctx, unlock)() // the transaction ends then, whether the handler returns or not
 	tx, err := s.pool.BeginTx(ctx, &sql.TxOptions{Isolation: r.handler.level()})
 	if err != nil {
-		return infrastructure(err)
+		return notBegun(err)
 	}
 	defer dialect.RollBack(tx)
 	if err := s.d.Begin(ctx, tx); err != nil {
-		return infrastructure(err)
+		return notBegun(err)
 	}
 	if _, err := tx.ExecContext(ctx, "SAVEPOINT "+runSavepoint); err != nil {
-		return infrastructure(err)
+		return notBegun(err)
 	}
 	if !watch.Stop() {
-		return infrastructure(errNoReply)
+		return notBegun(errNoReply)
 	}
 	r.d.outages.recovered(stepBegin)
 	// As late as can be: all this may have taken long.
 	if !r.mayStart() || !r.mayCall() {
-		return ending{giveBack: true}, nil, false
+		return txTry{end: txRolledBack, result: result{giveBack: true}}
 	}
 	guard := &guardedTx{Tx: tx, s: s}
 	db := s.handlerDB(r.ctx, guard)
-	result, e := r.invoke(func() (any, error) { return r.handler.call(r.ctx, db, args) })
+	value, res := r.invoke(func() (any, error) { return r.handler.call(r.ctx, db, args) })
 	guard.close()
 	watch.Reset(limit)
-	if e.reason == ReasonNone && guard.ended.Load() {
-		e = r.failure(ReasonTransaction, ErrTxGuarded, false)
+	if res.reason == ReasonNone && guard.ended.Load() {
+		res = r.failure(ReasonTransaction, ErrTxGuarded, false)
 	}
-	if e.reason == ReasonFailed && r.ctx.Err() == nil && dialect.Classify(e.err) == dialect.Lost {
+	if res.reason == ReasonFailed && r.ctx.Err() == nil && dialect.Classify(res.err) == dialect.Lost {
 		// Was it this transaction's connection that was lost, or something of the handler's own?
 		if _, err := tx.ExecContext(ctx, "SAVEPOINT "+runSavepoint); dialect.Classify(err) == dialect.Lost && r.ctx.Err() == nil {
-			return r.cutOff(e), nil, false
+			return rolledBack(r.cutOff(res))
 		}
 	}
-	if e.reason != ReasonNone {
+	if res.reason != ReasonNone {
 		tx.Rollback()
-		again := e.reason == ReasonFailed && dialect.Classify(e.err) == dialect.Retry
-		if e.reason == ReasonFailed && dialect.ReadOnly(e.err) {
+		try := rolledBack(r.judge(nil, res))
+		try.retry = res.reason == ReasonFailed && dialect.Classify(res.err) == dialect.Retry
+		if res.reason == ReasonFailed && dialect.ReadOnly(res.err) {
 			r.d.renew()
-			again = true
+			try.retry = true
 		}
-		return r.judge(nil, e), nil, again
+		return try
 	}
 	// The handler may have returned because its context has ended, before those that were made from it, such as this
 	// transaction's, have.
@@ -112,49 +141,49 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	}
 	if err != nil {
 		tx.Rollback()
-		return r.unreleased(ctx, e, err), nil, false
+		return rolledBack(r.notReleased(ctx, res, err))
 	}
-	e = r.judge(result, e)
-	v := decide(r.task, e, r.d.backoff)
-	moved, err := s.d.Move(ctx, s.work(tx), dialect.FromRunning, []dialect.Outcome{*v.outcome})
+	res = r.judge(value, res)
+	t := decide(r.task, res, r.d.p.backoff)
+	moved, err := s.d.Move(ctx, s.work(tx), dialect.FromRunning, []dialect.Outcome{*t.outcome})
 	if err != nil {
-		return r.unfinished(ctx, e, err)
+		return r.notEnded(ctx, res, err)
 	}
 	if len(moved) == 0 {
-		tx.Rollback()
-		r.lost()
-		return ending{}, nil, false
+		return txTry{end: txClaimLost}
 	}
-	if !r.claimEnd() {
-		return e, nil, false // abandoned: the transaction must not commit after another outcome was given
+	if _, _, ok := r.state.on(onEnd); !ok {
+		return rolledBack(res) // given up: the transaction must not commit after another outcome was given
 	}
 	if err := tx.Commit(); err != nil {
 		committed, away := false, false
 		if class := dialect.Classify(err); class == dialect.Lost || errors.Is(err, sql.ErrTxDone) {
-			committed, away = r.inDoubt(*v.outcome)
+			committed, away = r.inDoubt(*t.outcome)
 		}
 		if !committed {
-			r.phase.Store(runCalled)
-			e, v, again := r.unfinished(ctx, e, err)
-			e.away = away
-			return e, v, again
+			r.state.on(onReopen)
+			try := r.notEnded(ctx, res, err)
+			try.away = away
+			return try
 		}
 	}
 	r.d.outages.recovered(stepFinish)
-	return e, &v, false
+	return txTry{end: txCommitted, result: res, transition: t}
 }
 
-// unreleased: the savepoint that was set before the handler ran cannot be released after it.
-func (r *run) unreleased(ctx context.Context, e ending, err error) ending {
+func rolledBack(res result) txTry { return txTry{end: txRolledBack, result: res} }
+
+// notReleased: the savepoint that was set before the handler ran cannot be released after it.
+func (r *run) notReleased(ctx context.Context, res result, err error) result {
 	switch class := dialect.Classify(err); {
 	case r.ctx.Err() != nil:
-		return r.cutShort(e)
+		return r.cutShort(res)
 	case context.Cause(ctx) == errNoReply:
-		e.err = errNoReply
-		return r.cutOff(e)
+		res.err = errNoReply
+		return r.cutOff(res)
 	case class == dialect.Lost:
-		e.err = err
-		return r.cutOff(e)
+		res.err = err
+		return r.cutOff(res)
 	case class == dialect.Undone:
 		return r.failure(ReasonTransaction, fmt.Errorf(
 			"the database has undone the transaction after an error that the handler swallowed, nothing of it stays: %w", err), false)
@@ -164,56 +193,60 @@ func (r *run) unreleased(ctx context.Context, e ending, err error) ending {
 }
 
 // cutShort: the run's context ended before its transaction did.
-func (r *run) cutShort(e ending) ending {
-	return r.judge(nil, ending{reason: ReasonFailed, err: r.ctx.Err(), text: errorText(context.Cause(r.ctx)), duration: e.duration})
+func (r *run) cutShort(res result) result {
+	return r.judge(nil, result{reason: ReasonFailed, err: r.ctx.Err(), text: errorText(context.Cause(r.ctx)), duration: res.duration})
 }
 
 // cutOff: the connection went while the handler ran. Nothing has lasted, but the handler may be the cause, so it counts as
 // a crash.
-func (r *run) cutOff(e ending) ending {
-	return r.failure(ReasonInterrupted, fmt.Errorf("the transaction's connection was lost: %w", e.err), false)
+func (r *run) cutOff(res result) result {
+	return r.failure(ReasonInterrupted, fmt.Errorf("the transaction's connection was lost: %w", res.err), false)
 }
 
 const runSavepoint = "outbox_run"
 
-// unfinished: the finishing statements failed, so the transaction is undone.
-func (r *run) unfinished(ctx context.Context, e ending, err error) (ending, *verdict, bool) {
+// notEnded: the finishing statements failed, so the transaction is undone.
+func (r *run) notEnded(ctx context.Context, res result, err error) txTry {
 	if context.Cause(ctx) == errNoReply {
-		e.err = errNoReply // not for ever: what the handler did may be why it takes so long
-		return r.cutOff(e), nil, false
+		res.err = errNoReply // not for ever: what the handler did may be why it takes so long
+		return rolledBack(r.cutOff(res))
 	}
 	class := dialect.Classify(err)
 	switch {
 	case class == dialect.Retry:
-		return r.failure(ReasonTransaction, err, false), nil, true
+		try := rolledBack(r.failure(ReasonTransaction, err, false))
+		try.retry = true
+		return try
 	case r.ctx.Err() != nil:
-		return r.cutShort(e), nil, false
+		return rolledBack(r.cutShort(res))
 	case class == dialect.Data || class == dialect.Other:
-		return r.failure(ReasonTransaction, fmt.Errorf("commit: %w", err), false), nil, false
+		return rolledBack(r.failure(ReasonTransaction, fmt.Errorf("commit: %w", err), false))
 	}
-	return ending{undone: stepFinish, err: err, duration: e.duration}, nil, false
+	return txTry{end: txNotEnded, result: result{err: err, duration: res.duration}}
 }
 
+// The steps of a transactional run, as the log has them.
 const (
 	stepBegin  = "begin a handler's transaction"
 	stepFinish = "finish a handler's transaction"
 )
 
-// undone decides about a transaction that did not begin or could not be finished. An outage is waited for, however long: the
-// run does not count. While the database works the task itself is the cause; so that it does not go round for ever, that
-// counts as a crash.
-func (r *run) undone(e ending) ending {
-	back := ending{giveBack: true, delay: time.Second, err: e.err, duration: e.duration}
+// blocked decides about a transaction that did not begin or could not be ended. An outage is waited
+// for, however long: the run does not count. While the database works the task itself is the cause;
+// so that it does not go round for ever, that counts as a crash.
+func (r *run) blocked(step string, try txTry) result {
+	err := try.result.err
+	back := result{giveBack: true, delay: time.Second, err: err, duration: try.result.duration}
 	if r.ctx.Err() != nil && !errors.Is(context.Cause(r.ctx), errTimeout) {
 		return back // a shutdown, or a claim that was lost
 	}
-	if e.passes || e.away || !r.d.canWrite() {
-		r.d.outages.failed(e.undone, e.err)
+	if try.passes || try.away || !r.d.canWrite() {
+		r.d.outages.failed(step, err)
 		return back
 	}
-	e = r.failure(ReasonTransaction, fmt.Errorf("%s: %w", e.undone, e.err), false)
-	e.crash = true
-	return e
+	res := r.failure(ReasonTransaction, fmt.Errorf("%s: %w", step, err), false)
+	res.crash = true
+	return res
 }
 
 // canWrite reports whether the database takes what this process writes now.
@@ -222,14 +255,6 @@ func (d *dispatcher) canWrite() bool {
 	defer cancel()
 	alive, err := d.store.beat(ctx, d.lease.owner())
 	return err == nil && alive
-}
-
-// lost ends a run whose claim is another's.
-func (r *run) lost() {
-	r.settled = true
-	if r.claimEnd() {
-		r.durable(ending{duration: r.since()}, verdict{}, true)
-	}
 }
 
 // inDoubt finds out whether a COMMIT whose reply was lost took effect. Locking the task's row waits for the transaction in

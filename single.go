@@ -98,7 +98,7 @@ func (d *dispatcher) anotherSingle(ctx context.Context) error {
 
 // inherit takes over the tasks of every other process, at the start of the only one.
 func (d *dispatcher) inherit(ctx context.Context) error {
-	if err := d.store.buryOthers(ctx, d.lease.owner()); err != nil {
+	if err := d.store.expireOthers(ctx, d.lease.owner()); err != nil {
 		return err
 	}
 	return d.takeOver(ctx)

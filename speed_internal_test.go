@@ -154,15 +154,16 @@ func BenchmarkRun(b *testing.B) {
 	for b.Loop() {
 		d.start(list)
 		for n := 0; n < len(list); {
-			group := d.finisher.take(d.running())
+			group := d.completer.take()
 			if n += len(group); len(group) == 0 {
-				<-d.finisher.signal
+				<-d.completer.signal
 			}
-			d.durable(group, fenced{ids: done})
-			d.finisher.written()
+			d.completer.persisted(group, fenced{ids: done})
+			d.completer.written()
 		}
-		for d.room() < d.slots {
-			<-d.slotFree
+		for d.slots.free() < d.slots.total {
+			<-d.wakeups.signal
+			d.wakeups.take()
 		}
 	}
 }

@@ -19,7 +19,7 @@ func (p *Plugin) Intercept(wrap func(dialect.Dialect) dialect.Dialect) { p.store
 
 // TakeOver gives back every task whose process is gone, and returns their ids.
 func (p *Plugin) TakeOver(ctx context.Context) (ids []string, err error) {
-	taken, _, err := p.store.takeOver(ctx, 1000, func(t *TaskModel) verdict { return requeue(t, 0, 1, 0, nil) })
+	taken, _, err := p.store.takeOver(ctx, 1000, func(t *TaskModel) transition { return requeue(t, 0, 1, 0, nil) })
 	for _, c := range taken {
 		ids = append(ids, c.task.ID)
 	}
@@ -39,7 +39,7 @@ func (p *Plugin) Committed(ctx context.Context, o dialect.Outcome) (bool, error)
 
 // Landed looks which outcomes of a group took effect whose statement got no reply.
 func (p *Plugin) Landed(ctx context.Context, outcomes ...dialect.Outcome) (map[string]bool, error) {
-	return p.store.landed(ctx, outcomes)
+	return p.store.alreadyApplied(ctx, outcomes)
 }
 
 // Prepared are the texts of the statements that are kept prepared.

@@ -32,7 +32,7 @@ func TestWorkersStartEveryRun(t *testing.T) {
 	})
 	d := p.newDispatcher(&store{d: memDialect{m: newMemory(false)}})
 	defer d.lease.stop()
-	defer d.nextDue.Stop()
+	defer d.poller.nextDue.Stop()
 	defer close(d.drain)
 	d.lease.lastBeat = time.Now()
 	var list []claimed

@@ -10,8 +10,8 @@ import (
 )
 
 // due is a backlog after a poll that found some partitions, each named by its queue and its priority.
-func due(lanes ...dialect.Lane) *backlog {
-	b := new(backlog)
+func due(lanes ...dialect.Lane) *cursors {
+	b := new(cursors)
 	b.found(lanes)
 	return b
 }

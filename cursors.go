@@ -14,7 +14,7 @@ import (
 //
 // Queues take turns, and priority orders the tasks of one queue. A claim asks the next queues for an equal share each, so its
 // size bounds what it sends, whatever the number of queues, and a queue with many tasks does not keep another one waiting.
-type backlog struct {
+type cursors struct {
 	mu     sync.Mutex
 	firsts bool           // the database claims the first tasks of many queues faster than any more of each
 	unused bool           // none of its functions are registered, so nothing is claimed from it
@@ -45,7 +45,7 @@ const minQueues = 16
 
 // found takes over what a poll has found. The cursors of earlier claims are gone with it: a late commit, a retry or a
 // reschedule may have put a task below them. Queues keep their turns, and new ones come last.
-func (b *backlog) found(lanes []dialect.Lane) {
+func (b *cursors) found(lanes []dialect.Lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reads++
@@ -74,7 +74,7 @@ func (b *backlog) found(lanes []dialect.Lane) {
 }
 
 // add puts a partition where its turn is; b.mu must be held. Its cursor, if it has one, is forgotten.
-func (b *backlog) add(l dialect.Lane) {
+func (b *cursors) add(l dialect.Lane) {
 	q := b.queues[l.Queue]
 	if q == nil {
 		q = &dueQueue{name: l.Queue}
@@ -94,7 +94,7 @@ func (q *dueQueue) find(priority int) (int, bool) {
 }
 
 // expect adds partitions in which something may have become due since the last poll, below the cursors of earlier claims.
-func (b *backlog) expect(lanes []dialect.Lane) {
+func (b *cursors) expect(lanes []dialect.Lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reads++
@@ -110,14 +110,14 @@ func (b *backlog) expect(lanes []dialect.Lane) {
 }
 
 // size is how many partitions the last poll found due.
-func (b *backlog) size() int {
+func (b *cursors) size() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.due)
 }
 
 // mayHaveMore reports whether there may be tasks that no claim has found yet.
-func (b *backlog) mayHaveMore() bool {
+func (b *cursors) mayHaveMore() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return len(b.ring) > 0
@@ -134,7 +134,7 @@ type turn struct {
 // take gives a claim of up to limit rows the next queues and moves their turns on. Of a single queue it asks all priorities in
 // their order, one after the other as each is empty. Of several queues it asks only the first priority of each: whatever share
 // of a queue a claim takes, nothing of a later priority starts before a claim has found the earlier one empty.
-func (b *backlog) take(limit int) (t turn) {
+func (b *cursors) take(limit int) (t turn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	t = turn{share: limit, read: b.reads}
@@ -172,7 +172,7 @@ func (b *backlog) take(limit int) (t turn) {
 
 // claimed notes what a claim of up to limit rows has found: how far it has come, and which partitions it has emptied. Those
 // come back with the next poll, if something is due in them.
-func (b *backlog) claimed(t turn, limit int, list []claimed) {
+func (b *cursors) claimed(t turn, limit int, list []claimed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	rows, last := make(map[dialect.Lane]int, len(t.lanes)), map[dialect.Lane]dialect.Mark{}
@@ -214,7 +214,7 @@ func (b *backlog) claimed(t turn, limit int, list []claimed) {
 }
 
 // atHeads are the next partitions, at most limit, at whose heads park is to look: all that were due have their turn.
-func (b *backlog) atHeads(limit int) (lanes []dialect.Lane) {
+func (b *cursors) atHeads(limit int) (lanes []dialect.Lane) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for range min(limit, len(b.due)) {

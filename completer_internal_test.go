@@ -33,8 +33,10 @@ func TestExpectedTasksAreClaimedWithoutAProbe(t *testing.T) {
 			d := p.newDispatcher(&store{d: memDialect{m: newMemory(c.serial)}})
 			defer d.lease.stop()
 			d.expect(c.lanes)
-			if claim := len(d.expected) > 0 && d.mayHaveMore(); claim != c.claim || len(d.woken) > 0 != c.probe {
-				t.Errorf("a claim %v, a probe %v", claim, len(d.woken) > 0)
+			why := d.wakeups.take()
+			claim, poll := why&knownDue != 0 && d.claimer.mayHaveMore(), why&maybeDue != 0
+			if claim != c.claim || poll != c.probe {
+				t.Errorf("a claim %v, a poll %v", claim, poll)
 			}
 		})
 	}
@@ -48,33 +50,31 @@ func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
 		defer s.pools[0].Close()
 		d := p.newDispatcher(p.store)
 		defer d.lease.stop()
-		defer d.nextDue.Stop()
+		defer d.poller.nextDue.Stop()
 		defer d.stopWriting()
 		defer d.endRuns()
-		d.backlog.found([]dialect.Lane{someLane})
+		d.claimer.found([]dialect.Lane{someLane})
 		d.lease.lastBeat = time.Now()
-		d.doubt = time.Now()
-		if _, n := d.mayExchange(nil); n != 0 {
+		d.recovery.claimReplyLost()
+		if _, n := d.completer.reserve(nil); n != 0 {
 			t.Errorf("an exchange may claim %d before the loop runs", n)
 		}
-		d.accept(true)
-		_, n := d.mayExchange(nil)
-		if n != simSlots || d.room() != 0 {
-			t.Fatalf("an exchange may claim %d, and leaves %d", n, d.room())
+		d.recovery.allowRefills(true)
+		_, n := d.completer.reserve(nil)
+		if n != simSlots || d.slots.free() != 0 {
+			t.Fatalf("an exchange may claim %d, and leaves %d", n, d.slots.free())
 		}
-		if d.mayReclaim() {
+		if d.recovery.begin() {
 			t.Error("reclaims during an exchange")
 		}
-		d.exchanged(n)
-		select {
-		case <-d.reconcile:
-		default:
-			t.Error("the reclaim that had to wait is forgotten")
+		d.completer.refilled(n)
+		if d.wakeups.take()&claimsUnknown == 0 {
+			t.Error("the recovery that had to wait is forgotten")
 		}
-		if !d.mayReclaim() {
+		if !d.recovery.begin() {
 			t.Error("does not reclaim after the exchange")
 		}
-		if _, n := d.mayExchange(nil); n != 0 {
+		if _, n := d.completer.reserve(nil); n != 0 {
 			t.Errorf("an exchange may claim %d during a reclaim", n)
 		}
 	})
@@ -84,10 +84,10 @@ func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
 func duringExchange(t *testing.T) (d *dispatcher, n int) {
 	d = New(Options{}).newDispatcher(&store{d: memDialect{m: newMemory(false)}})
 	t.Cleanup(func() { d.lease.stop() })
-	d.accept(true)
+	d.recovery.allowRefills(true)
 	d.lease.lastBeat = time.Now()
-	d.backlog.found([]dialect.Lane{someLane})
-	_, n = d.mayExchange(nil)
+	d.claimer.found([]dialect.Lane{someLane})
+	_, n = d.completer.reserve(nil)
 	return d, n
 }
 
@@ -96,9 +96,9 @@ func TestLoopShutdownWaitsForAnExchange(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		d, n := duringExchange(t)
 		const later = time.Second
-		time.AfterFunc(later, func() { d.exchanged(n); signal(d.slotFree) })
+		time.AfterFunc(later, func() { d.completer.refilled(n); d.wakeups.add(slotFreed) })
 		begun := time.Now()
-		if !d.restWithin(time.Minute, (*run).leftBehind) || time.Since(begun) != later {
+		if !d.slots.waitIdle(time.Minute, d.wakeups, (*run).leftBehind) || time.Since(begun) != later {
 			t.Errorf("it rests after %v, and the exchange ends after %v", time.Since(begun), later)
 		}
 	})
@@ -109,16 +109,16 @@ func TestLoopShutdownWaitsForAnExchange(t *testing.T) {
 func TestLoopReclaimThatIsNotNeededAnyMore(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		d, n := duringExchange(t)
-		d.reconcileSoon(1)
-		if d.mayReclaim() {
+		d.recovery.compare(1)
+		if d.recovery.begin() {
 			t.Error("reclaims during an exchange")
 		}
-		d.reconcileSoon(0)
-		d.exchanged(n)
-		if d.mayReclaim() {
+		d.recovery.compare(0)
+		d.completer.refilled(n)
+		if d.recovery.begin() {
 			t.Error("reclaims what nobody misses")
 		}
-		if _, n := d.mayExchange(nil); n == 0 {
+		if _, n := d.completer.reserve(nil); n == 0 {
 			t.Error("no exchange may claim any more")
 		}
 	})
@@ -140,13 +140,13 @@ func TestLoopProbesAfterAFailedExchange(t *testing.T) {
 		d := p.newDispatcher(p.store)
 		defer d.lease.stop()
 		defer d.stopWriting()
-		d.accept(true)
+		d.recovery.allowRefills(true)
 		d.lease.lastBeat = time.Now()
-		d.backlog.found([]dialect.Lane{someLane})
-		if written, err := d.exchange(nil); written || err == nil {
+		d.claimer.found([]dialect.Lane{someLane})
+		if written, err := d.completer.completeAndClaim(nil); written || err == nil {
 			t.Fatalf("written: %v, %v", written, err)
 		}
-		if len(d.woken) == 0 {
+		if d.wakeups.take()&maybeDue == 0 {
 			t.Error("nobody looks at what is due")
 		}
 	})
@@ -160,13 +160,13 @@ func TestLoopGroupWithTwoClaimsOfOneTask(t *testing.T) {
 		p.opts.Hooks = []Hooks{finishHookFunc(func(t *TaskModel, f Finish) { told[t.Version] = f.Err })}
 		d := p.newDispatcher(&store{d: memDialect{m: newMemory(false)}})
 		defer d.lease.stop()
-		var group []*pendingEnd
+		var group []*completion
 		for _, version := range []int64{2, 4} {
 			r := d.newRun(claimed{task: &TaskModel{ID: "task", Func: "f", MaxAttempts: 1, Version: version}})
 			r.told.Store(true)
-			group = append(group, &pendingEnd{run: r, verdict: decide(r.task, ending{}, d.backoff)})
+			group = append(group, &completion{run: r, transition: decide(r.task, result{}, p.backoff)})
 		}
-		d.durable(group, fenced{ids: map[string]bool{"task": true}})
+		d.completer.persisted(group, fenced{ids: map[string]bool{"task": true}})
 		if !errors.Is(told[2], ErrClaimLost) || told[4] != nil {
 			t.Errorf("the claims were told %v", told)
 		}
@@ -192,42 +192,42 @@ func TestLoopSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
 		defer s.pools[0].Close()
 		d := p.newDispatcher(p.store)
 		defer d.lease.stop()
-		defer d.nextDue.Stop()
+		defer d.poller.nextDue.Stop()
 		defer d.stopWriting()
 		defer d.endRuns()
 		defer close(d.drain)
-		d.finisher = newFinisher(simSlots)
+		d.completer.full = simSlots
 		seen := -1
-		p.opts.Hooks = append(p.opts.Hooks, finishHookFunc(func(*TaskModel, Finish) { seen = max(seen, d.room()) }))
+		p.opts.Hooks = append(p.opts.Hooks, finishHookFunc(func(*TaskModel, Finish) { seen = max(seen, d.slots.free()) }))
 		if err := d.register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.probe(t.Context()); err != nil {
+		if err := d.pollOnce(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got, _, err := d.claim(t.Context(), ""); got != simSlots || err != nil {
+		if got, _, err := d.claimer.claim(t.Context(), ""); got != simSlots || err != nil {
 			t.Fatalf("%d are claimed, with the error %v", got, err)
 		}
 		ended := func() int {
-			d.finisher.mu.Lock()
-			defer d.finisher.mu.Unlock()
-			return len(d.finisher.queue)
+			d.completer.mu.Lock()
+			defer d.completer.mu.Unlock()
+			return len(d.completer.queue)
 		}
 		for ended() < simSlots {
 			<-time.After(100 * time.Millisecond)
 			d.beat(t.Context())
 		}
-		d.accept(true)
-		group := d.finisher.take(d.running())
-		if written, err := d.exchange(group); len(group) != simSlots || !written || err != nil {
+		d.recovery.allowRefills(true)
+		group := d.completer.take()
+		if written, err := d.completer.completeAndClaim(group); len(group) != simSlots || !written || err != nil {
 			t.Fatalf("of %d outcomes the exchange wrote %v, with the error %v", len(group), written, err)
 		}
 		if seen != 0 {
 			t.Errorf("%d slots looked free", seen)
 		}
 		synctest.Wait()
-		if room := d.room(); room != simSlots-1 || d.reserved != 0 {
-			t.Errorf("after it there is room for %d, and %d slots are reserved", room, d.reserved)
+		if room := d.slots.free(); room != simSlots-1 || d.slots.reserved != 0 {
+			t.Errorf("after it there is room for %d, and %d slots are reserved", room, d.slots.reserved)
 		}
 	})
 }

@@ -4,44 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-func TestDefaultBackoff(t *testing.T) {
-	for attempt, middle := range map[int]time.Duration{
-		-1: time.Second, 0: time.Second, 1: time.Second, 2: 2 * time.Second, 3: 4 * time.Second, 12: 2048 * time.Second,
-		13: time.Hour, 14: time.Hour, 64: time.Hour, 10_000: time.Hour, math.MaxInt: time.Hour,
-	} {
-		least, most := time.Duration(math.MaxInt64), time.Duration(0)
-		for range 2000 {
-			d := DefaultBackoff(attempt)
-			least, most = min(least, d), max(most, d)
-		}
-		if least < middle*3/4 || most > middle*5/4 {
-			t.Errorf("attempt %d: %v to %v leaves %v ± 25 %%", attempt, least, most, middle)
-		}
-		if least > middle*8/10 || most < middle*12/10 {
-			t.Errorf("attempt %d: only %v to %v: hardly any jitter", attempt, least, most)
-		}
-	}
-}
-
-func TestPermanent(t *testing.T) {
-	if Permanent(nil) != nil {
-		t.Error("Permanent(nil) is an error")
-	}
-	cause := errors.New("no such customer")
-	if err := Permanent(cause); !errors.Is(err, cause) || err.Error() != cause.Error() {
-		t.Errorf("got %v", err)
-	}
-}
-
-// decided is a verdict in one line.
-func decided(v verdict) string {
+// decided is a transition in one line.
+func decided(v transition) string {
 	switch {
 	case v.outcome != nil && v.requeue != nil:
 		return "both"
@@ -81,8 +51,8 @@ func decided(v verdict) string {
 
 func TestDecide(t *testing.T) {
 	failure := errors.New("boom")
-	failed := ending{reason: ReasonFailed, err: failure, text: "boom"}
-	with := func(r Reason) ending { return ending{reason: r, err: failure, text: "boom"} }
+	failed := result{reason: ReasonFailed, err: failure, text: "boom"}
+	with := func(r Reason) result { return result{reason: r, err: failure, text: "boom"} }
 	last := TaskModel{Attempt: 1, MaxAttempts: 1}
 	left := TaskModel{Attempt: 1, MaxAttempts: 3}
 	second := TaskModel{Attempt: 2, MaxAttempts: 3}
@@ -91,12 +61,12 @@ func TestDecide(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		task TaskModel
-		end  ending
+		end  result
 		want string
 	}{
-		{"success", last, ending{}, "success"},
-		{"success with a result", last, ending{result: JSON(`{"n":1}`)}, `success result={"n":1}`},
-		{"success whose result is not stored", left, ending{reason: ReasonBadResult, text: "too large"}, "success/bad_result error=too large"},
+		{"success", last, result{}, "success"},
+		{"success with a result", last, result{value: JSON(`{"n":1}`)}, `success result={"n":1}`},
+		{"success whose result is not stored", left, result{reason: ReasonBadResult, text: "too large"}, "success/bad_result error=too large"},
 
 		{"failed, no retry by default", last, failed, "error/failed error=boom"},
 		{"failed with attempts left", left, failed, "again in 1m0s kept"},
@@ -105,19 +75,19 @@ func TestDecide(t *testing.T) {
 		{"failed, uncounted runs do not count", TaskModel{Attempt: 5, Uncounted: 4, MaxAttempts: 2}, failed, "again in 1m0s kept"},
 		{"failed, uncounted runs do not count at the end", TaskModel{Attempt: 5, Uncounted: 3, MaxAttempts: 2}, failed, "error/failed error=boom"},
 		{"failed, MaxAttempts was lowered by hand", TaskModel{Attempt: 5, MaxAttempts: 2}, failed, "error/failed error=boom"},
-		{"failed without a text", last, ending{reason: ReasonFailed, err: failure}, "error/failed"},
+		{"failed without a text", last, result{reason: ReasonFailed, err: failure}, "error/failed"},
 		{"failed, repeatable", repeatable, failed, "error/failed error=boom"},
-		{"permanent", left, ending{reason: ReasonPermanent, err: Permanent(failure), text: "boom", final: true}, "error/permanent error=boom"},
+		{"permanent", left, result{reason: ReasonPermanent, err: Permanent(failure), text: "boom", final: true}, "error/permanent error=boom"},
 
 		{"panic", last, with(ReasonPanic), "error/panic error=boom"},
 		{"panic with attempts left", left, with(ReasonPanic), "again in 1m0s kept"},
 		{"goexit", left, with(ReasonGoexit), "again in 1m0s kept"},
 		{"transaction ended behind its back", left, with(ReasonTransaction), "again in 1m0s kept"},
-		{"bad arguments are final", left, ending{reason: ReasonBadArgs, err: failure, text: "boom", final: true}, "error/bad_args error=boom"},
+		{"bad arguments are final", left, result{reason: ReasonBadArgs, err: failure, text: "boom", final: true}, "error/bad_args error=boom"},
 
 		{"timeout, the handler returned", left, with(ReasonTimeout), "again in 1m0s kept"},
 		{"timeout, the handler returned for the last time", last, with(ReasonTimeout), "error/timeout error=boom"},
-		{"timeout, the handler did not return", left, ending{reason: ReasonTimeout, err: failure, text: "boom", final: true}, "error/timeout error=boom"},
+		{"timeout, the handler did not return", left, result{reason: ReasonTimeout, err: failure, text: "boom", final: true}, "error/timeout error=boom"},
 
 		{"interrupted counts", last, with(ReasonInterrupted), "error/interrupted error=boom"},
 		{"interrupted with attempts left", left, with(ReasonInterrupted), "again in 1m0s kept"},
@@ -127,21 +97,21 @@ func TestDecide(t *testing.T) {
 		{"interrupted, repeatable, at the crash cap", crashed, with(ReasonInterrupted), "error/interrupted error=boom crashes+1"},
 		{"interrupted, repeatable, at the crash cap with attempts left", TaskModel{Attempt: 3, MaxAttempts: 9, Uncounted: 2, Crashes: 2, Repeatable: true},
 			with(ReasonInterrupted), "error/interrupted error=boom crashes+1"},
-		{"a crashed one that succeeds", crashed, ending{}, "success"},
+		{"a crashed one that succeeds", crashed, result{}, "success"},
 
-		{"a transaction that does not end", last, ending{reason: ReasonTransaction, text: "boom", crash: true}, "again in 1m0s uncounted crashes+1 kept"},
-		{"a transaction that does not end, at the crash cap", crashed, ending{reason: ReasonTransaction, text: "boom", crash: true},
+		{"a transaction that does not end", last, result{reason: ReasonTransaction, text: "boom", crash: true}, "again in 1m0s uncounted crashes+1 kept"},
+		{"a transaction that does not end, at the crash cap", crashed, result{reason: ReasonTransaction, text: "boom", crash: true},
 			"error/transaction error=boom crashes+1"},
 		{"arguments for another process, but not for ever", TaskModel{Attempt: 13, Uncounted: 12, MaxAttempts: 1, Errors: slices.Repeat(Attempts{{Reason: ReasonBadArgs}}, 12)},
-			ending{reason: ReasonBadArgs, text: "boom", elsewhere: true, final: true}, "error/bad_args error=boom"},
+			result{reason: ReasonBadArgs, text: "boom", elsewhere: true, final: true}, "error/bad_args error=boom"},
 
-		{"given back", last, ending{giveBack: true}, "again in 0s uncounted"},
-		{"given back for later", last, ending{giveBack: true, delay: time.Minute, err: failure}, "again in 1m0s uncounted"},
+		{"given back", last, result{giveBack: true}, "again in 0s uncounted"},
+		{"given back for later", last, result{giveBack: true, delay: time.Minute, err: failure}, "again in 1m0s uncounted"},
 
-		{"snooze", last, ending{reason: ReasonFailed, err: Snooze(5 * time.Second)}, "again in 5s uncounted"},
-		{"snooze, wrapped", last, ending{reason: ReasonFailed, err: fmt.Errorf("later: %w", Snooze(time.Second))}, "again in 1s uncounted"},
-		{"snooze, negative", last, ending{reason: ReasonFailed, err: Snooze(-time.Second)}, "again in 0s uncounted"},
-		{"permanent beats snooze", left, ending{reason: ReasonPermanent, err: Permanent(Snooze(time.Second)), text: "x", final: true}, "error/permanent error=x"},
+		{"snooze", last, result{reason: ReasonFailed, err: Snooze(5 * time.Second)}, "again in 5s uncounted"},
+		{"snooze, wrapped", last, result{reason: ReasonFailed, err: fmt.Errorf("later: %w", Snooze(time.Second))}, "again in 1s uncounted"},
+		{"snooze, negative", last, result{reason: ReasonFailed, err: Snooze(-time.Second)}, "again in 0s uncounted"},
+		{"permanent beats snooze", left, result{reason: ReasonPermanent, err: Permanent(Snooze(time.Second)), text: "x", final: true}, "error/permanent error=x"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.task.ID, c.task.Version = "id", 7
@@ -167,7 +137,7 @@ func TestDecide(t *testing.T) {
 
 // However runs end, the counted ones never exceed MaxAttempts, and crashes end too.
 func TestDecideTerminates(t *testing.T) {
-	endings := []ending{
+	endings := []result{
 		{reason: ReasonFailed, err: errors.New("x"), text: "x"}, {reason: ReasonInterrupted, err: errInterrupted, text: "x"},
 		{reason: ReasonPanic, err: errors.New("x"), text: "x"},
 	}
@@ -204,7 +174,7 @@ func TestKeptAttempts(t *testing.T) {
 		at := time.Date(2026, 1, 1, 0, 0, i, 0, time.UTC)
 		task.Attempt, task.StartedAt = i, &at
 		before := len(task.Errors)
-		text := failed(&task, ending{reason: ReasonFailed, text: strings.Repeat("é", maxKeptError)})
+		text := failed(&task, result{reason: ReasonFailed, text: strings.Repeat("é", maxKeptError)})
 		if len(task.Errors) != before {
 			t.Fatal("the task itself was changed")
 		}

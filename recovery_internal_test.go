@@ -27,7 +27,7 @@ func owner(t *testing.T, attempt int) (d *dispatcher, row func() TaskModel) {
 	d = p.newDispatcher(st)
 	t.Cleanup(func() { d.lease.stop() })
 	d.lease.begin("p", time.Now())
-	d.strays = true
+	d.recovery.unknown = true
 	id := d.lease.owner()
 	tx := s.m.begin()
 	tx.put("process p", memProcess{id: "p", beats: 1, at: time.Now()})
@@ -51,9 +51,9 @@ func TestTransactionThatBeganTooLateRunsNothing(t *testing.T) {
 				var d *dispatcher
 				n.fault = func(what string) (f memFault) {
 					if late && strings.HasPrefix(what, "SAVEPOINT") {
-						d.mu.Lock()
+						d.lease.mu.Lock()
 						d.lease.lastBeat = time.Now().Add(-time.Hour)
-						d.mu.Unlock()
+						d.lease.mu.Unlock()
 					}
 					return f
 				}
@@ -69,8 +69,8 @@ func TestTransactionThatBeganTooLateRunsNothing(t *testing.T) {
 				defer d.lease.stop()
 				d.lease.begin("p", time.Now())
 				r := d.newRun(claimed{task: &TaskModel{ID: "task", Func: "mine", Attempt: 1, MaxAttempts: 1, Version: 7, ProcessID: &d.lease.id}})
-				if e, done, _ := r.try(reflect.Value{}); called == late || e.giveBack != late || done != nil {
-					t.Errorf("called: %v, %+v, %v", called, e, done)
+				if try := r.tryTransaction(reflect.Value{}); called == late || try.result.giveBack != late || try.end != txRolledBack {
+					t.Errorf("called: %v, %+v", called, try)
 				}
 			})
 		})
@@ -90,8 +90,8 @@ func TestLaterClaimIsNotTakenForTheOneThatRan(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			bubble(t, func(t *testing.T) {
 				d, row := owner(t, 3)
-				d.noteRun(&TaskModel{ID: "task", Attempt: tt.ran})
-				d.reclaim(t.Context())
+				d.recovery.outcomeLost(&TaskModel{ID: "task", Attempt: tt.ran})
+				d.recovery.run(t.Context())
 				if is := row(); is.State != StatePending || is.Uncounted != tt.uncounted {
 					t.Errorf("it is %s, %d runs uncounted, want %d", is.State, is.Uncounted, tt.uncounted)
 				}
@@ -104,8 +104,8 @@ func TestLaterClaimIsNotTakenForTheOneThatRan(t *testing.T) {
 func TestRunOfAnEarlierClaimKeepsNoLaterOne(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		d, row := owner(t, 3)
-		d.runs[d.newRun(claimed{task: &TaskModel{ID: "task", Attempt: 2}})] = struct{}{}
-		d.reclaim(t.Context())
+		d.slots.start([]*run{d.newRun(claimed{task: &TaskModel{ID: "task", Attempt: 2}})})
+		d.recovery.run(t.Context())
 		if is := row(); is.State != StatePending || is.Uncounted != 1 {
 			t.Errorf("%+v", is)
 		}
@@ -115,16 +115,16 @@ func TestRunOfAnEarlierClaimKeepsNoLaterOne(t *testing.T) {
 func TestWhatHadRunIsForgotten(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		d, _ := owner(t, 3)
-		d.strays = false
-		d.noteRun(&TaskModel{ID: "another's", Attempt: 1})
-		d.noteRun(&TaskModel{ID: "task", Attempt: 3})
-		d.reclaim(t.Context()) // ends the run of "task"
-		if len(d.hadRun) != 1 || d.hadRun["task"] != 3 {
-			t.Errorf("after the first: %v", d.hadRun)
+		d.recovery.unknown = false
+		d.recovery.outcomeLost(&TaskModel{ID: "another's", Attempt: 1})
+		d.recovery.outcomeLost(&TaskModel{ID: "task", Attempt: 3})
+		d.recovery.run(t.Context()) // ends the run of "task"
+		if len(d.recovery.outcomeless) != 1 || d.recovery.outcomeless["task"] != 3 {
+			t.Errorf("after the first: %v", d.recovery.outcomeless)
 		}
-		d.reclaim(t.Context())
-		if len(d.hadRun) != 0 {
-			t.Errorf("after the second: %v", d.hadRun)
+		d.recovery.run(t.Context())
+		if len(d.recovery.outcomeless) != 0 {
+			t.Errorf("after the second: %v", d.recovery.outcomeless)
 		}
 	})
 }
