@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/internal/text"
 	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/store"
+	"github.com/gorm-outbox/outbox/internal/text"
 )
 
 // Cancel takes a task that waits (pending or parked) out of the task table and records it in history as cancelled, in
@@ -39,8 +41,7 @@ func CancelKey(tx *gorm.DB, key string, opts ...Option) error {
 		if err := h.begin(); err != nil {
 			return err
 		}
-		id, found, err := h.store.one(h.ctx, h.traced(),
-			"SELECT id FROM {tasks} WHERE {key} = ? AND state IN ('pending', 'parked')", key)
+		id, found, err := h.store.WaitingWithKey(h.ctx, h.traced(), key)
 		if err != nil || !found {
 			return err
 		}
@@ -100,18 +101,28 @@ func Rerun(tx *gorm.DB, id string, opts ...Option) (*TaskModel, error) {
 func Lookup(tx *gorm.DB, id string) (*TaskModel, *HistoryModel, error) {
 	var task *TaskModel
 	var past *HistoryModel
-	err := change(tx, nil, nil, func(h handle, _ settings) (err error) {
+	err := change(tx, nil, nil, func(h handle, _ settings) error {
 		if err := checkID(id); err != nil {
 			return err
 		}
 		// In this order: a task that finishes in between is found in history.
-		if task, err = h.store.task(h.ctx, h.traced(), id); err != nil || task != nil {
+		row, err := h.store.Task(h.ctx, h.traced(), id, false)
+		if err != nil {
 			return err
 		}
-		if past, err = h.store.history(h.ctx, h.traced(), id); err == nil && past == nil {
-			err = ErrNotFound
+		if row != nil {
+			task = taskModel(row)
+			return nil
 		}
-		return err
+		ended, err := h.store.History(h.ctx, h.traced(), id, false)
+		if err != nil {
+			return err
+		}
+		if ended == nil {
+			return ErrNotFound
+		}
+		past = historyModel(ended)
+		return nil
 	})
 	if err != nil {
 		return nil, nil, fmt.Errorf("outbox: look up %s: %w", text.Quote(id), err)
@@ -142,41 +153,41 @@ func change(tx *gorm.DB, opts []Option, allowed []string, f func(handle, setting
 // mustWait fails with ErrNotFound when history has the task. Where reads of an open transaction are of the past, a look for a
 // task to change is one that locks, and for a task that is gone it would lock the gap in which others create theirs.
 func (h handle) mustWait(id string) error {
-	if h.store.d.Latest() == "" {
+	if h.store.Dialect.Latest() == "" {
 		return nil
 	}
-	past, err := h.store.history(h.ctx, h.traced(), id)
+	past, err := h.store.History(h.ctx, h.traced(), id, false)
 	if err == nil && past != nil {
-		err = past.gone()
+		err = gone(past)
 	}
 	return err
 }
 
-// gone is the error for who wants to change a task that has ended.
-func (h *HistoryModel) gone() error {
+// gone is the error of a change of a task that has ended.
+func gone(h *store.History) error {
 	return fmt.Errorf("%w: it ended as %s at %s", ErrNotFound, h.Status, formatTime(&h.FinishedAt))
 }
 
 func (h handle) cancel(id string, version *int64) error {
 	if err := h.mustWait(id); err != nil {
-		return h.store.explain(err)
+		return h.store.Explain(err)
 	}
-	outcome := []dialect.Outcome{{ID: id, Version: version, Status: string(StatusCancelled), Reason: string(ReasonCancelled)}}
-	var moved []string
+	outcome := dialect.Outcome{ID: id, Version: version, Status: string(StatusCancelled), Reason: string(ReasonCancelled)}
+	var ended bool
 	move := func(h handle) (err error) {
-		moved, err = h.store.d.Move(h.ctx, h.traced(), dialect.FromWaiting, outcome)
+		ended, err = h.store.EndWaiting(h.ctx, h.traced(), outcome)
 		return err
 	}
 	var err error
-	if h.store.d.OneStatement() {
+	if h.store.Dialect.OneStatement() {
 		err = move(h)
 	} else {
 		err = h.inTxOrSavepoint(move)
 	}
 	if err != nil {
-		return h.store.explain(err)
+		return err
 	}
-	if len(moved) == 0 {
+	if !ended {
 		return h.whyNot(id)
 	}
 	return nil
@@ -187,29 +198,17 @@ func (h handle) reschedule(id string, at time.Time, version *int64) error {
 		return fmt.Errorf("%w: start time: %w", ErrBadOption, err)
 	}
 	if err := h.mustWait(id); err != nil {
-		return h.store.explain(err)
+		return h.store.Explain(err)
 	}
-	query := "UPDATE {tasks} SET run_at = {now}, state = 'pending', version = version + 1 WHERE id = ? AND state IN ('pending', 'parked')"
-	params := []any{id}
-	delay := at.Sub(h.p.now())
+	delay, start := at.Sub(h.p.now()), time.Time{}
 	if delay > 0 {
-		query = "UPDATE {tasks} SET run_at = " + h.store.d.Instant() +
-			", state = 'pending', version = version + 1 WHERE id = ? AND state IN ('pending', 'parked')"
-		params = []any{h.store.d.Time(roundUp(at)), id}
+		start = roundUp(at)
 	}
-	if version != nil {
-		query += " AND version = ?"
-		params = append(params, *version)
-	}
-	r, err := h.traced().ExecContext(h.ctx, h.store.d.Rebind(query), params...)
-	if err != nil {
-		return h.store.explain(err)
-	}
-	n, err := r.RowsAffected()
+	changed, err := h.store.Reschedule(h.ctx, h.traced(), id, start, version)
 	if err != nil {
 		return err
 	}
-	if n == 0 {
+	if !changed {
 		return h.whyNot(id)
 	}
 	if delay > 0 {
@@ -222,33 +221,33 @@ func (h handle) reschedule(id string, at time.Time, version *int64) error {
 
 // whyNot explains why a task that should wait could not be changed.
 func (h handle) whyNot(id string) error {
-	task, err := h.store.task(h.ctx, h.traced(), id, h.store.d.Latest())
+	task, err := h.store.Task(h.ctx, h.traced(), id, true)
 	switch {
 	case err != nil:
 		return err
-	case task != nil && task.State == StateRunning:
+	case task != nil && task.State == store.Running:
 		return fmt.Errorf("%w since %s", ErrRunning, formatTime(task.StartedAt))
 	case task != nil:
 		return fmt.Errorf("%w: it is %s, version %d", ErrConflict, task.State, task.Version)
 	}
-	past, err := h.store.history(h.ctx, h.traced(), id, h.store.d.Latest())
+	past, err := h.store.History(h.ctx, h.traced(), id, true)
 	switch {
 	case err != nil:
 		return err
 	case past != nil:
-		return past.gone()
+		return gone(past)
 	}
 	return ErrNotFound
 }
 
 // rerun marks the history row, then inserts the new task; the caller makes both one.
 func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
-	past, err := h.store.history(h.ctx, h.traced(), id)
+	row, err := h.store.History(h.ctx, h.traced(), id, false)
 	if err != nil {
 		return nil, err
 	}
-	if past == nil {
-		task, err := h.store.task(h.ctx, h.traced(), id)
+	if row == nil {
+		task, err := h.store.Task(h.ctx, h.traced(), id, false)
 		if err == nil && task != nil {
 			err = fmt.Errorf("%w: it has not finished but is %s", ErrConflict, task.State)
 		} else if err == nil {
@@ -256,6 +255,7 @@ func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
 		}
 		return nil, err
 	}
+	past := historyModel(row)
 	if past.RerunID != nil {
 		return nil, fmt.Errorf("%w: it has been re-run already, as %s", ErrConflict, *past.RerunID)
 	}
@@ -284,13 +284,12 @@ func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := h.traced().ExecContext(h.ctx, h.store.d.Rebind("UPDATE {history} SET rerun_id = ? WHERE id = ? AND rerun_id IS NULL"),
-		task.model.ID, id)
+	first, err := h.store.MarkRerun(h.ctx, h.traced(), id, task.model.ID)
 	if err != nil {
 		return nil, err
 	}
-	if n, err := r.RowsAffected(); err != nil || n == 0 {
-		return nil, errors.Join(err, fmt.Errorf("%w: it has been re-run already", ErrConflict))
+	if !first {
+		return nil, fmt.Errorf("%w: it has been re-run already", ErrConflict)
 	}
 	if err := h.insert([]*pendingTask{task}); err != nil {
 		return nil, err

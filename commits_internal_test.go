@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/dispatch"
 )
 
 // Hints lets the external tests see how many transactions and tasks are watched.
@@ -133,10 +134,10 @@ func TestTransactionBelowWhatIsAroundIt(t *testing.T) {
 	}
 	defer tx.Rollback()
 	for name, conn := range map[string]gorm.ConnPool{
-		"sql.Tx":                      tx,
-		"PreparedStmtTX":              &gorm.PreparedStmtTX{Tx: tx},
-		"guardedTx":                   &guardedTx{Tx: tx},
-		"guardedTx in PreparedStmtTX": &gorm.PreparedStmtTX{Tx: &guardedTx{Tx: tx}},
+		"sql.Tx":                        tx,
+		"PreparedStmtTX":                &gorm.PreparedStmtTX{Tx: tx},
+		"a handler's":                   &dispatch.Tx{Tx: tx},
+		"a handler's in PreparedStmtTX": &gorm.PreparedStmtTX{Tx: &dispatch.Tx{Tx: tx}},
 	} {
 		if got := transaction(conn); got != any(tx) {
 			t.Errorf("%s: %T", name, got)

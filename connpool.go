@@ -7,6 +7,8 @@ import (
 	"reflect"
 
 	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox/internal/dispatch"
 )
 
 // Whether a gorm.ConnPool is a transaction, and how to get one from it. Its methods do not tell:
@@ -23,7 +25,7 @@ const maxWrapped = 10
 func base(conn gorm.ConnPool) gorm.ConnPool {
 	for range maxWrapped {
 		switch conn.(type) {
-		case nil, *sql.DB, *sql.Conn, *sql.Tx, *gorm.PreparedStmtDB, *gorm.PreparedStmtTX, *guardedTx:
+		case nil, *sql.DB, *sql.Conn, *sql.Tx, *gorm.PreparedStmtDB, *gorm.PreparedStmtTX, *dispatch.Tx:
 			return conn
 		}
 		v := reflect.Indirect(reflect.ValueOf(conn))
@@ -64,7 +66,7 @@ func transaction(conn gorm.ConnPool) any {
 	if prepared, ok := conn.(*gorm.PreparedStmtTX); ok {
 		conn = prepared.Tx
 	}
-	if guarded, ok := conn.(*guardedTx); ok {
+	if guarded, ok := conn.(*dispatch.Tx); ok {
 		conn = guarded.Tx // the guard would ask with a statement, and call closed what is not over yet
 	}
 	return conn

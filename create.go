@@ -17,6 +17,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/bridge"
 	"github.com/gorm-outbox/outbox/internal/commitwatch"
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/guard"
+	"github.com/gorm-outbox/outbox/internal/store"
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
@@ -58,13 +60,6 @@ func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, err
 	h.created([]*pendingTask{task})
 	return task.model, nil
 }
-
-// Chunks of a batch; also of a group of outcomes. On its way a text takes up to four times its size
-// (a quote in JSON in JSON in SQL), and MariaDB's packets end at 16 MB.
-const (
-	maxRows  = 1000
-	maxBytes = 3 << 20
-)
 
 // CreateBatch inserts many tasks with few statements: all of them or none. It returns the rows in
 // the order given. See Create for all else; errors name the task's index.
@@ -126,7 +121,7 @@ func chunk(tasks []*pendingTask) [][]*pendingTask {
 	start, size := 0, 0
 	for i, t := range tasks {
 		n := len(t.row.Args) + 512
-		if i > start && (i-start >= maxRows || size+n > maxBytes) {
+		if i > start && (i-start >= store.MaxRows || size+n > store.MaxBytes) {
 			chunks = append(chunks, tasks[start:i])
 			start, size = i, 0
 		}
@@ -143,8 +138,6 @@ type pendingTask struct {
 	model *TaskModel
 	row   dialect.NewRow
 	delay time.Duration // until it is due, by this process's clock
-
-	inserted bool
 }
 
 // prepare checks everything that can be checked without the database.
@@ -207,7 +200,7 @@ func (h handle) prepared(path string, raw JSON, s settings, of *HistoryModel) (*
 		row.DelayUS = dialect.Micros(s.after)
 	} else {
 		delay = s.at.Sub(h.p.now())
-		at := h.store.d.Time(roundUp(s.at))
+		at := h.store.Dialect.Time(roundUp(s.at))
 		row.At, row.Past = &at, delay <= 0
 	}
 	return &pendingTask{model: t, row: row, delay: delay}, nil
@@ -232,7 +225,7 @@ func (h handle) callOnCreate(hook Hooks, shown *TaskModel) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			*shown = *before
-			h.p.log.Error("outbox: hook panicked", "hook", "OnCreate", "panic", panicText(v))
+			h.p.log.Error("outbox: hook panicked", "hook", "OnCreate", "panic", guard.PanicText(v))
 		}
 	}()
 	return hook.OnCreate(h.ctx, shown)
@@ -291,63 +284,21 @@ func (p *Plugin) now() time.Time {
 // insert inserts one chunk. A key that is held leaves the chunk's other rows inserted: the caller
 // rolls back.
 func (h handle) insert(tasks []*pendingTask) error {
-	find := func(string) *pendingTask { return tasks[0] }
-	if len(tasks) > 1 {
-		byID := make(map[string]*pendingTask, len(tasks))
-		for _, t := range tasks {
-			byID[t.row.ID] = t
-		}
-		find = func(id string) *pendingTask { return byID[id] }
-	}
 	rows := make([]dialect.NewRow, len(tasks))
 	for i, t := range tasks {
-		rows[i], t.inserted = t.row, false
+		rows[i] = t.row
 	}
-	// Between a conflict and the look at who holds the key, the holder may go: then insert again.
-	for range 5 {
-		err := h.store.d.Insert(h.ctx, h.traced(), rows, func(r dialect.Row) error {
-			var id string
-			var runAt, createdAt time.Time
-			if err := r.Scan(&id, instant{&runAt}, instant{&createdAt}); err != nil {
-				return err
-			}
-			if t := find(id); t != nil {
-				t.model.RunAt, t.model.CreatedAt, t.inserted = runAt, createdAt, true
-			}
-			return nil
-		})
-		if err != nil {
-			return h.store.explain(err)
-		}
-		rows = rows[:0]
-		for _, t := range tasks {
-			if !t.inserted {
-				rows = append(rows, t.row)
-			}
-		}
-		if len(rows) == 0 {
-			return nil
-		}
-		if err := h.holder(rows); err != nil {
-			return err
-		}
+	inserted, err := h.store.Insert(h.ctx, h.traced(), rows)
+	var held *store.DuplicateKeyError
+	if errors.As(err, &held) {
+		return &DuplicateKeyError{Key: held.Key, ID: held.ID}
 	}
-	return errors.New("the task that holds the key came and went five times while this one was inserted")
-}
-
-// holder finds out who holds a key that kept a row out; nil when nobody does any more.
-func (h handle) holder(missing []dialect.NewRow) error {
-	for _, r := range missing {
-		if r.Key == nil {
-			return fmt.Errorf("the database did not insert the row of task %s", r.ID)
-		}
-		id, found, err := h.store.one(h.ctx, h.traced(), "SELECT id FROM {tasks} WHERE {key} = ?"+h.store.d.Latest(), *r.Key)
-		if err != nil {
-			return err
-		}
-		if found {
-			return &DuplicateKeyError{Key: *r.Key, ID: id}
-		}
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		in := inserted[t.row.ID]
+		t.model.RunAt, t.model.CreatedAt = in.RunAt, in.CreatedAt
 	}
 	return nil
 }
@@ -413,10 +364,10 @@ func partitionsOf(tasks []*TaskModel) iter.Seq2[string, dialect.Lane] {
 func (h handle) tell(w Waker) (err error) {
 	defer func() {
 		if v := recover(); v != nil {
-			err = &panicked{panicText(v)}
+			err = &guard.Panicked{Text: guard.PanicText(v)}
 		}
 	}()
-	return w.Created(h.ctx, h.conn, h.store.pool)
+	return w.Created(h.ctx, h.conn, h.store.Pool)
 }
 
 func deref(s *string) string {

@@ -1,110 +1,16 @@
 package outbox
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"sync"
-	"sync/atomic"
-	"time"
+	"reflect"
 
-	"github.com/gorm-outbox/outbox/internal/dialect"
+	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox/internal/dispatch"
+	"github.com/gorm-outbox/outbox/internal/store"
 )
-
-// dispatcher is one Run or RunDue: a loop over the slots, the lease, the claimer, the completer and
-// recovery, each of which has its own lock.
-type dispatcher struct {
-	p     *Plugin
-	store *store
-	log   *slog.Logger
-
-	slots     *slots
-	lease     *lease
-	claimer   *claimer
-	completer *completer
-	recovery  *recovery
-	wakeups   *wakeups
-	outages   outages
-	workers   workers
-	single    single // of begin, the heartbeats, and the end
-
-	txTurn   chan struct{} // on a serial database: whose turn it is to write
-	renewed  atomic.Int64  // when renew was called, in nanoseconds
-	beating  atomic.Bool   // a heartbeat, or what follows it, waits for the database
-	draining atomic.Bool   // nothing more is to be started
-	drain    chan struct{} // closed when runs that wait for their turn are to give it up, and idle workers to end
-	ran      atomic.Int64
-	misfits  sync.Map // functions whose tasks went back for another process, which was logged
-
-	writeCtx    context.Context // of what must be written after a cancellation
-	stopWriting context.CancelFunc
-	poolClosed  context.Context // has ended when the application has closed the pool
-
-	poller   poller             // of the loop
-	seen     map[string]bool    // RunDue: ids that have run
-	held     []dialect.Requeued // RunDue: those of them that were claimed again
-	unserved map[string]bool    // functions that were reported as parked
-	deserted map[string]int     // queues that no live process serves: in how many looks they were seen
-	untaken  map[string]bool    // of the heartbeats: orphans that the database refuses to change, which was logged
-}
-
-func (p *Plugin) newDispatcher(s *store) *dispatcher {
-	d := &dispatcher{
-		p: p, store: s, log: p.log, slots: newSlots(p.opts.Concurrency), wakeups: newWakeups(),
-		drain: make(chan struct{}), workers: workers{idle: make(chan struct{})}, unserved: map[string]bool{}, deserted: map[string]int{},
-	}
-	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())
-	d.poolClosed, d.outages.closed = context.WithCancel(context.Background())
-	context.AfterFunc(d.poolClosed, func() {
-		d.stopWriting()
-		d.endRuns()
-	})
-	d.outages.log, d.outages.pool = p.log, s.pool
-	d.outages.renew = d.renew
-	d.outages.locked = func() bool { return s.d.Serial() && d.slots.inTransaction() }
-	d.lease = newLease(p.opts.HeartbeatLimit*2/3, d.leaseExpired)
-	d.recovery = &recovery{store: s, lease: d.lease, slots: d.slots, outages: &d.outages, wakeups: d.wakeups, log: p.log,
-		backoff: p.backoff, limit: d.statementLimit(), doubt: p.opts.HeartbeatLimit, outcomeless: map[string]int{}}
-	d.claimer = d.newClaimer()
-	d.completer = d.newCompleter()
-	d.poller = newPoller()
-	if s.d.Serial() {
-		d.txTurn = make(chan struct{}, 1)
-	}
-	return d
-}
-
-func (d *dispatcher) newClaimer() *claimer {
-	r := &d.p.registry
-	c := &claimer{store: d.store, lease: d.lease, slots: d.slots, recovery: d.recovery, limit: d.statementLimit(), start: d.start,
-		funcs:      r.paths(func(*handler) bool { return true }),
-		txFuncs:    r.paths(func(h *handler) bool { return h.tx }),
-		plainFuncs: r.paths(func(h *handler) bool { return !h.tx }),
-		repeatable: r.paths((*handler).repeatable),
-	}
-	c.txApart = d.store.d.Serial() && len(c.txFuncs) > 0
-	c.cursors.firsts = d.store.d.Serial()
-	c.cursors.unused, c.txCursors.unused = c.txApart && len(c.plainFuncs) == 0, !c.txApart
-	return c
-}
-
-func (d *dispatcher) newCompleter() *completer {
-	small := cmp.Or(d.p.smallGroup, minGroup)
-	writers := 1
-	if !d.store.d.Serial() && d.slots.total > small {
-		writers = 2
-	}
-	return &completer{store: d.store, lease: d.lease, slots: d.slots, claimer: d.claimer, recovery: d.recovery, outages: &d.outages,
-		wakeups: d.wakeups, log: d.log, limit: d.statementLimit(), ctx: d.writeCtx,
-		writers: writers, full: min(max(d.slots.total/writers, small), maxRows), signal: make(chan struct{}, 1)}
-}
-
-// statementLimit bounds one statement of the dispatcher: a connection that is half open must not stop it for ever.
-func (d *dispatcher) statementLimit() time.Duration {
-	return max(d.p.opts.HeartbeatLimit/3, time.Second)
-}
 
 // Run dispatches until ctx is done, then drains: it starts nothing more, gives running handlers Options.ShutdownGrace,
 // then ends their contexts and waits for Options.CancelGrace, and records their outcomes. It returns nil after a clean
@@ -121,180 +27,111 @@ func (p *Plugin) Run(ctx context.Context) error {
 	defer p.running.Store(false)
 	p.commits.Activate() // before the first look: a transaction may be open that commits after it
 	defer p.commits.Deactivate()
-	d, stop, err := p.begin(ctx, true)
-	if err != nil {
-		if ctx.Err() != nil {
-			p.log.Info("outbox: not started, because Run's context has ended", "cause", context.Cause(ctx))
-			return nil
-		}
-		return fmt.Errorf("outbox: run: %w", err)
+	cfg, done, err := p.dispatching()
+	if err == nil {
+		defer done()
+		err = dispatch.Run(ctx, cfg)
 	}
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	defer context.AfterFunc(d.poolClosed, end)()
-	d.checkPool()
-	d.log.Info("outbox: started", "process", d.lease.owner(), "concurrency", d.slots.total, "functions", len(d.claimer.funcs), "scan", p.opts.Scan)
-
-	background, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	wg.Go(func() { p.commits.Watch(background, d.expect) })
-	wg.Go(func() { d.prune(background) })
-	for _, w := range p.opts.Wakers {
-		wg.Go(func() { d.listen(background, w) })
-	}
-	wg.Go(func() {
-		for untilNext(background, p.schedule, time.Now) == nil {
-			d.wakeups.add(scanDue)
-		}
-	})
-	d.wakeups.add(scanDue)
-
-	d.recovery.allowRefills(true)
-	d.loop(ctx)
-	d.recovery.allowRefills(false)
-
-	cancel()
-	grace := p.opts.ShutdownGrace
-	if d.poolClosed.Err() != nil {
-		grace = 0
-	}
-	err = d.shutDown(grace)
-	stop()
-	if d.poolClosed.Err() != nil {
-		err = errors.Join(errPoolClosed, err)
-	}
-	wg.Wait() // last: a Waker that does not return must keep nobody's outcome from being recorded
-	d.log.Info("outbox: stopped", "process", d.lease.owner())
 	if err != nil {
 		return fmt.Errorf("outbox: run: %w", err)
 	}
 	return nil
 }
 
-var errPoolClosed = errors.New("the pool was closed before Run had ended, so what ran then is recorded by nobody and will be " +
-	"taken for interrupted: end Run's context, wait until Run returns, and then close the pool")
+// RunDue runs what is due now, once, and returns how many runs there were. Tasks that become due
+// meanwhile, retries included, are left for the next call. It fails when the database does, not
+// when a handler does: how tasks ended is in history. When ctx ends, it drains as Run does and
+// returns ctx's error.
+func (p *Plugin) RunDue(ctx context.Context) (int, error) {
+	cfg, done, err := p.dispatching()
+	if err != nil {
+		return 0, fmt.Errorf("outbox: run due: %w", err)
+	}
+	defer done()
+	n, err := dispatch.RunDue(ctx, cfg)
+	if err != nil {
+		return n, fmt.Errorf("outbox: run due: %w", err)
+	}
+	return n, nil
+}
 
-// begin registers the process and starts its heartbeats and its writer; stop ends them. Who is to stay waits for a database
-// that cannot be reached, and watches the other processes.
-func (p *Plugin) begin(ctx context.Context, stay bool) (d *dispatcher, stop func(), err error) {
+// dispatching is what the engine needs of the plugin. No handler can be registered until done.
+func (p *Plugin) dispatching() (cfg dispatch.Config, done func(), err error) {
 	s, err := p.bound()
 	if err != nil {
-		return nil, nil, err
-	}
-	d = p.newDispatcher(s)
-	if err := d.untilReachable(ctx, stay, func(ctx context.Context) (err error) {
-		if s, err = p.placed(ctx); err == nil {
-			d.store = s
-			err = s.checkSchema(ctx, &p.compared)
-		}
-		return err
-	}); err != nil {
-		d.lease.stop()
-		return nil, nil, err
+		return cfg, nil, err
 	}
 	if err := p.registry.seal(); err != nil {
-		d.lease.stop()
-		return nil, nil, err
+		return cfg, nil, err
 	}
-	only := stay && p.opts.SingleProcess
-	if only {
-		err = d.untilReachable(ctx, stay, d.lockSingle)
+	o := &p.opts
+	cfg = dispatch.Config{
+		Place: p.placed, Pool: s.Pool, Serial: s.Dialect.Serial(), Functions: p.functions(), Log: p.log,
+		Backoff: p.backoff, Model: func(t *store.Task) any { return taskModel(t) },
+		Claimed: p.commits.Claimed, Watch: p.commits.Watch, Schedule: p.schedule, Scan: o.Scan, TestClock: o.Clock != nil,
+		Concurrency: o.Concurrency, Queues: o.Queues, Heartbeat: o.Heartbeat, HeartbeatLimit: o.HeartbeatLimit,
+		SingleProcess: o.SingleProcess, ShutdownGrace: o.ShutdownGrace, CancelGrace: o.CancelGrace,
+		RetainSuccess: o.RetainSuccess, RetainErrors: o.RetainErrors, MaxError: o.MaxError,
 	}
-	if err == nil {
-		err = d.untilReachable(ctx, stay, d.register)
+	for _, w := range o.Wakers {
+		cfg.Wakers = append(cfg.Wakers, w)
 	}
-	if err == nil && only {
-		if err = d.untilReachable(ctx, stay, d.inherit); err != nil {
-			last, cancel := outlive(ctx, d.statementLimit())
-			_ = s.unregister(last, d.lease.owner())
-			cancel()
-		}
+	if len(o.Hooks) > 0 {
+		cfg.Observer = hooked{p}
 	}
-	if err != nil {
-		d.unlockSingle()
-		p.registry.unseal()
-		d.lease.stop()
-		return nil, nil, err
-	}
-	// At once, and not only when the loop is over: a claim's reply may come meanwhile.
-	ended := context.AfterFunc(ctx, func() { d.draining.Store(true) })
-	beats, stopBeats := context.WithCancel(context.Background())
-	written := make(chan struct{})
-	stopWriter := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() { d.heartbeats(beats, stay) })
-	go func() { defer close(written); d.completer.run(stopWriter) }()
-	return d, func() {
-		ended()
-		close(stopWriter)
-		<-written
-		stopBeats()
-		wg.Wait()
-		d.lease.stop()
-		d.poller.nextDue.Stop()
-		d.stopWriting()
-		last, cancel := context.WithTimeout(context.Background(), min(d.statementLimit(), farewellLimit))
-		defer cancel()
-		d.recovery.run(last)
-		// Whatever is left behind is an orphan from now on. The connection may be one that the end of the heartbeats has
-		// broken.
-		err := s.unregister(last, d.lease.owner())
-		for try := 1; try < 3 && err != nil && dialect.Classify(err) == dialect.Lost; try++ {
-			err = s.unregister(last, d.lease.owner())
-		}
-		if err != nil {
-			d.log.Warn("outbox: process row not removed", "process", d.lease.owner(), "err", err)
-		}
-		d.unlockSingle()
-		p.registry.unseal()
-	}, nil
+	return cfg, p.registry.unseal, nil
 }
 
-// farewellLimit bounds the last statements of a Run whose context has ended.
-const farewellLimit = 5 * time.Second
-
-// outlive is a context of a statement that the end of ctx does not cut short, for its effect is to
-// be known; but it ends soon after ctx, because the database may not answer at all.
-func outlive(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(statementGrace, cancel) })
-	return longer, func() { stop(); cancel() }
+// functions are the handlers as the engine calls them, by path, aliases included.
+func (p *Plugin) functions() map[string]*dispatch.Function {
+	all := map[string]*dispatch.Function{}
+	for _, path := range p.registry.paths() {
+		all[path] = p.function(p.registry.lookup(path))
+	}
+	return all
 }
 
-const statementGrace = 2 * time.Second
-
-// untilReachable tries again while the database is busy, as when another process holds SQLite's
-// write lock. With stay it also tries again while the database cannot be reached.
-func (d *dispatcher) untilReachable(ctx context.Context, stay bool, f func(context.Context) error) error {
-	for {
-		limited, cancel := context.WithTimeout(ctx, d.statementLimit())
-		err := f(limited)
-		// Where one at a time can write, whoever waits for long waits for a lock: a busy timeout may be longer than ours.
-		locked := d.store.d.Serial() && limited.Err() != nil
-		cancel()
-		class := dialect.Classify(err)
-		again := class == dialect.Busy || class == dialect.Retry || class == dialect.Lost && stay || locked
-		if err == nil || !again || ctx.Err() != nil {
-			d.outages.recovered("start")
-			return err
-		}
-		d.outages.failed("start", err)
-		if wait(ctx, 100*time.Millisecond) != nil {
-			return err
-		}
+func (p *Plugin) function(h *handler) *dispatch.Function {
+	return &dispatch.Function{
+		Transactional: h.tx, Repeatable: h.repeatable(), Isolation: h.level(),
+		Bind: h.bind,
+		Call: func(ctx context.Context, tx *dispatch.Tx, args reflect.Value) (any, error) {
+			if tx == nil {
+				return h.call(ctx, nil, args)
+			}
+			return h.call(ctx, p.handlerDB(ctx, tx), args)
+		},
+		Encode: func(value any) (*string, error) { return h.encodeResult(value, p.opts.MaxResult) },
 	}
 }
 
-func (d *dispatcher) wake() { d.wakeups.add(maybeDue) }
+// handlerDB is the *gorm.DB that a handler gets for its transaction.
+func (p *Plugin) handlerDB(ctx context.Context, conn gorm.Tx) *gorm.DB {
+	tx := p.gorm.Session(&gorm.Session{NewDB: true, Context: ctx, SkipDefaultTransaction: true})
+	tx.Statement.ConnPool = conn
+	return tx
+}
 
-// loseRuns ends the contexts of the handlers that run now, whose claims are lost.
-func (d *dispatcher) loseRuns() { d.slots.each(func(r *run) { r.cancel(ErrClaimLost) }) }
+// hooked tells Options.Hooks of runs.
+type hooked struct{ p *Plugin }
 
-// endRuns ends the contexts of the handlers when the grace of a shutdown is over. Nothing is
-// started any more, so no later ones follow.
-func (d *dispatcher) endRuns() {
-	d.slots.each(func(r *run) {
-		r.cancel(errShutdown)
-		r.giveUpIfOver()
-	})
+func (h hooked) Started(ctx context.Context, model any) context.Context {
+	for _, hook := range h.p.opts.Hooks {
+		h.p.guardHook("OnStart", func() {
+			if next := hook.OnStart(ctx, model.(*TaskModel)); next != nil {
+				// It is asked here once, where a panic does no harm.
+				_, _, _ = next.Done(), next.Err(), dispatch.ModelFrom(next)
+				_, _ = next.Deadline()
+				ctx = next
+			}
+		})
+	}
+	return ctx
+}
+
+func (h hooked) Ended(ctx context.Context, model any, end dispatch.End) {
+	f := Finish{Status: Status(end.Status), Reason: Reason(end.Reason), Err: end.Err, Duration: end.Duration, Next: end.Next}
+	for _, hook := range h.p.opts.Hooks {
+		h.p.guardHook("OnFinish", func() { hook.OnFinish(ctx, model.(*TaskModel), f) })
+	}
 }

@@ -3,6 +3,8 @@ package outbox
 import (
 	"errors"
 
+	"github.com/gorm-outbox/outbox/internal/dispatch"
+	"github.com/gorm-outbox/outbox/internal/store"
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
@@ -21,7 +23,7 @@ var (
 	ErrUnknownFunc = errors.New("unknown function")
 
 	// ErrBadArgs: the arguments are not JSON, too large or too deep, or do not fit the function's parameters.
-	ErrBadArgs = errors.New("bad arguments")
+	ErrBadArgs = dispatch.ErrBadArgs
 
 	// ErrBadOption: an option's value is not valid, such as a start time that does not exist.
 	ErrBadOption = errors.New("bad option")
@@ -40,16 +42,16 @@ var (
 
 	// ErrClaimLost: the run's claim was taken over, so its outcome was refused. It is what context.Cause gives a
 	// handler whose process can no longer prove that it is alive.
-	ErrClaimLost = errors.New("claim lost")
+	ErrClaimLost = dispatch.ErrClaimLost
 
 	// ErrTxClosed: a transactional handler's *gorm.DB was used after the handler had returned.
-	ErrTxClosed = errors.New("the handler's transaction is over")
+	ErrTxClosed = dispatch.ErrTxClosed
 
 	// ErrTxGuarded: a transactional handler called Commit or Rollback; return nil or an error instead.
-	ErrTxGuarded = errors.New("a handler must not end its transaction")
+	ErrTxGuarded = dispatch.ErrTxGuarded
 
 	// ErrSchema: the tables are missing or of another version.
-	ErrSchema = errors.New("schema is not up to date")
+	ErrSchema = store.ErrSchema
 )
 
 // DuplicateKeyError says which task holds a key. errors.Is(err, ErrDuplicateKey) is true of it.

@@ -10,12 +10,15 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/dispatch"
+	"github.com/gorm-outbox/outbox/internal/guard"
+	"github.com/gorm-outbox/outbox/internal/store"
 )
 
 // handle is a caller's *gorm.DB with the plugin that it carries.
 type handle struct {
 	p     *Plugin
-	store *store
+	store *store.Store
 	tx    *gorm.DB
 	conn  gorm.ConnPool
 	inTx  bool // conn is a transaction
@@ -42,7 +45,7 @@ func open(tx *gorm.DB) (handle, error) {
 	if tx.DryRun {
 		return handle{}, ErrDryRun
 	}
-	conn := s.primary(tx)
+	conn := primary(tx, s.Pool)
 	return handle{p: p, store: s, tx: tx, conn: conn, inTx: isTx(conn), ctx: tx.Statement.Context}, nil
 }
 
@@ -58,9 +61,9 @@ func openToCreate(tx *gorm.DB) (handle, error) {
 // primary is the handle's connection, but for a pool that is not its DB's: dbresolver leaves a
 // replica's in a handle that a query has returned. A transaction or a single connection stays what
 // it is.
-func (s *store) primary(tx *gorm.DB) gorm.ConnPool {
+func primary(tx *gorm.DB, pool *sql.DB) gorm.ConnPool {
 	conn := tx.Statement.ConnPool
-	if isTx(conn) || poolOf(conn) == nil || poolOf(conn) == s.pool || poolOf(tx.ConnPool) != s.pool {
+	if isTx(conn) || poolOf(conn) == nil || poolOf(conn) == pool || poolOf(tx.ConnPool) != pool {
 		return conn
 	}
 	return tx.ConnPool
@@ -99,7 +102,7 @@ func (t traced) log(ctx context.Context, begin time.Time, query string, params [
 	// The statement has been executed, whatever becomes of its line in the log.
 	defer func() {
 		if v := recover(); v != nil {
-			t.h.p.log.Error("outbox: the *gorm.DB's logger panicked", "panic", panicText(v))
+			t.h.p.log.Error("outbox: the *gorm.DB's logger panicked", "panic", guard.PanicText(v))
 		}
 	}()
 	logger.Trace(ctx, begin, func() (string, int64) {
@@ -116,16 +119,10 @@ func (h handle) withRetry(f func() error) error {
 	_, pinned := base(h.conn).(*sql.Conn)
 	for try := 1; ; try++ {
 		err := f()
-		if h.inTx || pinned || try == maxTxTries || dialect.Classify(err) != dialect.Retry || pauseBeforeTry(h.ctx, try) != nil {
+		if h.inTx || pinned || try == dispatch.MaxTries || dialect.Classify(err) != dialect.Retry || dispatch.PauseBeforeTry(h.ctx, try) != nil {
 			return err
 		}
 	}
-}
-
-// pauseBeforeTry keeps contenders from colliding again: as many as there are may do so if they
-// return together.
-func pauseBeforeTry(ctx context.Context, failed int) error {
-	return wait(ctx, DefaultBackoff(1)>>max(0, 7-failed))
 }
 
 // inTxOrSavepoint runs f so that all of it happens or nothing: in a savepoint of the caller's
@@ -144,7 +141,7 @@ func (h handle) inTxOrSavepoint(f func(handle) error) error {
 			return err
 		}
 	}
-	tx, err := beginTx(h.ctx, h.conn, &sql.TxOptions{Isolation: h.store.d.Isolation()})
+	tx, err := beginTx(h.ctx, h.conn, &sql.TxOptions{Isolation: h.store.Dialect.Isolation()})
 	if err != nil {
 		return err
 	}
@@ -161,7 +158,7 @@ func (h handle) inTxOrSavepoint(f func(handle) error) error {
 }
 
 // begin readies the caller's transaction for reads that are followed by writes.
-func (h handle) begin() error { return h.store.explain(h.store.d.Begin(h.ctx, h.traced())) }
+func (h handle) begin() error { return h.store.Explain(h.store.Dialect.Begin(h.ctx, h.traced())) }
 
 var errNoTx = errors.New("the connection is not in a transaction")
 
@@ -169,7 +166,7 @@ const savepointName = "outbox"
 
 func (h handle) savepoint(f func(handle) error) (err error) {
 	c, pinned := base(h.conn).(*sql.Conn)
-	if pinned && !h.store.d.StillIn(h.ctx, c) {
+	if pinned && !h.store.Dialect.StillIn(h.ctx, c) {
 		return errNoTx
 	}
 	if _, err := h.conn.ExecContext(h.ctx, "SAVEPOINT "+savepointName); err != nil {

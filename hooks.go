@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"gorm.io/gorm"
+
+	"github.com/gorm-outbox/outbox/internal/dispatch"
 )
 
 // Hooks are told what happens to tasks, for logs, metrics and traces. They must be quick and safe for concurrent use; a
@@ -63,10 +65,8 @@ type Waker interface {
 	Listen(ctx context.Context, pool *sql.DB, wake func()) error
 }
 
-type taskKey struct{}
-
 // TaskFrom gives a handler its task, as it was claimed. It is not to be changed.
 func TaskFrom(ctx context.Context) (*TaskModel, bool) {
-	t, ok := ctx.Value(taskKey{}).(*TaskModel)
+	t, ok := dispatch.ModelFrom(ctx).(*TaskModel)
 	return t, ok
 }

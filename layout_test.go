@@ -19,6 +19,9 @@ var layout = map[string][]string{
 	"internal/bridge":      {"internal/dialect"},
 	"internal/commitwatch": {},
 	"internal/dialect":     {},
+	"internal/dispatch":    {"internal/dialect", "internal/guard", "internal/store", "internal/text"},
+	"internal/guard":       {},
+	"internal/store":       {"internal/dialect", "internal/guard", "internal/text"},
 	"internal/text":        {},
 }
 

@@ -4,14 +4,13 @@ import (
 	"database/sql/driver"
 	"encoding/json"
 	"fmt"
-	"strconv"
-	"strings"
 	"time"
 
 	"gorm.io/gorm"
 	"gorm.io/gorm/schema"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/store"
 )
 
 // State is where a task stands that has not finished.
@@ -215,6 +214,12 @@ func (a Attempts) Value() (driver.Value, error) {
 
 func (a *Attempts) Scan(src any) error { return scanJSON(src, (*[]Attempt)(a)) }
 
+func (a *Attempts) read(column *string) {
+	if column != nil {
+		_ = a.Scan(*column)
+	}
+}
+
 func (m Meta) Value() (driver.Value, error) {
 	if len(m) == 0 {
 		return nil, nil
@@ -224,6 +229,12 @@ func (m Meta) Value() (driver.Value, error) {
 }
 
 func (m *Meta) Scan(src any) error { return scanJSON(src, (*map[string]string)(m)) }
+
+func (m *Meta) read(column *string) {
+	if column != nil {
+		_ = m.Scan(*column)
+	}
+}
 
 // GormDBDataType makes the columns json on PostgreSQL and text elsewhere: text that is stored and read as it was given,
 // while the binary and numeric types of some databases lose digits.
@@ -264,73 +275,29 @@ func scanJSON[T any](src any, dst *T) error {
 	return nil
 }
 
-// instant reads a time column. Drivers give a time.Time, or text where SQLite has no declared type (RETURNING).
-type instant struct{ t *time.Time }
-
-func (i instant) Scan(src any) error {
-	switch v := src.(type) {
-	case time.Time:
-		*i.t = v.UTC()
-		return nil
-	case string:
-		return i.parse(v)
-	case []byte:
-		return i.parse(string(v))
-	case int64:
-		*i.t = unixTime(v)
-		return nil
+// taskModel is the model of a row.
+func taskModel(t *store.Task) *TaskModel {
+	m := &TaskModel{
+		ID: t.ID, Func: t.Func, Args: JSON(t.Args), Key: t.Key, Queue: t.Queue, Priority: t.Priority, RunAt: t.RunAt, State: State(t.State),
+		Attempt: t.Attempt, Uncounted: t.Uncounted, Crashes: t.Crashes, MaxAttempts: t.MaxAttempts, TimeoutMS: t.TimeoutMS,
+		Repeatable: t.Repeatable, Version: t.Version, ProcessID: t.ProcessID, RerunOf: t.RerunOf, CreatedAt: t.CreatedAt, StartedAt: t.StartedAt,
 	}
-	return fmt.Errorf("outbox: scan: a time column holds %T", src)
+	m.Errors.read(t.Errors)
+	m.Meta.read(t.Meta)
+	return m
 }
 
-// unixTime reads a time that somebody's import has written as a number, as some drivers do where a column takes anything:
-// in seconds, or else in milli-, micro- or nanoseconds, which its size tells of any time since 2002.
-func unixTime(n int64) time.Time {
-	switch size := max(n, -n); {
-	case size < 1e12:
-		return time.Unix(n, 0).UTC()
-	case size < 1e15:
-		return time.UnixMilli(n).UTC()
-	case size < 1e18:
-		return time.UnixMicro(n).UTC()
+func historyModel(h *store.History) *HistoryModel {
+	m := &HistoryModel{
+		ID: h.ID, Func: h.Func, Args: JSON(h.Args), Key: h.Key, Queue: h.Queue, Priority: h.Priority, RunAt: h.RunAt,
+		Attempt: h.Attempt, Uncounted: h.Uncounted, Crashes: h.Crashes, MaxAttempts: h.MaxAttempts, TimeoutMS: h.TimeoutMS,
+		Version: h.Version, ProcessID: h.ProcessID, RerunOf: h.RerunOf, CreatedAt: h.CreatedAt, StartedAt: h.StartedAt,
+		Status: Status(h.Status), Reason: Reason(h.Reason), Error: h.Error, FinishedAt: h.FinishedAt, RerunID: h.RerunID,
 	}
-	return time.Unix(0, n).UTC()
-}
-
-func (i instant) parse(s string) error {
-	// The form that this library stores is decoded several times as fast as RFC 3339.
-	if utc, ok := strings.CutSuffix(s, "+00:00"); ok && len(utc) > len(time.DateOnly) && utc[len(time.DateOnly)] == ' ' {
-		b := append(append(make([]byte, 0, 40), utc...), 'Z')
-		b[len(time.DateOnly)] = 'T'
-		if i.t.UnmarshalText(b) == nil {
-			return nil
-		}
+	m.Errors.read(h.Errors)
+	m.Meta.read(h.Meta)
+	if h.Result != nil {
+		m.Result = JSON(*h.Result)
 	}
-	for _, layout := range []string{"2006-01-02 15:04:05.999999999Z07:00", "2006-01-02 15:04:05.999999999-07", time.DateTime, time.RFC3339Nano} {
-		if t, err := time.Parse(layout, s); err == nil {
-			*i.t = t.UTC()
-			return nil
-		}
-	}
-	if n, err := strconv.ParseInt(s, 10, 64); err == nil {
-		*i.t = unixTime(n)
-		return nil
-	}
-	return fmt.Errorf("outbox: scan: %q is not a time", s)
-}
-
-// nullInstant reads a time column that may be NULL.
-type nullInstant struct{ t **time.Time }
-
-func (n nullInstant) Scan(src any) error {
-	*n.t = nil
-	if src == nil {
-		return nil
-	}
-	var t time.Time
-	if err := (instant{&t}).Scan(src); err != nil {
-		return err
-	}
-	*n.t = &t
-	return nil
+	return m
 }

@@ -19,6 +19,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/bridge"
 	"github.com/gorm-outbox/outbox/internal/commitwatch"
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/guard"
+	"github.com/gorm-outbox/outbox/internal/store"
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
@@ -122,13 +124,11 @@ type Plugin struct {
 	wakersFail []atomic.Bool // by Waker: its Created has failed last, and that has been logged
 	badBackoff sync.Once     // it was logged
 
-	smallGroup int // of outcomes; zero means the constant
-
-	compared atomic.Bool // the tables are what this program needs
+	gorm *gorm.DB // for handlers; never for the library's own statements, which callbacks could redirect
 
 	mu    sync.Mutex
-	store *store    // nil until Initialize
-	asked time.Time // when a caller last asked for the schema
+	store *store.Store // nil until Initialize
+	asked time.Time    // when a caller last asked for the schema
 }
 
 // New returns a plugin for db.Use, which reports bad options, all at once.
@@ -149,7 +149,7 @@ func New(opts Options) *Plugin {
 	o.MaxResult = cmp.Or(o.MaxResult, 64<<10)
 	o.MaxError = cmp.Or(o.MaxError, 64<<10)
 	o.Clock = p.guardClock(o.Clock)
-	p.log = guardedLogger(o.Logger)
+	p.log = guard.Logger(o.Logger)
 	p.wakersFail = make([]atomic.Bool, len(o.Wakers))
 
 	var errs []error
@@ -212,8 +212,7 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 	if p.store != nil {
 		return nil
 	}
-	d, err := dialect.New(db.Dialector.Name(), names(db.NamingStrategy), p.opts.Clock)
-	if err != nil {
+	if _, err := dialect.New(db.Dialector.Name(), names(db.NamingStrategy), p.opts.Clock); err != nil {
 		return fmt.Errorf("outbox: use: %w", err)
 	}
 	pool, err := db.DB()
@@ -222,22 +221,17 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 			"*gorm.DB of the pool; to create tasks on this connection, take tx := db.WithContext(ctx) of that and set "+
 			"tx.Statement.ConnPool: %w", base(db.ConnPool), err)
 	}
-	p.store = &store{
-		home: strings.Contains(names(db.NamingStrategy).Tasks, "."),
-		turn: make(chan struct{}, 1),
-		gorm: onPool(db, pool),
-		pool: pool,
-		d:    d,
+	s, err := store.New(pool, db.Dialector.Name(), names(db.NamingStrategy), p.opts.Clock)
+	if err != nil {
+		return fmt.Errorf("outbox: use: %w", err)
 	}
 	// Not an error: the database may be down, or not be one yet. It is asked again when it is needed.
-	if !p.store.home {
-		if placed, err := p.store.place(context.Background(), p.opts.Clock); err == nil {
-			p.store = placed
+	if !s.Placed() {
+		if placed, err := s.Place(context.Background()); err == nil {
+			s = placed
 		}
 	}
-	if d.Keep() && p.opts.Clock == nil { // a test clock is part of the texts
-		p.store.statements = dialect.NewStatementCache(pool)
-	}
+	p.store, p.gorm = s, onPool(db, pool)
 	return nil
 }
 
@@ -252,7 +246,7 @@ func onPool(db *gorm.DB, pool *sql.DB) *gorm.DB {
 }
 
 // bound is the store, or an error before db.Use.
-func (p *Plugin) bound() (*store, error) {
+func (p *Plugin) bound() (*store.Store, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.store == nil {
@@ -262,18 +256,18 @@ func (p *Plugin) bound() (*store, error) {
 }
 
 // placed is bound, with the schema known: what could not be asked at db.Use is asked now.
-func (p *Plugin) placed(ctx context.Context) (*store, error) {
+func (p *Plugin) placed(ctx context.Context) (*store.Store, error) {
 	s, err := p.bound()
-	if err != nil || s.home {
+	if err != nil || s.Placed() {
 		return s, err
 	}
-	placed, err := s.place(ctx, p.opts.Clock)
+	placed, err := s.Place(ctx)
 	if err != nil {
 		return s, err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.store.home {
+	if !p.store.Placed() {
 		p.store = placed
 	}
 	return p.store, nil
@@ -281,19 +275,19 @@ func (p *Plugin) placed(ctx context.Context) (*store, error) {
 
 // placedForCaller is placed for a caller who may hold the pool's last connection, and must not wait for another. Unless the
 // schema is known, the caller's session decides where its statements go.
-func (p *Plugin) placedForCaller(ctx context.Context) (*store, error) {
+func (p *Plugin) placedForCaller(ctx context.Context) (*store.Store, error) {
 	s, err := p.bound()
-	if err != nil || s.home {
+	if err != nil || s.Placed() {
 		return s, err
 	}
 	now := time.Now()
 	p.mu.Lock()
-	again := now.Sub(p.asked) > placeLimit
+	again := now.Sub(p.asked) > store.PlaceLimit
 	if again {
 		p.asked = now
 	}
 	p.mu.Unlock()
-	if stats := s.pool.Stats(); !again || stats.MaxOpenConnections > 0 && stats.InUse >= stats.MaxOpenConnections {
+	if stats := s.Pool.Stats(); !again || stats.MaxOpenConnections > 0 && stats.InUse >= stats.MaxOpenConnections {
 		return s, nil
 	}
 	s, _ = p.placed(ctx) // the caller's own statement tells what is wrong with the database
@@ -302,23 +296,22 @@ func (p *Plugin) placedForCaller(ctx context.Context) (*store, error) {
 
 func init() {
 	bridge.DB = func(plugin any) (*gorm.DB, error) {
-		s, err := plugin.(*Plugin).bound()
-		if err != nil {
+		if _, err := plugin.(*Plugin).bound(); err != nil {
 			return nil, err
 		}
-		return s.gorm, nil
+		return plugin.(*Plugin).gorm, nil
 	}
 	bridge.Dialect = func(plugin any) (dialect.Dialect, error) {
 		s, err := plugin.(*Plugin).bound()
 		if err != nil {
 			return nil, err
 		}
-		return s.d, nil
+		return s.Dialect, nil
 	}
 	bridge.LimitsOf = func(plugin any) bridge.Limits {
 		p := plugin.(*Plugin)
 		return bridge.Limits{
-			Funcs:         p.registry.paths(func(*handler) bool { return true }),
+			Funcs:         p.registry.paths(),
 			RetainSuccess: p.opts.RetainSuccess,
 			RetainErrors:  p.opts.RetainErrors,
 			MaxArgs:       p.opts.MaxArgs,
@@ -334,7 +327,7 @@ func init() {
 func (p *Plugin) Migrate(ctx context.Context) error {
 	s, err := p.placed(ctx)
 	if err == nil {
-		err = s.migrate(ctx)
+		err = s.Migrate(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("outbox: migrate: %w", err)
@@ -346,22 +339,12 @@ func (p *Plugin) Migrate(ctx context.Context) error {
 // migrations. Its names are those of the *gorm.DB's naming strategy, or GORM's default before db.Use.
 func (p *Plugin) Schema(database string) (string, error) {
 	var namer schema.Namer = schema.NamingStrategy{}
-	if s, err := p.bound(); err == nil {
-		namer = s.gorm.NamingStrategy
+	if _, err := p.bound(); err == nil {
+		namer = p.gorm.NamingStrategy
 	}
 	d, err := dialect.New(database, names(namer), nil)
 	if err != nil {
 		return "", fmt.Errorf("outbox: schema: %w", err)
 	}
 	return strings.Join(d.Schema(), ";\n\n") + ";\n", nil
-}
-
-// store is the database that a plugin is bound to.
-type store struct {
-	gorm       *gorm.DB // for handlers; never for the dispatcher's own statements, which callbacks could redirect
-	pool       *sql.DB  // the primary
-	d          dialect.Dialect
-	home       bool                    // the names in d's statements say in which schema the tables are
-	statements *dialect.StatementCache // nil where it is of no use
-	turn       chan struct{}           // of a serial database: who claims, writes outcomes or runs a transaction now
 }

@@ -15,6 +15,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox/internal/args"
+	"github.com/gorm-outbox/outbox/internal/guard"
 )
 
 // handler is a registered function.
@@ -220,6 +221,40 @@ func (h *handler) call(ctx context.Context, tx *gorm.DB, args reflect.Value) (an
 	return out[0].Interface(), err
 }
 
+// bind reads a task's arguments. It survives the argument type's own methods.
+func (h *handler) bind(raw string) (args reflect.Value, err error) {
+	if !h.param.CallsMethods() {
+		return h.param.Bind([]byte(raw))
+	}
+	if failed := guard.Call(func() { args, err = h.param.Bind([]byte(raw)) }); failed != nil {
+		return reflect.Value{}, failed
+	}
+	return args, err
+}
+
+// encodeResult encodes what a handler returned, in at most limit bytes. It survives the value's own
+// methods.
+func (h *handler) encodeResult(v any, limit int) (*string, error) {
+	var raw JSON
+	var err error
+	if h.plainResult {
+		raw, err = encodeJSON(v)
+	} else if failed := guard.Call(func() { raw, err = encodeJSON(v) }); failed != nil {
+		err = failed
+	}
+	if err == nil && len(raw) > limit {
+		err = fmt.Errorf("it has %d bytes, over the limit of %d (Options.MaxResult)", len(raw), limit)
+	}
+	if err == nil {
+		err = args.Check(raw)
+	}
+	if err != nil {
+		return nil, err
+	}
+	text := string(raw)
+	return &text, nil
+}
+
 func (r *registry) add(h *handler) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -282,18 +317,16 @@ func (r *registry) lookup(path string) *handler {
 	return r.handlers[r.aliases[path]]
 }
 
-// paths lists what can be run, aliases included, sorted; those for which keep says so.
-func (r *registry) paths(keep func(*handler) bool) []string {
+// paths lists what can be run, aliases included, sorted.
+func (r *registry) paths() []string {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	var list []string
-	for path, h := range r.handlers {
-		if keep(h) {
-			list = append(list, path)
-		}
+	for path := range r.handlers {
+		list = append(list, path)
 	}
 	for old, current := range r.aliases {
-		if h := r.handlers[current]; h != nil && keep(h) {
+		if r.handlers[current] != nil {
 			list = append(list, old)
 		}
 	}

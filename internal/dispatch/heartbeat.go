@@ -1,0 +1,193 @@
+package dispatch
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/store"
+	"github.com/gorm-outbox/outbox/internal/text"
+)
+
+// A process proves with its heartbeats that it is alive, and watches those of the others. Age alone
+// proves nothing: after an outage of the database every heartbeat is old. So a process is dead when
+// its row is gone, or when an observer has seen its count of heartbeats stand still for a whole
+// limit of the observer's own monotonic clock, during which the observer's own heartbeats
+// succeeded. The observer beats and looks once more when the earliest such limit ends.
+
+// register inserts this process's row, under a new incarnation.
+func (d *dispatcher) register(ctx context.Context) error {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("make an id: %w", err)
+	}
+	host, _ := os.Hostname()
+	p := store.Process{ID: id.String(), Host: text.Sanitize(host, 255), PID: os.Getpid(), Functions: d.claimer.funcs,
+		Queues: d.cfg.Queues, Slots: d.slots.total}
+	begun := time.Now()
+	// Not cut short by a shutdown: a row that is there is to be known, and removed.
+	limited, cancel := outlive(ctx, d.cfg.statementLimit())
+	defer cancel()
+	if err := d.store.Register(limited, p); err != nil {
+		return err
+	}
+	d.lease.begin(p.ID, begun)
+	return nil
+}
+
+// leaseExpired is called when the lease has run out: others may soon take the tasks over, so
+// handlers are told to stop.
+func (d *dispatcher) leaseExpired() {
+	if d.lease.valid() {
+		return // a heartbeat has renewed it meanwhile
+	}
+	if d.beating.Load() && d.store.Dialect.Serial() {
+		d.lease.postponeExpiry() // it waits for the only write lock or has it, as beat explains
+		return
+	}
+	d.log.Error("outbox: no heartbeat succeeded, handlers are cancelled", "for", d.lease.length)
+	d.loseRuns()
+}
+
+// heartbeats runs until ctx is done: beat, then, if it is to watch, look at the others.
+func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
+	tick := time.NewTicker(d.cfg.Heartbeat)
+	defer tick.Stop()
+	// Who did not know this process yet may have parked tasks for which it has a function just
+	// after it looked for these.
+	again := time.NewTimer(min(d.cfg.Heartbeat, time.Second))
+	defer again.Stop()
+	// A process is dead when the limit ends, not when the observer happens to beat after that.
+	look := time.NewTimer(d.cfg.HeartbeatLimit)
+	defer look.Stop()
+	seen := observations{}
+	last := time.Now()
+	for {
+		d.beating.Store(true)
+		good := d.beat(ctx)
+		// Whoever was frozen, perhaps together with the others, has not watched meanwhile.
+		if !good || time.Since(last) >= d.lease.length {
+			clear(seen)
+		}
+		last = time.Now()
+		if good && watch {
+			d.observe(ctx, seen)
+		}
+		if watch && d.cfg.SingleProcess {
+			d.keepSingle(ctx)
+		}
+		d.beating.Store(false)
+		look.Stop()
+		if since, some := seen.oldest(d.lease.owner()); some {
+			look.Reset(time.Until(since.Add(d.cfg.HeartbeatLimit)))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		case <-again.C:
+		case <-look.C:
+		}
+	}
+}
+
+// beat reports whether it succeeded.
+func (d *dispatcher) beat(ctx context.Context) bool {
+	begun := time.Now()
+	limited, cancel := context.WithTimeout(ctx, d.cfg.statementLimit())
+	alive, err := d.store.Beat(limited, d.lease.owner())
+	cancel()
+	if ctx.Err() != nil {
+		return false
+	}
+	expired := err == nil && !alive
+	if expired {
+		d.log.Warn("outbox: this process was declared dead, its claims are lost; it goes on as a new one", "process", d.lease.owner())
+		d.loseRuns()
+		err = d.register(ctx)
+	}
+	if err != nil {
+		d.outages.failed("heartbeat", err)
+		if d.store.Dialect.Serial() && (dialect.Classify(err) == dialect.Busy || d.slots.inTransaction()) {
+			// Whoever holds the only write lock keeps the others from taking over, too. A beat that
+			// is late because of a lock is not a death.
+			d.lease.postponeExpiry()
+		}
+		return false
+	}
+	d.outages.recovered("heartbeat")
+	if hadExpired := d.lease.renew(begun); expired || hadExpired {
+		d.wake() // nothing was claimed meanwhile
+	}
+	return true
+}
+
+// observations of other processes: their count of beats, and since when it has stood still.
+type observations map[string]observation
+
+type observation struct {
+	beats int64
+	since time.Time
+}
+
+// oldest is since when the count of some other process has stood still for longest.
+func (seen observations) oldest(own string) (since time.Time, some bool) {
+	for id, o := range seen {
+		if id != own && (!some || o.since.Before(since)) {
+			since, some = o.since, true
+		}
+	}
+	return since, some
+}
+
+// observe looks at the other processes, takes over the tasks of dead ones, and brings back parked
+// tasks.
+func (d *dispatcher) observe(ctx context.Context, seen observations) {
+	limited, cancel := context.WithTimeout(ctx, d.cfg.statementLimit())
+	defer cancel()
+	w, err := d.store.Watch(limited, d.lease.owner())
+	now := time.Now()
+	if err == nil {
+		for id, beats := range w.Beats {
+			o, known := seen[id]
+			if id == d.lease.owner() || !known || o.beats != beats {
+				seen[id] = observation{beats, now}
+				continue
+			}
+			if now.Sub(o.since) < d.cfg.HeartbeatLimit {
+				continue
+			}
+			var expired bool
+			if expired, err = d.store.Expire(limited, id, beats); err != nil {
+				break
+			}
+			delete(seen, id) // if it has beaten after all, the next look sees it anew
+			if expired {
+				d.log.Warn("outbox: a process is dead, its tasks are taken over", "process", id, "silent", now.Sub(o.since))
+				w.Orphans = true
+			}
+		}
+		for id := range seen {
+			if _, there := w.Beats[id]; !there {
+				delete(seen, id)
+			}
+		}
+	}
+	if err == nil && w.Orphans {
+		err = d.rescue(limited)
+	}
+	if err == nil && w.Parked {
+		err = d.unpark(limited)
+	}
+	if err != nil && ctx.Err() == nil {
+		clear(seen)
+		d.outages.failed("watch other processes", err)
+		return
+	}
+	d.outages.recovered("watch other processes")
+	d.recovery.compare(w.Owned)
+}

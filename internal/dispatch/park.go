@@ -1,0 +1,32 @@
+package dispatch
+
+import (
+	"context"
+)
+
+// maxParked bounds the partitions that one statement looks at.
+const maxParked = 100
+
+// park takes due tasks out of the claim's way that no live process can run.
+func (d *dispatcher) park(ctx context.Context) {
+	limited, cancel := context.WithTimeout(ctx, d.cfg.statementLimit())
+	defer cancel()
+	lanes := d.claimer.cursors.atHeads(maxParked)
+	if len(lanes) == 0 {
+		return
+	}
+	funcs, err := d.store.Park(limited, lanes)
+	if err != nil {
+		if ctx.Err() == nil {
+			d.outages.failed("park", err)
+		}
+		return
+	}
+	d.outages.recovered("park")
+	for _, f := range funcs {
+		if !d.unserved[f] {
+			d.unserved[f] = true
+			d.log.Warn("outbox: tasks parked, no live process that serves their queue has registered their function", "func", f)
+		}
+	}
+}

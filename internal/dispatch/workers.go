@@ -1,0 +1,83 @@
+package dispatch
+
+import "sync"
+
+// workers are goroutines that run what was claimed, one task after the other: a new one for each run would have to grow its
+// stack each time. Nor is one woken up for each run, which costs more than a short handler does: whoever takes a run wakes up
+// one more if there is another to take, and nobody has been woken up for it yet. So handlers that take their time have all
+// started as soon as the scheduler lets them, and those that return at once need few goroutines.
+type workers struct {
+	mu    sync.Mutex
+	queue []*run
+	woken bool          // somebody is about to take from the queue
+	idle  chan struct{} // wakes up a worker that has nothing to do
+}
+
+// run has workers start runs, in their order.
+func (d *dispatcher) run(runs []*run) {
+	w := &d.workers
+	w.mu.Lock()
+	w.queue = append(w.queue, runs...)
+	more := w.more()
+	w.mu.Unlock()
+	if more {
+		d.wakeWorker()
+	}
+}
+
+// more reports whether somebody is to be woken up, which the caller does then. It is for who holds the mutex.
+func (w *workers) more() bool {
+	if len(w.queue) == 0 || w.woken {
+		return false
+	}
+	w.woken = true
+	return true
+}
+
+func (d *dispatcher) wakeWorker() {
+	select {
+	case d.workers.idle <- struct{}{}:
+	default:
+		go d.work()
+	}
+}
+
+// take returns the next run, if there is one; woken says that the caller was woken up for it.
+func (d *dispatcher) take(woken bool) (r *run) {
+	w := &d.workers
+	w.mu.Lock()
+	if woken {
+		w.woken = false
+	}
+	if len(w.queue) > 0 {
+		r, w.queue[0] = w.queue[0], nil
+		if w.queue = w.queue[1:]; len(w.queue) == 0 {
+			w.queue = nil
+		}
+	}
+	more := w.more()
+	w.mu.Unlock()
+	if more {
+		d.wakeWorker()
+	}
+	return r
+}
+
+// work is a worker: it ends when the dispatcher drains, or when a handler ends it with runtime.Goexit.
+func (d *dispatcher) work() {
+	var reserve [5 << 10]byte // in use, so that the collector does not halve the stack, which the next handler would have to grow again
+	defer keep(&reserve)
+	for {
+		for r := d.take(true); r != nil; r = d.take(false) {
+			r.execute()
+		}
+		select {
+		case <-d.workers.idle:
+		case <-d.drain:
+			return
+		}
+	}
+}
+
+//go:noinline
+func keep(*[5 << 10]byte) {}
