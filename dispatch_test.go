@@ -253,7 +253,7 @@ func TestShutdownWhileAClaimWaitsForItsTurn(t *testing.T) {
 	eventually(t, "a claim waits for its turn", func() bool {
 		stacks := make([]byte, 1<<20)
 		for _, stack := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
-			if strings.Contains(stack, "lockWriter") && strings.Contains(stack, "(*dispatcher).loop") {
+			if strings.Contains(stack, "LockWriter") && strings.Contains(stack, "(*dispatcher).loop") {
 				return true
 			}
 		}

@@ -16,7 +16,7 @@ import (
 // and none imports the root.
 var layout = map[string][]string{
 	"internal/args":        {"internal/text"},
-	"internal/bridge":      {"internal/dialect"},
+	"internal/bridge":      {"internal/store"},
 	"internal/commitwatch": {},
 	"internal/dialect":     {},
 	"internal/dispatch":    {"internal/dialect", "internal/guard", "internal/store", "internal/text"},
@@ -80,12 +80,43 @@ func TestContributingNamesWhatExists(t *testing.T) {
 	}
 	for _, name := range names {
 		found := false
-		for _, dir := range []string{".", "internal/dialect"} {
+		for _, dir := range []string{".", "internal/dialect", "internal/dispatch", "internal/store"} {
 			_, err := os.Stat(filepath.Join(dir, name))
 			found = found || err == nil
 		}
 		if !found {
 			t.Errorf("%s is not there", name)
 		}
+	}
+}
+
+// Statements that change a row of the library's tables stand in internal/store or, where databases
+// write them differently, in internal/dialect.
+func TestStatementsThatChangeRowsStandInTheStore(t *testing.T) {
+	changes := regexp.MustCompile(`(?i)\b(INSERT\s+INTO|UPDATE|DELETE\s+FROM|REPLACE\s+INTO|TRUNCATE)\s+\{`)
+	inside := 0
+	for _, pattern := range []string{"*.go", "admin/*.go", "testutil/*.go", "testutil/*/*.go", "pgnotify/*.go", "internal/*/*.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range files {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			source, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := changes.FindString(string(source))
+			if dir := filepath.ToSlash(filepath.Dir(path)); dir == "internal/store" || dir == "internal/dialect" {
+				inside += len(found)
+			} else if found != "" {
+				t.Errorf("%s: %s…", path, found)
+			}
+		}
+	}
+	if inside == 0 {
+		t.Error("the pattern finds nothing")
 	}
 }

@@ -295,27 +295,14 @@ func (p *Plugin) placedForCaller(ctx context.Context) (*store.Store, error) {
 }
 
 func init() {
-	bridge.DB = func(plugin any) (*gorm.DB, error) {
-		if _, err := plugin.(*Plugin).bound(); err != nil {
-			return nil, err
-		}
-		return plugin.(*Plugin).gorm, nil
-	}
-	bridge.Dialect = func(plugin any) (dialect.Dialect, error) {
-		s, err := plugin.(*Plugin).bound()
-		if err != nil {
-			return nil, err
-		}
-		return s.Dialect, nil
-	}
-	bridge.LimitsOf = func(plugin any) bridge.Limits {
+	bridge.Of = func(plugin any) (bridge.Plugin, error) {
 		p := plugin.(*Plugin)
-		return bridge.Limits{
-			Funcs:         p.registry.paths(),
-			RetainSuccess: p.opts.RetainSuccess,
-			RetainErrors:  p.opts.RetainErrors,
-			MaxArgs:       p.opts.MaxArgs,
+		s, err := p.bound()
+		if err != nil {
+			return bridge.Plugin{}, err
 		}
+		return bridge.Plugin{DB: p.gorm, Store: s, Functions: p.registry.paths(), RetainSuccess: p.opts.RetainSuccess,
+			RetainErrors: p.opts.RetainErrors, MaxArgs: p.opts.MaxArgs}, nil
 	}
 }
 

@@ -76,7 +76,7 @@ type site struct {
 	db     *gorm.DB
 	reads  *gorm.DB // the same, past what the application does to its own queries
 	d      dialect.Dialect
-	limits func() bridge.Limits
+	inside func() bridge.Plugin // as it is now
 	opts   Options
 	cross  *http.CrossOriginProtection
 
@@ -95,14 +95,11 @@ func New(p *outbox.Plugin, opts Options) (http.Handler, error) {
 	if opts.Authorize == nil {
 		return nil, errors.New("admin: new: Options.Authorize is nil: say who may do what; for a small team, BasicAuth does")
 	}
-	db, err := bridge.DB(p)
+	inside, err := bridge.Of(p)
 	if err != nil {
 		return nil, fmt.Errorf("admin: new: %w", err)
 	}
-	d, err := bridge.Dialect(p)
-	if err != nil {
-		return nil, fmt.Errorf("admin: new: %w", err)
-	}
+	db := inside.DB
 	reads, err := plainReads(db)
 	if err != nil {
 		return nil, fmt.Errorf("admin: new: %w", err)
@@ -110,8 +107,13 @@ func New(p *outbox.Plugin, opts Options) (http.Handler, error) {
 	opts.Title = cmp.Or(opts.Title, "Outbox")
 	opts.QueryTimeout = cmp.Or(opts.QueryTimeout, 5*time.Second)
 	opts.Logger = cmp.Or(opts.Logger, slog.Default())
-	s := &site{plugin: p, db: db, reads: reads, d: d, opts: opts, cross: http.NewCrossOriginProtection(), bulkLimit: bulkTimeout,
-		limits: func() bridge.Limits { return bridge.LimitsOf(p) }, cached: map[string]*cached{}}
+	s := &site{plugin: p, db: db, reads: reads, d: inside.Store.Dialect, opts: opts, cross: http.NewCrossOriginProtection(), bulkLimit: bulkTimeout,
+		inside: func() bridge.Plugin {
+			if now, err := bridge.Of(p); err == nil {
+				return now
+			}
+			return inside
+		}, cached: map[string]*cached{}}
 	for _, origin := range opts.TrustedOrigins {
 		if err := s.cross.AddTrustedOrigin(origin); err != nil {
 			return nil, fmt.Errorf("admin: new: TrustedOrigins: %w", err)

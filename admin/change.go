@@ -3,7 +3,6 @@ package admin
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/store"
 )
 
 // changes are the actions on a task, as they stand in URLs.
@@ -105,13 +105,12 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 		}
 		after["state"] = outbox.StatusCancelled
 	case Discard:
-		r, err := tx.Statement.ConnPool.ExecContext(ctx,
-			s.d.Rebind("DELETE FROM {history} WHERE id = ? AND status = 'error' AND rerun_id IS NULL"), c.id)
+		there, err := s.inside().Store.Discard(ctx, tx.Statement.ConnPool, c.id)
 		if err != nil {
 			return "", err
 		}
-		if n, err := r.RowsAffected(); err != nil || n == 0 {
-			return "", errors.Join(err, outbox.ErrConflict)
+		if !there {
+			return "", outbox.ErrConflict
 		}
 		before["error"], before["finished_at"] = firstLine(past.Error), past.FinishedAt.UTC()
 		after["state"] = "discarded"
@@ -178,11 +177,8 @@ func (s *site) record(ctx context.Context, tx *gorm.DB, m outbox.AuditModel) err
 	if err != nil {
 		return err
 	}
-	quote := tx.Statement.Quote // not every database takes these names as they are
-	_, err = tx.Statement.ConnPool.ExecContext(ctx, s.d.Rebind(`
-INSERT INTO {audit} (id, at, actor, action, task_id, func, reason, `+quote("before")+`, `+quote("after")+`) VALUES (?, {now}, ?, ?, ?, ?, ?, ?, ?)`),
-		id.String(), m.Actor, m.Action, m.TaskID, m.Func, m.Reason, m.Before.String(), m.After.String())
-	return err
+	return s.inside().Store.InsertAudit(ctx, tx.Statement.ConnPool, store.Audit{ID: id.String(), Actor: m.Actor, Action: m.Action,
+		TaskID: m.TaskID, Func: m.Func, Reason: m.Reason, Before: m.Before.String(), After: m.After.String()})
 }
 
 // auditName is how the audit names somebody.

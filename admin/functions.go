@@ -41,7 +41,7 @@ func (s *site) listFunctions(ctx context.Context, processes []process) ([]functi
 		}
 		return found[path]
 	}
-	for _, path := range s.limits().Funcs {
+	for _, path := range s.inside().Functions {
 		get(path).Here = true
 	}
 	for _, p := range processes {

@@ -45,7 +45,7 @@ func (s *site) explain(err error, limit time.Duration) (p *problem, logged bool)
 	case errors.As(err, &big):
 		return fail(http.StatusRequestEntityTooLarge, "A request may have %d bytes.", big.Limit), false
 	case errors.Is(err, outbox.ErrNotFound):
-		l := s.limits()
+		l := s.inside()
 		return fail(http.StatusNotFound, "There is no such task (any more). History keeps successes and cancellations for %s, errors for %s.",
 			retention(l.RetainSuccess), retention(l.RetainErrors)), false
 	case errors.Is(err, outbox.ErrRunning):

@@ -102,7 +102,7 @@ func (q *request) showList(status int, v url.Values, a again) error {
 		}
 		l.Tabs = append(l.Tabs, tab{state, n, f.with(state).url()})
 	}
-	l.Functions = q.s.limits().Funcs
+	l.Functions = q.s.inside().Functions
 	for _, a := range bulkOf(f.State) {
 		if q.can(a) {
 			l.Bulk = append(l.Bulk, a)

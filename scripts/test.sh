@@ -23,7 +23,7 @@ tests() { # name dir command…
 # The root module beside the others, with more tests at a time than there are processors: most of them wait, for a database
 # or for time to pass. The race detector watches the packages whose own goroutines meet; it takes several times as long, and
 # every dependency would be compiled twice. make test TESTFLAGS=-race has it watch all of them.
-racing="^$(go list .)(/internal/commitwatch|/pgnotify)?$"
+racing="^$(go list .)(/internal/commitwatch|/internal/dispatch|/internal/store|/pgnotify)?$"
 go_test=(go test -shuffle=on -p 2 -parallel 6 -timeout 20m)
 others() {
 	local dir
@@ -31,7 +31,7 @@ others() {
 		tests "$dir" "$dir" "${go_test[@]}" "$@" ./...
 	done
 	# Without the race detector, which does not stand testing/synctest.
-	tests "the loop under a fake clock, with 3,000 seeds" . env OUTBOX_LOOP_SEEDS=3000 go test -count=1 -timeout 15m -run '^TestLoop' .
+	tests "the loop under a fake clock, with 3,000 seeds" . env OUTBOX_LOOP_SEEDS=3000 go test -count=1 -timeout 15m -run '^TestLoop' ./internal/dispatch
 }
 set -m # a process group of its own, which an interrupt reaches
 others "$@" >"$work/others" 2>&1 </dev/null &

@@ -63,7 +63,8 @@ const drainLimit = time.Minute
 // go-txdb, which is one transaction. It cannot be called in a Cleanup function, when the test's context is over.
 func Drain(t testing.TB, plugin *outbox.Plugin) int {
 	t.Helper()
-	db, err := bridge.DB(plugin)
+	inside, err := bridge.Of(plugin)
+	db := inside.DB
 	if err == nil {
 		err = drainable(db)
 	}

@@ -1,4 +1,5 @@
-// Package bridge gives the library's own packages what its users do not need, so that it need not be exported.
+// Package bridge gives the library's own packages what its users do not need, so that it need not
+// be exported. The root fills it.
 package bridge
 
 import (
@@ -6,27 +7,21 @@ import (
 
 	"gorm.io/gorm"
 
-	"github.com/gorm-outbox/outbox/internal/dialect"
+	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// DB is the database that an *outbox.Plugin is bound to, or outbox.ErrNotInstalled before db.Use. The root package sets
-// it.
-var DB func(plugin any) (*gorm.DB, error)
-
-// Dialect is the database's dialect with the plugin's names, or outbox.ErrNotInstalled before db.Use. The root package
-// sets it.
-var Dialect func(plugin any) (dialect.Dialect, error)
-
-// Limits are what an *outbox.Plugin keeps and serves, for those who show it.
-type Limits struct {
-	Funcs                       []string // registered in this process
+// Plugin is the inside of an *outbox.Plugin.
+type Plugin struct {
+	DB                          *gorm.DB // that it is bound to
+	Store                       *store.Store
+	Functions                   []string // registered in this process
 	RetainSuccess, RetainErrors time.Duration
 	MaxArgs                     int
 }
 
-// LimitsOf tells a plugin's limits. The root package sets it.
-var LimitsOf func(plugin any) Limits
+// Of is the inside of an *outbox.Plugin, or outbox.ErrNotInstalled before db.Use.
+var Of func(plugin any) (Plugin, error)
 
-// Created is called after tasks have been created in a transaction of which can be told whether it is over. Package testutil
-// sets it, so it is nil in an application.
+// Created is called after tasks have been created in a transaction of which can be told whether it
+// is over. Package testutil sets it, so it is nil in an application.
 var Created func(plugin any, over func() bool)

@@ -12,6 +12,7 @@ package main
 import (
 	_ "embed"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -111,9 +112,9 @@ var (
 	hanging = regexp.MustCompile(`(?s)panic: test timed out.*?running tests:\s+(\S+)`)
 )
 
-// packages are those whose tests may notice: the root's, and those of the changed files.
+// packages are those whose tests may notice: those of the changed files, and the root's.
 func packages(mutants ...mutant) []string {
-	list := []string{"."}
+	var list []string
 	for _, m := range mutants {
 		for _, c := range m.changes {
 			if dir := "./" + filepath.Dir(c.file); dir != "./." && !slices.Contains(list, dir) {
@@ -121,7 +122,7 @@ func packages(mutants ...mutant) []string {
 			}
 		}
 	}
-	return list
+	return append(list, ".")
 }
 
 // run executes tests of some packages and names the one that failed; "" means that all passed.
@@ -134,7 +135,7 @@ func run(overlay, tests, limit string, packages ...string) (caught, output strin
 	output = string(out)
 	if failure == nil {
 		if strings.Count(output, "[no tests to run]")+strings.Count(output, "[no test files]") == len(packages) {
-			return "", output, fmt.Errorf("no test is called %s", tests)
+			return "", output, errNoTests
 		}
 		return "", output, nil
 	}
@@ -161,11 +162,26 @@ func (m mutant) try() (caught, output string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	if caught, output, err = run(overlay, m.tests, "2m", packages(m)...); err != nil || caught != "" || *named {
+	if *compile {
+		output, err := exec.Command("go", append([]string{"build", "-overlay", overlay}, packages(m)...)...).CombinedOutput()
+		if err != nil {
+			return "", string(output), fmt.Errorf("does not compile")
+		}
+		return "the compiler's approval", "", nil
+	}
+	// The named tests of the changed packages alone, as a rule: the root's compile and run longer.
+	if own := packages(m); len(own) > 1 {
+		if caught, output, err = run(overlay, m.tests, "2m", own[:len(own)-1]...); caught != "" || err != nil && err != errNoTests {
+			return caught, output, err
+		}
+	}
+	if caught, output, err = run(overlay, m.tests, "2m", "."); caught != "" || *named || err != nil && err != errNoTests {
 		return caught, output, err
 	}
 	return run(overlay, ".*", "20m", packages(m)...)
 }
+
+var errNoTests = errors.New("no test has this name")
 
 // outcome is what became of one mutant.
 type outcome struct {
@@ -181,7 +197,10 @@ func timed(try func() (caught, output string, err error)) (o outcome) {
 	return o
 }
 
-var named = flag.Bool("named", false, "run the named tests only")
+var (
+	named   = flag.Bool("named", false, "run the named tests only")
+	compile = flag.Bool("compile", false, "only find out whether each one compiles")
+)
 
 func main() {
 	flag.Parse()
@@ -224,7 +243,9 @@ func main() {
 	for test := range tests {
 		all = append(all, test)
 	}
-	report("(unchanged)", false, timed(func() (string, string, error) { return run("", strings.Join(all, "|"), "10m", packages(chosen...)...) }))
+	if !*compile {
+		report("(unchanged)", false, timed(func() (string, string, error) { return run("", strings.Join(all, "|"), "10m", packages(chosen...)...) }))
+	}
 	// As many at a time as there are processors, for tests mostly wait.
 	outcomes, places := make([]chan outcome, len(chosen)), make(chan struct{}, runtime.NumCPU())
 	for i := range outcomes {
