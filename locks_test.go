@@ -67,8 +67,9 @@ func TestHeldKeyKeepsNoOther(t *testing.T) {
 				t.Errorf("%+v", past)
 			}
 		}
-		if db.Name() == "mysql" && log.lines("outcome waits", keyed) == 0 {
-			t.Error("the others' outcomes were not told from the one that waits, but tried one by one")
+		if db.Name() == "mysql" {
+			// It may be in a group of its own, which is then still being tried.
+			eventually(t, "the one that waits is known", func() bool { return log.lines("outcome waits", keyed) > 0 })
 		}
 		held.Rollback()
 		if past := ended(t, db, keyed); past.Status != outbox.StatusSuccess {
