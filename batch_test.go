@@ -70,8 +70,8 @@ func TestKey(t *testing.T) {
 		})
 		t.Run("free again after a cancellation", func(t *testing.T) {
 			first := create(t, db, cancelOrder, nil, outbox.Key("order 2"), outbox.StartAfter(time.Hour))
-			if err := outbox.CancelKey(db, "order 2"); err != nil {
-				t.Fatal(err)
+			if held, err := outbox.CancelKey(db, "order 2"); err != nil || held.ID != first.ID || !held.Cancelled() {
+				t.Fatalf("%+v, %v", held, err)
 			}
 			second := create(t, db, cancelOrder, nil, outbox.Key("order 2"), outbox.StartAfter(time.Hour))
 			if _, past, err := outbox.Lookup(db, first.ID); err != nil || past == nil || past.Status != outbox.StatusCancelled ||
@@ -87,7 +87,7 @@ func TestKey(t *testing.T) {
 				first := create(t, tx, cancelOrder, nil, outbox.Key("order 3"), outbox.StartAfter(time.Hour))
 				_, err := outbox.Create(tx, cancelOrder, nil, outbox.Key("order 3"))
 				heldBy(t, err, "order 3", first.ID)
-				if err := outbox.CancelKey(tx, "order 3"); err != nil {
+				if _, err := outbox.CancelKey(tx, "order 3"); err != nil {
 					return err
 				}
 				_, err = outbox.Create(tx, cancelOrder, nil, outbox.Key("order 3"), outbox.StartAfter(time.Hour))
@@ -108,8 +108,8 @@ func TestKey(t *testing.T) {
 		t.Run("CancelKey of what nobody holds is nil", func(t *testing.T) {
 			for _, key := range []string{"nobody", "", "a\x00b", "\xff", strings.Repeat("x", 300)} {
 				err := db.Transaction(func(tx *gorm.DB) error {
-					if err := outbox.CancelKey(tx, key); err != nil {
-						return err
+					if held, err := outbox.CancelKey(tx, key); err != nil || held != (outbox.HeldKey{}) || held.Cancelled() {
+						return fmt.Errorf("%+v, %w", held, err)
 					}
 					return tx.Create(&shopOrder{}).Error
 				})
@@ -120,10 +120,10 @@ func TestKey(t *testing.T) {
 		})
 		t.Run("CancelKey minds the version", func(t *testing.T) {
 			create(t, db, cancelOrder, nil, outbox.Key("order 5"), outbox.StartAfter(time.Hour))
-			if err := outbox.CancelKey(db, "order 5", outbox.IfVersion(7)); !errors.Is(err, outbox.ErrConflict) {
+			if _, err := outbox.CancelKey(db, "order 5", outbox.IfVersion(7)); !errors.Is(err, outbox.ErrConflict) {
 				t.Errorf("got %v, want ErrConflict", err)
 			}
-			if err := outbox.CancelKey(db, "order 5", outbox.IfVersion(1)); err != nil {
+			if _, err := outbox.CancelKey(db, "order 5", outbox.IfVersion(1)); err != nil {
 				t.Error(err)
 			}
 		})
@@ -133,8 +133,8 @@ func TestKey(t *testing.T) {
 			receive(t, running)
 			_, err := outbox.Create(db, cancelOrder, nil, outbox.Key("order 6"))
 			heldBy(t, err, "order 6", task.ID)
-			if err := outbox.CancelKey(db, "order 6"); err != nil {
-				t.Errorf("CancelKey of a running task: %v", err)
+			if held, err := outbox.CancelKey(db, "order 6"); err != nil || held != (outbox.HeldKey{ID: task.ID, State: outbox.StateRunning}) || held.Cancelled() {
+				t.Errorf("CancelKey of a running task: %+v, %v", held, err)
 			}
 			close(release)
 			if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
@@ -288,7 +288,7 @@ func TestKeyUnderRepeatableRead(t *testing.T) {
 func TestCreateBatch(t *testing.T) {
 	t.Parallel()
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, outbox.Options{MaxArgs: 8 << 20}, func(p *outbox.Plugin) {
+		p := install(t, db, outbox.Options{MaxArgsBytes: 8 << 20}, func(p *outbox.Plugin) {
 			p.Handle(cancelOrder, func(context.Context, outbox.Args) error { return nil })
 		})
 		_ = p
@@ -300,7 +300,7 @@ func TestCreateBatch(t *testing.T) {
 			for i := range tasks {
 				tasks[i] = outbox.NewTask{Func: cancelOrder, Args: outbox.Args{"i": i}}
 				if i%3 == 0 { // so that they are inserted in another order
-					tasks[i].Options = []outbox.Option{outbox.Key(fmt.Sprintf("n%d", (i*7919)%10_007))}
+					tasks[i].Options = []outbox.CreateOption{outbox.Key(fmt.Sprintf("n%d", (i*7919)%10_007))}
 				}
 			}
 			made, err := outbox.CreateBatch(db.Session(&gorm.Session{CreateBatchSize: 3}), tasks...)
@@ -330,7 +330,7 @@ func TestCreateBatch(t *testing.T) {
 			for _, same := range []bool{true, false} {
 				tasks := make([]outbox.NewTask, 2*len(texts))
 				for i := range tasks {
-					tasks[i] = outbox.NewTask{Func: cancelOrder, Args: outbox.Args{"text": texts[i%len(texts)]}, Options: []outbox.Option{outbox.Queue("q")}}
+					tasks[i] = outbox.NewTask{Func: cancelOrder, Args: outbox.Args{"text": texts[i%len(texts)]}, Options: []outbox.CreateOption{outbox.Queue("q")}}
 					if i < len(texts) {
 						tasks[i].Options = append(tasks[i].Options, outbox.Key(fmt.Sprint(same, texts[i])))
 					}
@@ -390,7 +390,7 @@ func TestCreateBatch(t *testing.T) {
 			many[i] = outbox.NewTask{Func: cancelOrder}
 		}
 		key := func(k string) outbox.NewTask {
-			return outbox.NewTask{Func: cancelOrder, Options: []outbox.Option{outbox.Key(k)}}
+			return outbox.NewTask{Func: cancelOrder, Options: []outbox.CreateOption{outbox.Key(k)}}
 		}
 		for name, tt := range map[string]struct {
 			tasks []outbox.NewTask
@@ -399,7 +399,7 @@ func TestCreateBatch(t *testing.T) {
 		}{
 			"unknown function":    {[]outbox.NewTask{key("a"), {Func: "services.OrderSvc.cancell"}}, outbox.ErrUnknownFunc, []string{"task 1", "services.OrderSvc.cancell", cancelOrder}},
 			"bad arguments":       {[]outbox.NewTask{{Func: cancelOrder, Args: 7}, {Func: cancelOrder}}, outbox.ErrBadArgs, []string{"task 0", cancelOrder}},
-			"bad option":          {append(slices.Clone(many), outbox.NewTask{Func: cancelOrder, Options: []outbox.Option{outbox.Priority(9)}}), outbox.ErrBadOption, []string{"task 1500", "Priority"}},
+			"bad option":          {append(slices.Clone(many), outbox.NewTask{Func: cancelOrder, Options: []outbox.CreateOption{outbox.Priority(9)}}), outbox.ErrBadOption, []string{"task 1500", "Priority"}},
 			"a key twice":         {[]outbox.NewTask{key("a"), key("b"), key("a")}, outbox.ErrDuplicateKey, []string{"task 2", "task 0", `"a"`}},
 			"a key that is held":  {[]outbox.NewTask{key("z"), key("m"), key("a")}, outbox.ErrDuplicateKey, []string{held.ID, `"m"`, "task 1, " + cancelOrder}},
 			"held, in chunk two":  {append(slices.Clone(many), key("m")), outbox.ErrDuplicateKey, []string{held.ID, `"m"`, "task 1500, " + cancelOrder}},
@@ -447,7 +447,7 @@ func TestBatchesInOppositeOrders(t *testing.T) {
 		const n = 1200
 		up := make([]outbox.NewTask, n)
 		for i := range up {
-			up[i] = outbox.NewTask{Func: cancelOrder, Options: []outbox.Option{outbox.Key(fmt.Sprintf("%05d", i))}}
+			up[i] = outbox.NewTask{Func: cancelOrder, Options: []outbox.CreateOption{outbox.Key(fmt.Sprintf("%05d", i))}}
 		}
 		down := slices.Clone(up)
 		slices.Reverse(down)

@@ -130,7 +130,7 @@ func TestForeignCodeEndsNothing(t *testing.T) {
 					o.Hooks = []outbox.Hooks{tracer{onStart: func(ctx context.Context, _ *outbox.TaskModel) context.Context { do(); return ctx }}}
 				}},
 				{name: "OnFinish", opts: func(o *outbox.Options) {
-					o.Hooks = []outbox.Hooks{tracer{onFinish: func(context.Context, *outbox.TaskModel, outbox.Finish) { do() }}}
+					o.Hooks = []outbox.Hooks{tracer{onFinish: func(context.Context, *outbox.TaskModel, outbox.Outcome) { do() }}}
 				}},
 				{name: "context of OnStart", opts: func(o *outbox.Options) {
 					o.Hooks = []outbox.Hooks{tracer{onStart: func(ctx context.Context, _ *outbox.TaskModel) context.Context {

@@ -18,8 +18,8 @@ import (
 // A task that runs gives ErrRunning, one that is gone ErrNotFound, another version than IfVersion's ErrConflict; the
 // transaction stays usable. A transaction that makes a task needless, such as an order's payment, may ignore the first
 // two: its handler has to check anyway, since it may have started before.
-func Cancel(tx *gorm.DB, id string, opts ...Option) error {
-	err := change(tx, opts, []string{"IfVersion"}, func(h handle, s settings) error {
+func Cancel(tx *gorm.DB, id string, opts ...ChangeOption) error {
+	err := change(tx, opts, func(h handle, s settings) error {
 		if err := checkID(id); err != nil {
 			return err
 		}
@@ -31,36 +31,54 @@ func Cancel(tx *gorm.DB, id string, opts ...Option) error {
 	return nil
 }
 
-// CancelKey cancels the task that waits with the key, if there is one: nil when nothing waits, also when the task that
-// holds the key is running. Option: IfVersion, which gives ErrConflict for another version.
-func CancelKey(tx *gorm.DB, key string, opts ...Option) error {
-	err := change(tx, opts, []string{"IfVersion"}, func(h handle, s settings) error {
+// HeldKey is what CancelKey has found under a key.
+type HeldKey struct {
+	ID    string // of the unfinished task that had the key; empty when none had
+	State State  // in which CancelKey found it; empty when it found none
+}
+
+// Cancelled reports whether CancelKey has cancelled the task: it does not cancel one that runs.
+func (k HeldKey) Cancelled() bool { return k.State == StatePending || k.State == StateParked }
+
+// CancelKey cancels the task that waits with the key, if one does. It says what it has found: a
+// task that waited, and is cancelled now; one that runs, and goes on; or none. Neither of the last
+// two is an error. Option: IfVersion, which gives ErrConflict for another version.
+func CancelKey(tx *gorm.DB, key string, opts ...ChangeOption) (HeldKey, error) {
+	var held HeldKey
+	err := change(tx, opts, func(h handle, s settings) error {
+		held = HeldKey{}
 		if checkText(key, maxKey) != nil {
 			return nil // Key refuses it, so no task has it
 		}
 		if err := h.begin(); err != nil {
 			return err
 		}
-		id, found, err := h.store.WaitingWithKey(h.ctx, h.traced(), key)
-		if err != nil || !found {
+		id, state, err := h.store.HolderOf(h.ctx, h.traced(), key)
+		if err != nil || id == "" {
 			return err
 		}
-		err = h.cancel(id, s.version)
-		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrRunning) {
+		held = HeldKey{id, State(state)}
+		if !held.Cancelled() {
 			return nil
+		}
+		switch err = h.cancel(id, s.version); {
+		case errors.Is(err, ErrRunning): // since a moment ago
+			held.State, err = StateRunning, nil
+		case errors.Is(err, ErrNotFound):
+			held, err = HeldKey{}, nil
 		}
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("outbox: cancel key %s: %w", text.Quote(key), err)
+		return HeldKey{}, fmt.Errorf("outbox: cancel key %s: %w", text.Quote(key), err)
 	}
-	return nil
+	return held, nil
 }
 
 // Reschedule gives a task that waits (pending or parked) another start time, in tx's transaction. A time that is not in
 // the future means now, so Reschedule(tx, id, time.Now()) runs it at once. Option: IfVersion. Errors as for Cancel.
-func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...Option) error {
-	err := change(tx, opts, []string{"IfVersion"}, func(h handle, s settings) error {
+func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...ChangeOption) error {
+	err := change(tx, opts, func(h handle, s settings) error {
 		if err := checkID(id); err != nil {
 			return err
 		}
@@ -79,9 +97,9 @@ func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...Option) error {
 //
 // Errors: those of Create; ErrNotFound for an id that history does not have (any more); ErrConflict for a task that has
 // not finished, or has been re-run already. The transaction stays usable.
-func Rerun(tx *gorm.DB, id string, opts ...Option) (*TaskModel, error) {
+func Rerun(tx *gorm.DB, id string, opts ...RerunOption) (*TaskModel, error) {
 	var task *TaskModel
-	err := change(tx, nil, nil, func(h handle, _ settings) error {
+	err := change(tx, nil, func(h handle, _ settings) error {
 		if err := checkID(id); err != nil {
 			return err
 		}
@@ -101,7 +119,7 @@ func Rerun(tx *gorm.DB, id string, opts ...Option) (*TaskModel, error) {
 func Lookup(tx *gorm.DB, id string) (*TaskModel, *HistoryModel, error) {
 	var task *TaskModel
 	var past *HistoryModel
-	err := change(tx, nil, nil, func(h handle, _ settings) error {
+	err := change(tx, nil, func(h handle, _ settings) error {
 		if err := checkID(id); err != nil {
 			return err
 		}
@@ -138,14 +156,17 @@ func checkID(id string) error {
 	return nil
 }
 
-func change(tx *gorm.DB, opts []Option, allowed []string, f func(handle, settings) error) error {
+func change(tx *gorm.DB, opts []ChangeOption, f func(handle, settings) error) error {
 	h, err := open(tx)
 	if err != nil {
 		return err
 	}
-	s, err := resolve(h.p, opts, allowed...)
-	if err != nil {
-		return err
+	var s settings
+	for i, o := range opts {
+		if o == nil {
+			return fmt.Errorf("%w: option %d is nil", ErrBadOption, i)
+		}
+		o.forChange(&s)
 	}
 	return h.withRetry(func() error { return f(h, s) })
 }
@@ -241,7 +262,7 @@ func (h handle) whyNot(id string) error {
 }
 
 // rerun marks the history row, then inserts the new task; the caller makes both one.
-func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
+func (h handle) rerun(id string, opts []RerunOption) (*TaskModel, error) {
 	row, err := h.store.History(h.ctx, h.traced(), id, false)
 	if err != nil {
 		return nil, err
@@ -259,12 +280,12 @@ func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
 	if past.RerunID != nil {
 		return nil, fmt.Errorf("%w: it has been re-run already, as %s", ErrConflict, *past.RerunID)
 	}
-	inherited := []Option{MaxAttempts(past.MaxAttempts), Timeout(time.Duration(past.TimeoutMS) * time.Millisecond),
+	inherited := []RerunOption{MaxAttempts(past.MaxAttempts), Timeout(time.Duration(past.TimeoutMS) * time.Millisecond),
 		Queue(past.Queue), Priority(past.Priority)}
 	if past.Key != nil {
 		inherited = append(inherited, Key(*past.Key))
 	}
-	s, err := resolve(h.p, append(inherited, opts...), append([]string{"WithArgs"}, createOptions...)...)
+	s, err := resolve(h.p, append(inherited, opts...))
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +297,7 @@ func (h handle) rerun(id string, opts []Option) (*TaskModel, error) {
 	if s.hasArgs {
 		args = s.args
 	}
-	raw, err := encodeArgs(fn, args, h.p.opts.MaxArgs)
+	raw, err := encodeArgs(fn, args, h.p.opts.MaxArgsBytes)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadArgs, err)
 	}

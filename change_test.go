@@ -234,7 +234,7 @@ func TestRerun(t *testing.T) {
 		if err := db.AutoMigrate(&shopOrder{}); err != nil {
 			t.Fatal(err)
 		}
-		finished := func(t *testing.T, path string, args any, opts ...outbox.Option) *outbox.HistoryModel {
+		finished := func(t *testing.T, path string, args any, opts ...outbox.CreateOption) *outbox.HistoryModel {
 			t.Helper()
 			task := create(t, db, path, args, opts...)
 			if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
@@ -346,13 +346,13 @@ func TestRerun(t *testing.T) {
 			old := finished(t, "strict", json.RawMessage(`{"N":1}`), outbox.Key("taken"))
 			holder := create(t, db, cancelOrder, nil, outbox.Key("taken"), outbox.StartAfter(time.Hour))
 			for name, tt := range map[string]struct {
-				opts []outbox.Option
+				opts []outbox.RerunOption
 				is   error
 			}{
 				"key is taken":        {nil, outbox.ErrDuplicateKey},
-				"arguments don't fit": {[]outbox.Option{outbox.WithArgs(outbox.Args{"M": 2})}, outbox.ErrBadArgs},
-				"bad option":          {[]outbox.Option{outbox.Priority(0)}, outbox.ErrBadOption},
-				"not an option of it": {[]outbox.Option{outbox.IfVersion(1)}, outbox.ErrBadOption},
+				"arguments don't fit": {[]outbox.RerunOption{outbox.WithArgs(outbox.Args{"M": 2})}, outbox.ErrBadArgs},
+				"bad option":          {[]outbox.RerunOption{outbox.Priority(0)}, outbox.ErrBadOption},
+				"no option at all":    {[]outbox.RerunOption{nil}, outbox.ErrBadOption},
 			} {
 				t.Run(name, func(t *testing.T) {
 					err := db.Transaction(func(tx *gorm.DB) error {

@@ -57,7 +57,7 @@ func TestCreationsAreWatched(t *testing.T) {
 		p.commits.Watch(ctx, func(lanes []dialect.Lane) { woken <- lanes })
 	}()
 	defer func() { cancel(); <-ended }()
-	note := func(t *testing.T, tx *gorm.DB, opts ...Option) *TaskModel {
+	note := func(t *testing.T, tx *gorm.DB, opts ...CreateOption) *TaskModel {
 		task, err := Create(tx, "note", nil, opts...)
 		if err != nil {
 			t.Fatal(err)

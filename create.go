@@ -26,7 +26,7 @@ import (
 type NewTask struct {
 	Func    string
 	Args    any
-	Options []Option
+	Options []CreateOption
 }
 
 // Create inserts a task through tx, in whatever transaction tx holds: the task exists if and only
@@ -45,7 +45,7 @@ type NewTask struct {
 // Errors: ErrNotInstalled, ErrDryRun, ErrNoTransaction, ErrUnknownFunc, ErrBadArgs, ErrBadOption,
 // ErrDuplicateKey; after each of them nothing was inserted, and the transaction is still usable. An
 // error of the database is wrapped as it is.
-func Create(tx *gorm.DB, path string, args any, opts ...Option) (*TaskModel, error) {
+func Create(tx *gorm.DB, path string, args any, opts ...CreateOption) (*TaskModel, error) {
 	h, err := openToCreate(tx)
 	if err != nil {
 		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
@@ -141,7 +141,7 @@ type pendingTask struct {
 }
 
 // prepare checks everything that can be checked without the database.
-func (h handle) prepare(path string, args any, opts []Option) (*pendingTask, error) {
+func (h handle) prepare(path string, args any, opts []CreateOption) (*pendingTask, error) {
 	if err := checkPath(path); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnknownFunc, err)
 	}
@@ -149,11 +149,11 @@ func (h handle) prepare(path string, args any, opts []Option) (*pendingTask, err
 	if fn == nil && !h.p.opts.ProducerOnly {
 		return nil, h.p.registry.unknown(path)
 	}
-	raw, err := encodeArgs(fn, args, h.p.opts.MaxArgs)
+	raw, err := encodeArgs(fn, args, h.p.opts.MaxArgsBytes)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBadArgs, err)
 	}
-	s, err := resolve(h.p, opts, createOptions...)
+	s, err := resolve(h.p, opts)
 	if err != nil {
 		return nil, err
 	}
@@ -190,8 +190,8 @@ func (h handle) prepared(path string, raw JSON, s settings, of *HistoryModel) (*
 		MaxAttempts: t.MaxAttempts, TimeoutMS: t.TimeoutMS, RerunOf: t.RerunOf,
 	}
 	if text, ok := meta.(string); ok {
-		if len(text) > h.p.opts.MaxArgs {
-			return nil, fmt.Errorf("the hooks' Meta has %d bytes, over the limit of %d (Options.MaxArgs)", len(text), h.p.opts.MaxArgs)
+		if len(text) > h.p.opts.MaxArgsBytes {
+			return nil, fmt.Errorf("the hooks' Meta has %d bytes, over the limit of %d (Options.MaxArgsBytes)", len(text), h.p.opts.MaxArgsBytes)
 		}
 		row.Meta = &text
 	}

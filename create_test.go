@@ -238,7 +238,7 @@ func TestManualBeginOnAConnectionIsNotCommitted(t *testing.T) {
 		// everything does all that the library can, inside whatever the connection is in.
 		everything := func(conn *gorm.DB) (made []string) {
 			made = append(made, create(t, conn, cancelOrder, nil).ID)
-			batch, err := outbox.CreateBatch(conn, outbox.NewTask{Func: cancelOrder, Options: []outbox.Option{outbox.Key("k")}})
+			batch, err := outbox.CreateBatch(conn, outbox.NewTask{Func: cancelOrder, Options: []outbox.CreateOption{outbox.Key("k")}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -33,7 +33,7 @@ func useEverything(t *testing.T, tx *gorm.DB) error {
 	if found == nil || found.Version != 2 || found.Args.String() != `{"n":1}` || found.RunAt.Before(task.RunAt) {
 		t.Errorf("looked up %+v after a reschedule", found)
 	}
-	if err := outbox.CancelKey(tx, "everything", outbox.IfVersion(2)); err != nil {
+	if _, err := outbox.CancelKey(tx, "everything", outbox.IfVersion(2)); err != nil {
 		return err
 	}
 	again, err := outbox.Rerun(tx, task.ID)
@@ -43,7 +43,7 @@ func useEverything(t *testing.T, tx *gorm.DB) error {
 	if err := outbox.Cancel(tx, again.ID); err != nil {
 		return err
 	}
-	batch, err := outbox.CreateBatch(tx, outbox.NewTask{Func: cancelOrder}, outbox.NewTask{Func: cancelOrder, Options: []outbox.Option{outbox.Key("everything")}})
+	batch, err := outbox.CreateBatch(tx, outbox.NewTask{Func: cancelOrder}, outbox.NewTask{Func: cancelOrder, Options: []outbox.CreateOption{outbox.Key("everything")}})
 	if err != nil {
 		return err
 	}
@@ -200,9 +200,10 @@ func TestHandleThatCannotBeUsed(t *testing.T) {
 				_, e2 := outbox.CreateBatch(handle, outbox.NewTask{Func: cancelOrder}, outbox.NewTask{Func: cancelOrder})
 				_, e3 := outbox.Rerun(handle, past.ID)
 				_, _, e4 := outbox.Lookup(handle, waiting.ID)
+				_, e5 := outbox.CancelKey(handle, "waiting")
 				for what, err := range map[string]error{
 					"Create": e1, "CreateBatch": e2, "Rerun": e3, "Lookup": e4, "Cancel": outbox.Cancel(handle, waiting.ID),
-					"CancelKey": outbox.CancelKey(handle, "waiting"), "Reschedule": outbox.Reschedule(handle, waiting.ID, time.Now()),
+					"CancelKey": e5, "Reschedule": outbox.Reschedule(handle, waiting.ID, time.Now()),
 				} {
 					if err == nil || tt.is != nil && !errors.Is(err, tt.is) {
 						t.Errorf("%s: got %v, want %v", what, err, tt.is)

@@ -31,7 +31,7 @@ func TestTimeout(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		started, leave := make(chan int, 10), make(chan struct{})
 		refused := make(chan error, 10)
-		opts := quick(finishHook(func(_ *outbox.TaskModel, f outbox.Finish) { refused <- f.Err }))
+		opts := quick(finishHook(func(_ *outbox.TaskModel, f outbox.Outcome) { refused <- f.Err }))
 		opts.Concurrency, opts.CancelGrace = 1, 50*time.Millisecond
 		p := install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("obeys", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
@@ -76,13 +76,13 @@ func TestTimeout(t *testing.T) {
 }
 
 // finishHook is a Hooks of one function.
-type finishHook func(*outbox.TaskModel, outbox.Finish)
+type finishHook func(*outbox.TaskModel, outbox.Outcome)
 
 func (finishHook) OnCreate(context.Context, *outbox.TaskModel) error { return nil }
 func (finishHook) OnStart(ctx context.Context, _ *outbox.TaskModel) context.Context {
 	return ctx
 }
-func (h finishHook) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox.Finish) { h(task, f) }
+func (h finishHook) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox.Outcome) { h(task, f) }
 
 func TestShutdown(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
@@ -318,10 +318,10 @@ func TestOrderOfDueTasks(t *testing.T) {
 			})
 		})
 		var last string
-		note := func(name string, opts ...outbox.Option) {
+		note := func(name string, opts ...outbox.CreateOption) {
 			last = create(t, db, "note", greeting{Name: name}, opts...).ID
 		}
-		at := func(hours int) outbox.Option {
+		at := func(hours int) outbox.CreateOption {
 			return outbox.StartAt(time.Now().Add(-time.Duration(hours) * time.Hour))
 		}
 		note("late", outbox.Queue("a"), outbox.Priority(3), at(1))

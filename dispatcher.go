@@ -71,7 +71,7 @@ func (p *Plugin) dispatching() (cfg dispatch.Config, done func(), err error) {
 		Claimed: p.commits.Claimed, Watch: p.commits.Watch, Schedule: p.schedule, Scan: o.Scan, TestClock: o.Clock != nil,
 		Concurrency: o.Concurrency, Queues: o.Queues, Heartbeat: o.Heartbeat, HeartbeatLimit: o.HeartbeatLimit,
 		SingleProcess: o.SingleProcess, ShutdownGrace: o.ShutdownGrace, CancelGrace: o.CancelGrace,
-		RetainSuccess: o.RetainSuccess, RetainErrors: o.RetainErrors, MaxError: o.MaxError,
+		RetainSuccess: o.RetainSuccess, RetainErrors: o.RetainErrors, MaxError: o.MaxErrorBytes,
 	}
 	for _, w := range o.Wakers {
 		cfg.Wakers = append(cfg.Wakers, w)
@@ -101,7 +101,7 @@ func (p *Plugin) function(h *handler) *dispatch.Function {
 			}
 			return h.call(ctx, p.handlerDB(ctx, tx), args)
 		},
-		Encode: func(value any) (*string, error) { return h.encodeResult(value, p.opts.MaxResult) },
+		Encode: func(value any) (*string, error) { return h.encodeResult(value, p.opts.MaxResultBytes) },
 	}
 }
 
@@ -130,8 +130,9 @@ func (h hooked) Started(ctx context.Context, model any) context.Context {
 }
 
 func (h hooked) Ended(ctx context.Context, model any, end dispatch.End) {
-	f := Finish{Status: Status(end.Status), Reason: Reason(end.Reason), Err: end.Err, Duration: end.Duration, Next: end.Next}
+	ctx = context.WithoutCancel(ctx)
+	o := Outcome{Status: Status(end.Status), Reason: Reason(end.Reason), Err: end.Err, Duration: end.Duration, Next: end.Next}
 	for _, hook := range h.p.opts.Hooks {
-		h.p.guardHook("OnFinish", func() { hook.OnFinish(ctx, model.(*TaskModel), f) })
+		h.p.guardHook("OnFinish", func() { hook.OnFinish(ctx, model.(*TaskModel), o) })
 	}
 }

@@ -62,7 +62,7 @@ func TestPoolThatIsNoTransaction(t *testing.T) {
 		_, _ = shop(t, db, outbox.Options{})
 		held := create(t, db, cancelOrder, nil, outbox.Key("held"), outbox.StartAfter(time.Hour))
 		batch := func(key string) []outbox.NewTask {
-			return []outbox.NewTask{{Func: cancelOrder}, {Func: cancelOrder, Options: []outbox.Option{outbox.Key(key)}}}
+			return []outbox.NewTask{{Func: cancelOrder}, {Func: cancelOrder, Options: []outbox.CreateOption{outbox.Key(key)}}}
 		}
 		for name, tx := range map[string]*gorm.DB{
 			"sharding":           through(db, shard),

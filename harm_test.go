@@ -88,10 +88,10 @@ func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 	for name, data := range map[string]bool{"for its data": true, "for no known reason": false} {
 		t.Run(name, func(t *testing.T) {
 			eachDB(t, func(t *testing.T, db *gorm.DB) {
-				finished := make(chan outbox.Finish, 100)
+				finished := make(chan outbox.Outcome, 100)
 				gate := make(chan struct{})
 				opts := producer()
-				opts.Hooks = []outbox.Hooks{finishHook(func(task *outbox.TaskModel, f outbox.Finish) {
+				opts.Hooks = []outbox.Hooks{finishHook(func(task *outbox.TaskModel, f outbox.Outcome) {
 					if task.Func == "bad" {
 						finished <- f
 					}
@@ -142,7 +142,7 @@ func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 }
 
 // receiveGivenUp waits for what the hooks are told of a run whose outcome could not be recorded.
-func receiveGivenUp(t *testing.T, finished <-chan outbox.Finish) {
+func receiveGivenUp(t *testing.T, finished <-chan outbox.Outcome) {
 	t.Helper()
 	f := receive(t, finished)
 	if f.Status != "" || f.Reason != outbox.ReasonInterrupted || f.Err == nil || f.Duration == 0 {
@@ -255,7 +255,7 @@ func TestChangesOnSQLiteTakeTheWriteLockFirst(t *testing.T) {
 		for n := range 20 {
 			key := fmt.Sprint(i, "-", n)
 			if err := db.Transaction(func(tx *gorm.DB) error {
-				if err := outbox.CancelKey(tx, key); err != nil {
+				if _, err := outbox.CancelKey(tx, key); err != nil {
 					return err
 				}
 				_, err := outbox.Create(tx, "some", nil, outbox.Key(key))

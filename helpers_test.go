@@ -128,7 +128,7 @@ func ended(t *testing.T, db *gorm.DB, id string) *outbox.HistoryModel {
 }
 
 // create makes a task or fails the test.
-func create(t *testing.T, tx *gorm.DB, path string, args any, opts ...outbox.Option) *outbox.TaskModel {
+func create(t *testing.T, tx *gorm.DB, path string, args any, opts ...outbox.CreateOption) *outbox.TaskModel {
 	t.Helper()
 	task, err := outbox.Create(tx, path, args, opts...)
 	if err != nil {

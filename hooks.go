@@ -27,15 +27,16 @@ type Hooks interface {
 	OnStart(ctx context.Context, task *TaskModel) context.Context
 
 	// OnFinish is called once for each OnStart, and only then: when the outcome is durable, was refused or could not be
-	// recorded, in no particular goroutine. The context is the one that OnStart returned, which has ended.
+	// recorded, in no particular goroutine. The context has the values of the one that OnStart returned, and no
+	// end: that one has ended.
 	//
 	// Ends without a run in this process reach no hook: a task that is cancelled or parked, one that is taken over from a
 	// dead process, and a claim that goes back before its handler was called.
-	OnFinish(ctx context.Context, task *TaskModel, f Finish)
+	OnFinish(ctx context.Context, task *TaskModel, o Outcome)
 }
 
-// Finish is how one run ended.
-type Finish struct {
+// Outcome is how one run ended.
+type Outcome struct {
 	Status   Status        // success or error; empty when the task goes back to pending
 	Reason   Reason        // says more; empty on success, and when the run did not count because the process stops
 	Err      error         // what the handler returned; nil after Snooze; ErrClaimLost when the outcome was refused
@@ -50,7 +51,7 @@ func (NopHooks) OnCreate(context.Context, *TaskModel) error { return nil }
 
 func (NopHooks) OnStart(ctx context.Context, _ *TaskModel) context.Context { return ctx }
 
-func (NopHooks) OnFinish(context.Context, *TaskModel, Finish) {}
+func (NopHooks) OnFinish(context.Context, *TaskModel, Outcome) {}
 
 // Waker carries wake-ups from the process that creates a task to those that dispatch. A wake-up is a hint: the scan finds
 // what a lost one leaves.

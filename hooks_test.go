@@ -19,7 +19,7 @@ type traceKey struct{}
 type tracer struct {
 	onCreate func(*outbox.TaskModel)
 	onStart  func(context.Context, *outbox.TaskModel) context.Context
-	onFinish func(context.Context, *outbox.TaskModel, outbox.Finish)
+	onFinish func(context.Context, *outbox.TaskModel, outbox.Outcome)
 }
 
 func (r tracer) OnCreate(_ context.Context, task *outbox.TaskModel) error {
@@ -36,12 +36,13 @@ func (r tracer) OnStart(ctx context.Context, task *outbox.TaskModel) context.Con
 	return ctx
 }
 
-func (r tracer) OnFinish(ctx context.Context, task *outbox.TaskModel, f outbox.Finish) {
+func (r tracer) OnFinish(ctx context.Context, task *outbox.TaskModel, f outbox.Outcome) {
 	if r.onFinish != nil {
 		r.onFinish(ctx, task, f)
 	}
 }
 
+// A handler sees the values of Run's context, and what the hooks add.
 func TestContextOfOnStartReachesTheHandler(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		atFinish := make(chan any, 10)
@@ -53,9 +54,9 @@ func TestContextOfOnStartReachesTheHandler(t *testing.T) {
 		}
 		last := tracer{
 			onStart: func(context.Context, *outbox.TaskModel) context.Context { return nil }, // leaves it as it was
-			onFinish: func(ctx context.Context, _ *outbox.TaskModel, _ outbox.Finish) {
-				if ctx.Err() == nil {
-					atFinish <- "a context that has not ended"
+			onFinish: func(ctx context.Context, _ *outbox.TaskModel, _ outbox.Outcome) {
+				if ctx.Err() != nil {
+					atFinish <- "a context that has ended"
 				}
 				atFinish <- ctx.Value(traceKey{})
 			},
@@ -70,13 +71,16 @@ func TestContextOfOnStartReachesTheHandler(t *testing.T) {
 				return map[bool]any{true: ctx.Value(traceKey{})}[ok], nil
 			})
 		})
-		start(t, p)
+		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), traceKey{}, "run+"))
+		done := make(chan error, 1)
+		go func() { done <- p.Run(ctx) }()
+		defer func() { cancel(); <-done }()
 		for _, path := range []string{"plain", "plain.tx"} {
 			t.Run(path, func(t *testing.T) {
-				if past := ended(t, db, create(t, db, path, nil).ID); past.Result.String() != `"ab"` {
+				if past := ended(t, db, create(t, db, path, nil).ID); past.Result.String() != `"run+ab"` {
 					t.Errorf("the handler saw %s, error %s", past.Result, text(past.Error))
 				}
-				if v := receive(t, atFinish); v != "ab" {
+				if v := receive(t, atFinish); v != "run+ab" {
 					t.Errorf("OnFinish saw %v", v)
 				}
 			})
@@ -87,13 +91,13 @@ func TestContextOfOnStartReachesTheHandler(t *testing.T) {
 func TestPanicsOfHooksChangeNothing(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		var log logBuffer
-		var told = make(chan outbox.Finish, 10)
+		var told = make(chan outbox.Outcome, 10)
 		bad := tracer{
 			onCreate: func(*outbox.TaskModel) { panic("bad at create") },
 			onStart:  func(context.Context, *outbox.TaskModel) context.Context { panic("bad at start") },
-			onFinish: func(context.Context, *outbox.TaskModel, outbox.Finish) { panic("bad at finish") },
+			onFinish: func(context.Context, *outbox.TaskModel, outbox.Outcome) { panic("bad at finish") },
 		}
-		good := tracer{onFinish: func(_ context.Context, _ *outbox.TaskModel, f outbox.Finish) { told <- f }}
+		good := tracer{onFinish: func(_ context.Context, _ *outbox.TaskModel, f outbox.Outcome) { told <- f }}
 		opts := quick(bad, good)
 		opts.Logger, opts.Concurrency = log.logger(), 1
 		p := install(t, db, opts, func(p *outbox.Plugin) {
@@ -123,9 +127,9 @@ func TestPanicsOfHooksChangeNothing(t *testing.T) {
 func TestOnFinishSeesHowItEnded(t *testing.T) {
 	errNo := errors.New("no")
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		told := make(chan outbox.Finish, 10)
+		told := make(chan outbox.Outcome, 10)
 		durable := make(chan bool, 10)
-		tell := tracer{onFinish: func(_ context.Context, task *outbox.TaskModel, f outbox.Finish) {
+		tell := tracer{onFinish: func(_ context.Context, task *outbox.TaskModel, f outbox.Outcome) {
 			_, past, err := outbox.Lookup(db, task.ID)
 			durable <- err == nil && (past != nil) == (f.Status != "")
 			told <- f
@@ -202,7 +206,7 @@ func TestHooksAreCalledInOrder(t *testing.T) {
 					note("start " + name)
 					return ctx
 				},
-				onFinish: func(_ context.Context, task *outbox.TaskModel, _ outbox.Finish) {
+				onFinish: func(_ context.Context, task *outbox.TaskModel, _ outbox.Outcome) {
 					note("finish " + name)
 					done <- struct{}{}
 				},

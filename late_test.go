@@ -51,7 +51,7 @@ func TestRunThatWaitedIsStillOurs(t *testing.T) {
 				}
 				return ctx
 			},
-			onFinish: func(context.Context, *outbox.TaskModel, outbox.Finish) { finished.Add(1) },
+			onFinish: func(context.Context, *outbox.TaskModel, outbox.Outcome) { finished.Add(1) },
 		})
 		opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 10*time.Second
 		p := install(t, db, opts, func(p *outbox.Plugin) {
@@ -92,7 +92,7 @@ type gauge struct {
 	mu      sync.Mutex
 	running map[string]int
 	least   int
-	told    []outbox.Finish
+	told    []outbox.Outcome
 }
 
 func (g *gauge) OnStart(ctx context.Context, task *outbox.TaskModel) context.Context {
@@ -102,7 +102,7 @@ func (g *gauge) OnStart(ctx context.Context, task *outbox.TaskModel) context.Con
 	return ctx
 }
 
-func (g *gauge) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox.Finish) {
+func (g *gauge) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox.Outcome) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.running[task.ID]--

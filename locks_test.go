@@ -39,7 +39,7 @@ func TestHeldKeyKeepsNoOther(t *testing.T) {
 		})
 		later := make([]outbox.NewTask, 1000) // or the server may find rows of known ids through any index
 		for i := range later {
-			later[i] = outbox.NewTask{Func: "gated", Options: []outbox.Option{outbox.StartAfter(time.Hour)}}
+			later[i] = outbox.NewTask{Func: "gated", Options: []outbox.CreateOption{outbox.StartAfter(time.Hour)}}
 		}
 		if _, err := outbox.CreateBatch(db, later...); err != nil {
 			t.Fatal(err)
@@ -100,7 +100,8 @@ func TestGoneTaskLocksNobody(t *testing.T) {
 			"cancel":     func(tx *gorm.DB) error { return outbox.Cancel(tx, done.ID) },
 			"reschedule": func(tx *gorm.DB) error { return outbox.Reschedule(tx, done.ID, time.Now()) },
 			"cancel key": func(tx *gorm.DB) error {
-				return errors.Join(outbox.CancelKey(tx, "key"), outbox.ErrNotFound)
+				_, err := outbox.CancelKey(tx, "key")
+				return errors.Join(err, outbox.ErrNotFound)
 			},
 		} {
 			t.Run(name, func(t *testing.T) {
@@ -155,8 +156,8 @@ func batchIsUndone(t *testing.T, db *gorm.DB) bool {
 	create(t, tx, "f", nil, outbox.Key("b"))
 	answer := make(chan error, 1)
 	go func() {
-		_, err := outbox.CreateBatch(db, outbox.NewTask{Func: "f", Options: []outbox.Option{outbox.Key("a")}},
-			outbox.NewTask{Func: "f", Options: []outbox.Option{outbox.Key("b")}})
+		_, err := outbox.CreateBatch(db, outbox.NewTask{Func: "f", Options: []outbox.CreateOption{outbox.Key("a")}},
+			outbox.NewTask{Func: "f", Options: []outbox.CreateOption{outbox.Key("b")}})
 		answer <- err
 	}()
 	eventually(t, "the batch waits for the key", func() bool {

@@ -145,8 +145,8 @@ func characterSet(t *testing.T, newDSN func(testing.TB) string) {
 				})
 				start(t, p)
 				args := outbox.Args{"text": text}
-				batch, err := outbox.CreateBatch(db, outbox.NewTask{Func: "écho.漢", Args: args, Options: []outbox.Option{outbox.Key(text)}},
-					outbox.NewTask{Func: "écho.漢", Args: args, Options: []outbox.Option{outbox.Key("? 漢 é")}})
+				batch, err := outbox.CreateBatch(db, outbox.NewTask{Func: "écho.漢", Args: args, Options: []outbox.CreateOption{outbox.Key(text)}},
+					outbox.NewTask{Func: "écho.漢", Args: args, Options: []outbox.CreateOption{outbox.Key("? 漢 é")}})
 				if err != nil {
 					t.Fatal(err)
 				}

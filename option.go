@@ -8,11 +8,36 @@ import (
 	"unicode/utf8"
 )
 
-// Option is one choice for Create, Define, Cancel, Reschedule or Rerun. An option that does not apply to the function it
-// is given to is ErrBadOption. Where two options of a kind are given, the later one holds.
-type Option struct {
-	name  string
-	apply func(*settings, *Plugin) error
+// CreateOption is a choice for Create, CreateBatch, Define and Rerun. Where two of a kind are given,
+// the later one holds. A value that is not valid is ErrBadOption.
+type CreateOption interface {
+	RerunOption
+	forCreate()
+}
+
+// RerunOption is a choice for Rerun: any CreateOption, and WithArgs.
+type RerunOption interface {
+	apply(*settings, *Plugin) error
+}
+
+// ChangeOption is a choice for Cancel, CancelKey and Reschedule: IfVersion.
+type ChangeOption interface {
+	forChange(*settings)
+}
+
+// createOption is a CreateOption. Without a plugin, set only checks.
+type createOption struct {
+	name string
+	set  func(s *settings, p *Plugin) error
+}
+
+func (createOption) forCreate() {}
+
+func (o createOption) apply(s *settings, p *Plugin) error {
+	if err := o.set(s, p); err != nil {
+		return fmt.Errorf("%w: %s: %w", ErrBadOption, o.name, err)
+	}
+	return nil
 }
 
 // settings are what options set, resolved for one call.
@@ -27,7 +52,6 @@ type settings struct {
 	version     *int64
 	args        any
 	hasArgs     bool
-	used        map[string]bool
 }
 
 const (
@@ -43,37 +67,24 @@ const (
 	maxYear        = 9999 // the largest that every database stores
 )
 
-// resolve applies options; allowed names those that the caller understands. Without a plugin it only checks them.
-func resolve(p *Plugin, opts []Option, allowed ...string) (settings, error) {
+// resolve applies options. Without a plugin it only checks them.
+func resolve[O RerunOption](p *Plugin, opts []O) (settings, error) {
 	s := settings{maxAttempts: 1, queue: defaultQueue, priority: defaultPriority}
-	for _, o := range opts {
-		if o.apply == nil {
-			return s, fmt.Errorf("%w: an Option{} that no function of this package made", ErrBadOption)
-		}
-		ok := false
-		for _, name := range allowed {
-			ok = ok || name == o.name
-		}
-		if !ok {
-			return s, fmt.Errorf("%w: %s does not apply here; what does: %s", ErrBadOption, o.name, strings.Join(allowed, ", "))
+	for i, o := range opts {
+		if any(o) == nil {
+			return s, fmt.Errorf("%w: option %d is nil", ErrBadOption, i)
 		}
 		if err := o.apply(&s, p); err != nil {
-			return s, fmt.Errorf("%w: %s: %w", ErrBadOption, o.name, err)
+			return s, err
 		}
-		if s.used == nil {
-			s.used = map[string]bool{}
-		}
-		s.used[o.name] = true
 	}
 	return s, nil
 }
 
-var createOptions = []string{"StartAt", "StartAfter", "StartTime", "MaxAttempts", "Timeout", "Key", "Queue", "Priority"}
-
 // StartAt makes the task due at t. A time that is not in the future by this process's clock means now, by the
 // database's. The zero Time is an error.
-func StartAt(t time.Time) Option {
-	return Option{"StartAt", func(s *settings, _ *Plugin) error {
+func StartAt(t time.Time) CreateOption {
+	return createOption{"StartAt", func(s *settings, _ *Plugin) error {
 		if err := checkTime(t); err != nil {
 			return err
 		}
@@ -84,8 +95,8 @@ func StartAt(t time.Time) Option {
 
 // StartAfter makes the task due d after its creation, by the database's clock. Zero means at once; a negative d is an
 // error.
-func StartAfter(d time.Duration) Option {
-	return Option{"StartAfter", func(s *settings, _ *Plugin) error {
+func StartAfter(d time.Duration) CreateOption {
+	return createOption{"StartAfter", func(s *settings, _ *Plugin) error {
 		if d < 0 {
 			return fmt.Errorf("%v is negative", d)
 		}
@@ -96,8 +107,8 @@ func StartAfter(d time.Duration) Option {
 
 // StartTime makes the task due at a wall-clock time of the form "2006-01-02 15:04:05" in Options.Location. A time that
 // the location skips, or has twice, when clocks are changed is an error: use StartAt to say which instant is meant.
-func StartTime(text string) Option {
-	return Option{"StartTime", func(s *settings, p *Plugin) error {
+func StartTime(text string) CreateOption {
+	return createOption{"StartTime", func(s *settings, p *Plugin) error {
 		location := time.UTC // Define asks for the form only
 		if p != nil {
 			location = p.opts.Location
@@ -113,8 +124,8 @@ func StartTime(text string) Option {
 
 // MaxAttempts allows n runs in all, the first included, from 1 (the default: no automatic retry) to 10,000. A run that
 // returns an error, panics, or whose process dies is followed by another after Options.Backoff while runs are left.
-func MaxAttempts(n int) Option {
-	return Option{"MaxAttempts", func(s *settings, _ *Plugin) error {
+func MaxAttempts(n int) CreateOption {
+	return createOption{"MaxAttempts", func(s *settings, _ *Plugin) error {
 		if n < 1 || n > maxMaxAttempts {
 			return fmt.Errorf("%d is not between 1 and %d", n, maxMaxAttempts)
 		}
@@ -126,8 +137,8 @@ func MaxAttempts(n int) Option {
 // Timeout limits one run; it is rounded up to milliseconds. The handler's context ends then; a run that has not
 // returned when Options.CancelGrace is over too ends as error, reason timeout, outcome unknown, and is not retried. Its
 // slot stays taken until the handler returns, whose outcome is refused. Zero, the default, means no limit.
-func Timeout(d time.Duration) Option {
-	return Option{"Timeout", func(s *settings, _ *Plugin) error {
+func Timeout(d time.Duration) CreateOption {
+	return createOption{"Timeout", func(s *settings, _ *Plugin) error {
 		if d < 0 {
 			return fmt.Errorf("%v is negative", d)
 		}
@@ -141,8 +152,8 @@ func Timeout(d time.Duration) Option {
 // into the key if that matters. 1 to 255 bytes.
 //
 // Create may have to wait for another transaction that holds the key and has not ended.
-func Key(key string) Option {
-	return Option{"Key", func(s *settings, _ *Plugin) error {
+func Key(key string) CreateOption {
+	return createOption{"Key", func(s *settings, _ *Plugin) error {
 		if err := checkText(key, maxKey); err != nil {
 			return err
 		}
@@ -155,8 +166,8 @@ func Key(key string) Option {
 // each claim of a process gives its free slots to the queues with due tasks in equal shares, and begins with another one. So a
 // queue with many tasks does not keep the others waiting, whatever its priorities. A queue for each tenant is a good use.
 // The name has 1 to 64 bytes.
-func Queue(name string) Option {
-	return Option{"Queue", func(s *settings, _ *Plugin) error {
+func Queue(name string) CreateOption {
+	return createOption{"Queue", func(s *settings, _ *Plugin) error {
 		if err := checkText(name, maxQueue); err != nil {
 			return err
 		}
@@ -168,8 +179,8 @@ func Queue(name string) Option {
 // Priority orders the due tasks of a queue: 1 to 4, lower first, 2 by default; among equals the earlier start time goes
 // first. It is strict: while tasks of priority 1 are due, none of priority 2 of that queue starts. It says nothing about
 // other queues: those take turns, see [Queue].
-func Priority(n int) Option {
-	return Option{"Priority", func(s *settings, _ *Plugin) error {
+func Priority(n int) CreateOption {
+	return createOption{"Priority", func(s *settings, _ *Plugin) error {
 		if n < 1 || n > 4 {
 			return fmt.Errorf("%d is not between 1 and 4", n)
 		}
@@ -178,20 +189,22 @@ func Priority(n int) Option {
 	}}
 }
 
-// IfVersion makes Cancel and Reschedule act only on a row whose Version is still v; otherwise they give ErrConflict.
-func IfVersion(v int64) Option {
-	return Option{"IfVersion", func(s *settings, _ *Plugin) error {
-		s.version = &v
-		return nil
-	}}
-}
+// IfVersion makes Cancel, CancelKey and Reschedule act only on a row whose Version is still v;
+// otherwise they give ErrConflict.
+func IfVersion(v int64) ChangeOption { return ifVersion(v) }
+
+type ifVersion int64
+
+func (v ifVersion) forChange(s *settings) { s.version = (*int64)(&v) }
 
 // WithArgs gives Rerun other arguments than those of the finished task.
-func WithArgs(args any) Option {
-	return Option{"WithArgs", func(s *settings, _ *Plugin) error {
-		s.args, s.hasArgs = args, true
-		return nil
-	}}
+func WithArgs(args any) RerunOption { return withArgs{args} }
+
+type withArgs struct{ args any }
+
+func (w withArgs) apply(s *settings, _ *Plugin) error {
+	s.args, s.hasArgs = w.args, true
+	return nil
 }
 
 func checkText(s string, limit int) error {

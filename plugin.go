@@ -82,9 +82,9 @@ type Options struct {
 	// Location of StartTime's wall-clock times. Nil means time.Local.
 	Location *time.Location
 
-	// MaxArgs, MaxResult and MaxError limit the arguments (refused beyond), the result (dropped beyond, with a note)
+	// MaxArgsBytes, MaxResultBytes and MaxErrorBytes limit the arguments (refused beyond), the result (dropped beyond, with a note)
 	// and the error text (cut beyond), in bytes. Zero means 64 KiB each.
-	MaxArgs, MaxResult, MaxError int
+	MaxArgsBytes, MaxResultBytes, MaxErrorBytes int
 
 	// Backoff is the pause before the next attempt of a task whose attempt, counted from 1, has failed. Nil means
 	// DefaultBackoff, which also stands in when it panics or takes more than a second. It must be safe for concurrent use.
@@ -145,9 +145,9 @@ func New(opts Options) *Plugin {
 	o.RetainSuccess = cmp.Or(o.RetainSuccess, 7*24*time.Hour)
 	o.RetainErrors = cmp.Or(o.RetainErrors, 90*24*time.Hour)
 	o.Location = cmp.Or(o.Location, time.Local)
-	o.MaxArgs = cmp.Or(o.MaxArgs, 64<<10)
-	o.MaxResult = cmp.Or(o.MaxResult, 64<<10)
-	o.MaxError = cmp.Or(o.MaxError, 64<<10)
+	o.MaxArgsBytes = cmp.Or(o.MaxArgsBytes, 64<<10)
+	o.MaxResultBytes = cmp.Or(o.MaxResultBytes, 64<<10)
+	o.MaxErrorBytes = cmp.Or(o.MaxErrorBytes, 64<<10)
 	o.Clock = p.guardClock(o.Clock)
 	p.log = guard.Logger(o.Logger)
 	p.wakersFail = make([]atomic.Bool, len(o.Wakers))
@@ -167,7 +167,7 @@ func New(opts Options) *Plugin {
 	if o.HeartbeatLimit < 3*o.Heartbeat {
 		bad("HeartbeatLimit %v is below three Heartbeats of %v", o.HeartbeatLimit, o.Heartbeat)
 	}
-	for name, n := range map[string]int{"MaxArgs": o.MaxArgs, "MaxResult": o.MaxResult, "MaxError": o.MaxError} {
+	for name, n := range map[string]int{"MaxArgsBytes": o.MaxArgsBytes, "MaxResultBytes": o.MaxResultBytes, "MaxErrorBytes": o.MaxErrorBytes} {
 		if n < 256 || n > 64<<20 {
 			bad("%s %d is not between 256 bytes and 64 MiB", name, n)
 		}
@@ -302,7 +302,7 @@ func init() {
 			return bridge.Plugin{}, err
 		}
 		return bridge.Plugin{DB: p.gorm, Store: s, Functions: p.registry.paths(), RetainSuccess: p.opts.RetainSuccess,
-			RetainErrors: p.opts.RetainErrors, MaxArgs: p.opts.MaxArgs}, nil
+			RetainErrors: p.opts.RetainErrors, MaxArgs: p.opts.MaxArgsBytes}, nil
 	}
 }
 

@@ -201,7 +201,7 @@ func TestCreationIsOverWithTheInsert(t *testing.T) {
 			install(t, db, processOptions(), func(p *outbox.Plugin) {
 				p.Handle("quick", func(context.Context) error { return nil })
 			})
-			for _, tasks := range [][]outbox.NewTask{{{Func: "quick"}}, {{Func: "quick"}, {Func: "quick", Options: []outbox.Option{outbox.StartAfter(time.Hour)}}}} {
+			for _, tasks := range [][]outbox.NewTask{{{Func: "quick"}}, {{Func: "quick"}, {Func: "quick", Options: []outbox.CreateOption{outbox.StartAfter(time.Hour)}}}} {
 				l.inserts.Store(true)
 				made, err := outbox.CreateBatch(db, tasks...)
 				l.inserts.Store(false)

@@ -214,7 +214,7 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 			task := outbox.NewTask{Func: "ordinary"}
 			if i%7 < 2 {
 				// An error that the handler returns counts, also when it comes from a connection that is gone.
-				task.Func, task.Options = "transactional", []outbox.Option{outbox.MaxAttempts(3 * kills)}
+				task.Func, task.Options = "transactional", []outbox.CreateOption{outbox.MaxAttempts(3 * kills)}
 			}
 			batch = append(batch, task)
 		}

@@ -53,7 +53,7 @@ func TestProcessDeclaredDeadWhileHandlersRun(t *testing.T) {
 			<-leave
 			return nil
 		}
-		p := install(t, db, processOptions(finishHook(func(task *outbox.TaskModel, f outbox.Finish) { ends <- end{task, f.Err} })),
+		p := install(t, db, processOptions(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) { ends <- end{task, f.Err} })),
 			func(p *outbox.Plugin) {
 				p.Handle("ordinary", first)
 				p.Handle("idempotent", first, outbox.Idempotent())

@@ -69,7 +69,7 @@ func processMain(dsn string) int {
 			close(release)
 		}
 	}()
-	p := outbox.New(processOptions(finishHook(func(task *outbox.TaskModel, f outbox.Finish) {
+	p := outbox.New(processOptions(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) {
 		how := string(f.Status)
 		if errors.Is(f.Err, outbox.ErrClaimLost) {
 			how = "lost"

@@ -15,7 +15,7 @@ import (
 func inQueue(n int, function, queue string, priority int) []outbox.NewTask {
 	list := make([]outbox.NewTask, n)
 	for i := range list {
-		list[i] = outbox.NewTask{Func: function, Options: []outbox.Option{outbox.Queue(queue), outbox.Priority(priority)}}
+		list[i] = outbox.NewTask{Func: function, Options: []outbox.CreateOption{outbox.Queue(queue), outbox.Priority(priority)}}
 	}
 	return list
 }

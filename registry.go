@@ -243,7 +243,7 @@ func (h *handler) encodeResult(v any, limit int) (*string, error) {
 		err = failed
 	}
 	if err == nil && len(raw) > limit {
-		err = fmt.Errorf("it has %d bytes, over the limit of %d (Options.MaxResult)", len(raw), limit)
+		err = fmt.Errorf("it has %d bytes, over the limit of %d (Options.MaxResultBytes)", len(raw), limit)
 	}
 	if err == nil {
 		err = args.Check(raw)

@@ -236,18 +236,16 @@ func TestDefinePanics(t *testing.T) {
 	contains(t, panics(func() { Define[payArgs]("a..b") }), "outbox: define a..b", "empty part")
 	contains(t, panics(func() { Define[string]("a") }), "the arguments are string; they must be a struct")
 	contains(t, panics(func() { Define[map[string]int]("a") }), "map[string]int")
-	for want, opt := range map[string]Option{
-		"IfVersion does not apply here":                     IfVersion(1),
-		"WithArgs does not apply here":                      WithArgs(nil),
-		"MaxAttempts: 0 is not between 1 and 10000":         MaxAttempts(0),
-		"Priority: 9 is not between 1 and 4":                Priority(9),
-		"Queue: is empty":                                   Queue(""),
-		"Key: is empty":                                     Key(""),
-		"Timeout: -1s is negative":                          Timeout(-time.Second),
-		"StartAfter: -1s is negative":                       StartAfter(-time.Second),
-		"StartAt: the zero time":                            StartAt(time.Time{}),
-		`StartTime: "noon" is not a time of the form`:       StartTime("noon"),
-		"an Option{} that no function of this package made": {},
+	for want, opt := range map[string]CreateOption{
+		"MaxAttempts: 0 is not between 1 and 10000":   MaxAttempts(0),
+		"Priority: 9 is not between 1 and 4":          Priority(9),
+		"Queue: is empty":                             Queue(""),
+		"Key: is empty":                               Key(""),
+		"Timeout: -1s is negative":                    Timeout(-time.Second),
+		"StartAfter: -1s is negative":                 StartAfter(-time.Second),
+		"StartAt: the zero time":                      StartAt(time.Time{}),
+		`StartTime: "noon" is not a time of the form`: StartTime("noon"),
+		"option 0 is nil":                             nil,
 	} {
 		contains(t, panics(func() { Define[payArgs]("a.b", opt) }), "outbox: define a.b: bad option: ", want)
 	}

@@ -238,13 +238,14 @@ func TestMissingTables(t *testing.T) {
 			t.Error("db.Use made tables")
 		}
 		_, create := outbox.Create(db, "f", nil)
-		_, batch := outbox.CreateBatch(db, outbox.NewTask{Func: "f", Options: []outbox.Option{outbox.Key("k")}})
+		_, batch := outbox.CreateBatch(db, outbox.NewTask{Func: "f", Options: []outbox.CreateOption{outbox.Key("k")}})
 		_, due := p.RunDue(t.Context())
 		_, rerun := outbox.Rerun(db, "x")
 		_, _, lookup := outbox.Lookup(db, "x")
+		_, cancelKey := outbox.CancelKey(db, "x")
 		for what, err := range map[string]error{
 			"Create": create, "CreateBatch": batch, "RunDue": due, "Run": p.Run(t.Context()), "Lookup": lookup, "Rerun": rerun,
-			"Cancel": outbox.Cancel(db, "x"), "CancelKey": outbox.CancelKey(db, "x"), "Reschedule": outbox.Reschedule(db, "x", time.Now()),
+			"Cancel": outbox.Cancel(db, "x"), "CancelKey": cancelKey, "Reschedule": outbox.Reschedule(db, "x", time.Now()),
 		} {
 			if !errors.Is(err, outbox.ErrSchema) || !strings.Contains(err.Error(), "Migrate") || !strings.Contains(err.Error(), fmt.Sprintf("Schema(%q)", db.Name())) {
 				t.Errorf("%s: got %v, want ErrSchema that says what to do", what, err)

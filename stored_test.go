@@ -35,7 +35,7 @@ func FuzzStoredRow(f *testing.F) {
 	f.Fuzz(func(t *testing.T, args, key, queue string, priority, attempts int, timeout, start int64) {
 		tx := db.Begin()
 		defer tx.Rollback()
-		opts := []outbox.Option{outbox.Key(key), outbox.Queue(queue), outbox.Priority(priority), outbox.MaxAttempts(attempts),
+		opts := []outbox.CreateOption{outbox.Key(key), outbox.Queue(queue), outbox.Priority(priority), outbox.MaxAttempts(attempts),
 			outbox.StartAt(time.UnixMicro(start))}
 		if timeout > -1<<40 && timeout < 1<<40 {
 			opts = append(opts, outbox.Timeout(time.Duration(timeout)*time.Millisecond))

@@ -90,7 +90,7 @@ func TestBadOptionsAreReportedByUseAllAtOnce(t *testing.T) {
 	db := testdb.SQLite(t)
 	opts := quiet()
 	opts.Scan, opts.Concurrency, opts.Heartbeat, opts.HeartbeatLimit = "every now and then", -1, time.Millisecond, time.Millisecond
-	opts.MaxArgs, opts.MaxResult, opts.MaxError = 1, -1, 1<<30
+	opts.MaxArgsBytes, opts.MaxResultBytes, opts.MaxErrorBytes = 1, -1, 1<<30
 	opts.Queues = []string{"good", "", strings.Repeat("x", 65)}
 	opts.Hooks, opts.Wakers = []outbox.Hooks{nil}, []outbox.Waker{nil}
 	p := outbox.New(opts)
@@ -98,8 +98,8 @@ func TestBadOptionsAreReportedByUseAllAtOnce(t *testing.T) {
 	if err == nil {
 		t.Fatal("db.Use took bad options")
 	}
-	for _, s := range []string{"Scan", "every now and then", "Concurrency -1", "Heartbeat 1ms", "HeartbeatLimit", "MaxArgs 1 ", "MaxResult -1",
-		"MaxError 1073741824", "Queues: is empty", "Queues: has 65 bytes", "Hooks[0] is nil", "Wakers[0] is nil"} {
+	for _, s := range []string{"Scan", "every now and then", "Concurrency -1", "Heartbeat 1ms", "HeartbeatLimit", "MaxArgsBytes 1 ", "MaxResultBytes -1",
+		"MaxErrorBytes 1073741824", "Queues: is empty", "Queues: has 65 bytes", "Hooks[0] is nil", "Wakers[0] is nil"} {
 		if !strings.Contains(err.Error(), s) {
 			t.Errorf("the error does not tell of %q:\n%v", s, err)
 		}
@@ -261,7 +261,7 @@ func TestOnCreate(t *testing.T) {
 				t.Fatal(err)
 			}
 			check(t, "re-run", again.Meta)
-			batch, err := outbox.CreateBatch(tx, outbox.NewTask{Func: cancelOrder, Options: []outbox.Option{outbox.StartAfter(time.Hour)}})
+			batch, err := outbox.CreateBatch(tx, outbox.NewTask{Func: cancelOrder, Options: []outbox.CreateOption{outbox.StartAfter(time.Hour)}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -271,7 +271,7 @@ func TestOnCreate(t *testing.T) {
 			}
 			check(t, "batch", stored.Meta)
 		})
-		for what, says := range map[string]string{"refuse": "refused by a hook: the quota is used up", "much": "over the limit of 65536 (Options.MaxArgs)"} {
+		for what, says := range map[string]string{"refuse": "refused by a hook: the quota is used up", "much": "over the limit of 65536 (Options.MaxArgsBytes)"} {
 			t.Run(what+" leaves the transaction usable", func(t *testing.T) {
 				before := count(t, db, &outbox.TaskModel{})
 				err := db.Transaction(func(tx *gorm.DB) error {

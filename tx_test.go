@@ -92,7 +92,7 @@ func TestTransactionalHandler(t *testing.T) {
 			},
 		}
 		lost := make(chan error, 100)
-		p := install(t, db, quick(finishHook(func(task *outbox.TaskModel, f outbox.Finish) {
+		p := install(t, db, quick(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) {
 			if task.Func == outboxPath("loses its claim") {
 				lost <- f.Err
 			}
@@ -184,7 +184,7 @@ func outboxPath(name string) string {
 func TestOutcomeOfALostClaimIsRefused(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		started, leave, told := make(chan int, 1), make(chan int), make(chan error, 1)
-		p := install(t, db, quick(finishHook(func(_ *outbox.TaskModel, f outbox.Finish) { told <- f.Err })), func(p *outbox.Plugin) {
+		p := install(t, db, quick(finishHook(func(_ *outbox.TaskModel, f outbox.Outcome) { told <- f.Err })), func(p *outbox.Plugin) {
 			p.Handle("slow", func(context.Context) error { started <- 1; <-leave; return nil })
 		})
 		start(t, p)

@@ -8,7 +8,9 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -175,23 +177,23 @@ func TestOptions(t *testing.T) {
 		shop(t, db, outbox.Options{})
 		type made = *outbox.TaskModel
 		for name, tt := range map[string]struct {
-			opts []outbox.Option
+			opts []outbox.CreateOption
 			good func(made) bool
 		}{
 			"defaults": {nil, func(m made) bool {
 				return m.Priority == 2 && m.Queue == "default" && m.MaxAttempts == 1 && m.TimeoutMS == 0 && m.Key == nil && m.RunAt.Equal(m.CreatedAt)
 			}},
-			"the later one holds": {[]outbox.Option{outbox.Priority(1), outbox.Priority(4), outbox.StartAt(time.Now().Add(9 * time.Hour)), outbox.StartAfter(0)},
+			"the later one holds": {[]outbox.CreateOption{outbox.Priority(1), outbox.Priority(4), outbox.StartAt(time.Now().Add(9 * time.Hour)), outbox.StartAfter(0)},
 				func(m made) bool { return m.Priority == 4 && m.RunAt.Equal(m.CreatedAt) }},
-			"StartAfter":                {[]outbox.Option{outbox.StartAfter(1500 * time.Millisecond)}, func(m made) bool { return m.RunAt.Sub(m.CreatedAt) == 1500*time.Millisecond }},
-			"StartAfter is never early": {[]outbox.Option{outbox.StartAfter(1)}, func(m made) bool { return m.RunAt.After(m.CreatedAt) }},
-			"StartAfter for ever":       {[]outbox.Option{outbox.StartAfter(math.MaxInt64)}, func(m made) bool { return m.RunAt.Year() > 2300 }},
-			"MaxAttempts":               {[]outbox.Option{outbox.MaxAttempts(10_000)}, func(m made) bool { return m.MaxAttempts == 10_000 }},
-			"Timeout is rounded":        {[]outbox.Option{outbox.Timeout(1)}, func(m made) bool { return m.TimeoutMS == 1 }},
-			"Timeout for ever":          {[]outbox.Option{outbox.Timeout(math.MaxInt64)}, func(m made) bool { return m.TimeoutMS > 9e12 && time.Duration(m.TimeoutMS)*time.Millisecond > 0 }},
-			"Queue":                     {[]outbox.Option{outbox.Queue(strings.Repeat("é", 32))}, func(m made) bool { return m.Queue == strings.Repeat("é", 32) }},
-			"Key":                       {[]outbox.Option{outbox.Key(strings.Repeat("k", 255))}, func(m made) bool { return len(*m.Key) == 255 }},
-			"Key of odd letters":        {[]outbox.Option{outbox.Key(`{tasks} $1 ? ' " \ <&> 😀 {now} %s`)}, func(m made) bool { return *m.Key == `{tasks} $1 ? ' " \ <&> 😀 {now} %s` }},
+			"StartAfter":                {[]outbox.CreateOption{outbox.StartAfter(1500 * time.Millisecond)}, func(m made) bool { return m.RunAt.Sub(m.CreatedAt) == 1500*time.Millisecond }},
+			"StartAfter is never early": {[]outbox.CreateOption{outbox.StartAfter(1)}, func(m made) bool { return m.RunAt.After(m.CreatedAt) }},
+			"StartAfter for ever":       {[]outbox.CreateOption{outbox.StartAfter(math.MaxInt64)}, func(m made) bool { return m.RunAt.Year() > 2300 }},
+			"MaxAttempts":               {[]outbox.CreateOption{outbox.MaxAttempts(10_000)}, func(m made) bool { return m.MaxAttempts == 10_000 }},
+			"Timeout is rounded":        {[]outbox.CreateOption{outbox.Timeout(1)}, func(m made) bool { return m.TimeoutMS == 1 }},
+			"Timeout for ever":          {[]outbox.CreateOption{outbox.Timeout(math.MaxInt64)}, func(m made) bool { return m.TimeoutMS > 9e12 && time.Duration(m.TimeoutMS)*time.Millisecond > 0 }},
+			"Queue":                     {[]outbox.CreateOption{outbox.Queue(strings.Repeat("é", 32))}, func(m made) bool { return m.Queue == strings.Repeat("é", 32) }},
+			"Key":                       {[]outbox.CreateOption{outbox.Key(strings.Repeat("k", 255))}, func(m made) bool { return len(*m.Key) == 255 }},
+			"Key of odd letters":        {[]outbox.CreateOption{outbox.Key(`{tasks} $1 ? ' " \ <&> 😀 {now} %s`)}, func(m made) bool { return *m.Key == `{tasks} $1 ? ' " \ <&> 😀 {now} %s` }},
 		} {
 			t.Run(name, func(t *testing.T) {
 				task := create(t, db, cancelOrder, nil, tt.opts...)
@@ -202,25 +204,23 @@ func TestOptions(t *testing.T) {
 			})
 		}
 		for name, tt := range map[string]struct {
-			opt  outbox.Option
+			opt  outbox.CreateOption
 			says string
 		}{
-			"StartAfter negative":    {outbox.StartAfter(-1), "StartAfter: -1ns is negative"},
-			"MaxAttempts 0":          {outbox.MaxAttempts(0), "MaxAttempts: 0 is not between 1 and 10000"},
-			"MaxAttempts 10001":      {outbox.MaxAttempts(10_001), "MaxAttempts: 10001"},
-			"Timeout negative":       {outbox.Timeout(-time.Second), "Timeout: -1s is negative"},
-			"Key empty":              {outbox.Key(""), "Key: is empty"},
-			"Key too long":           {outbox.Key(strings.Repeat("x", 256)), "Key: has 256 bytes; at most 255"},
-			"Key with NUL":           {outbox.Key("a\x00"), "Key: "},
-			"Key not UTF-8":          {outbox.Key("\xff"), "Key: "},
-			"Queue empty":            {outbox.Queue(""), "Queue: is empty"},
-			"Queue too long":         {outbox.Queue(strings.Repeat("x", 65)), "Queue: has 65 bytes; at most 64"},
-			"Priority 0":             {outbox.Priority(0), "Priority: 0 is not between 1 and 4"},
-			"Priority 5":             {outbox.Priority(5), "Priority: 5 is not between 1 and 4"},
-			"StartAt zero":           {outbox.StartAt(time.Time{}), "StartAt: the zero time"},
-			"IfVersion for Create":   {outbox.IfVersion(1), "IfVersion does not apply here; what does: StartAt, "},
-			"WithArgs for Create":    {outbox.WithArgs(nil), "WithArgs does not apply here"},
-			"an option without kind": {outbox.Option{}, "Option{}"},
+			"StartAfter negative": {outbox.StartAfter(-1), "StartAfter: -1ns is negative"},
+			"MaxAttempts 0":       {outbox.MaxAttempts(0), "MaxAttempts: 0 is not between 1 and 10000"},
+			"MaxAttempts 10001":   {outbox.MaxAttempts(10_001), "MaxAttempts: 10001"},
+			"Timeout negative":    {outbox.Timeout(-time.Second), "Timeout: -1s is negative"},
+			"Key empty":           {outbox.Key(""), "Key: is empty"},
+			"Key too long":        {outbox.Key(strings.Repeat("x", 256)), "Key: has 256 bytes; at most 255"},
+			"Key with NUL":        {outbox.Key("a\x00"), "Key: "},
+			"Key not UTF-8":       {outbox.Key("\xff"), "Key: "},
+			"Queue empty":         {outbox.Queue(""), "Queue: is empty"},
+			"Queue too long":      {outbox.Queue(strings.Repeat("x", 65)), "Queue: has 65 bytes; at most 64"},
+			"Priority 0":          {outbox.Priority(0), "Priority: 0 is not between 1 and 4"},
+			"Priority 5":          {outbox.Priority(5), "Priority: 5 is not between 1 and 4"},
+			"StartAt zero":        {outbox.StartAt(time.Time{}), "StartAt: the zero time"},
+			"nil":                 {nil, "option 0 is nil"},
 		} {
 			t.Run(name, func(t *testing.T) {
 				before := count(t, db, &outbox.TaskModel{})
@@ -236,19 +236,35 @@ func TestOptions(t *testing.T) {
 				}
 			})
 		}
-		t.Run("options of others are refused by Cancel and Reschedule", func(t *testing.T) {
+		t.Run("nil is refused by Cancel and Reschedule", func(t *testing.T) {
 			task := create(t, db, cancelOrder, nil, outbox.Key("mine"))
-			for _, err := range []error{
-				outbox.Cancel(db, task.ID, outbox.Priority(1)),
-				outbox.CancelKey(db, "mine", outbox.Key("mine")),
-				outbox.Reschedule(db, task.ID, time.Now(), outbox.StartAfter(1)),
-			} {
-				if !errors.Is(err, outbox.ErrBadOption) || !strings.Contains(err.Error(), "IfVersion") {
+			_, cancelKey := outbox.CancelKey(db, "mine", nil)
+			for _, err := range []error{outbox.Cancel(db, task.ID, nil), cancelKey, outbox.Reschedule(db, task.ID, time.Now(), nil)} {
+				if !errors.Is(err, outbox.ErrBadOption) || !strings.Contains(err.Error(), "option 0 is nil") {
 					t.Errorf("got %v", err)
 				}
 			}
 		})
 	})
+}
+
+// The compiler refuses an option that a function does not understand.
+func TestOptionsAreTyped(t *testing.T) {
+	create, rerun, change := reflect.TypeFor[outbox.CreateOption](), reflect.TypeFor[outbox.RerunOption](), reflect.TypeFor[outbox.ChangeOption]()
+	for name, tt := range map[string]struct {
+		option any
+		for_   []reflect.Type
+	}{
+		"Priority":  {outbox.Priority(1), []reflect.Type{create, rerun}},
+		"WithArgs":  {outbox.WithArgs(nil), []reflect.Type{rerun}},
+		"IfVersion": {outbox.IfVersion(1), []reflect.Type{change}},
+	} {
+		for _, of := range []reflect.Type{create, rerun, change} {
+			if is := reflect.TypeOf(tt.option).Implements(of); is != slices.Contains(tt.for_, of) {
+				t.Errorf("%s is an %s: %v", name, of.Name(), is)
+			}
+		}
+	}
 }
 
 type checked struct{ N int }

@@ -72,7 +72,9 @@ func TestWakeUpAfterCommit(t *testing.T) {
 				}
 			}
 		}
-		note := func(tx *gorm.DB, opts ...outbox.Option) *outbox.TaskModel { return create(t, tx, "note", nil, opts...) }
+		note := func(tx *gorm.DB, opts ...outbox.CreateOption) *outbox.TaskModel {
+			return create(t, tx, "note", nil, opts...)
+		}
 		batch := func(tx *gorm.DB, n int) {
 			if _, err := outbox.CreateBatch(tx, newNotes(n)...); err != nil {
 				t.Error(err)

@@ -77,7 +77,7 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 	created := ""
 	switch c.action {
 	case Rerun:
-		var opts []outbox.Option
+		var opts []outbox.RerunOption
 		if c.args != nil {
 			opts = append(opts, outbox.WithArgs(outbox.JSON(c.args)))
 			after["args"] = "edited"

@@ -113,7 +113,7 @@ func (d *desk) postJSON(path, body string) *httptest.ResponseRecorder {
 	return d.send("POST", path, "application/json", body)
 }
 
-func (d *desk) create(opts ...outbox.Option) *outbox.TaskModel {
+func (d *desk) create(opts ...outbox.CreateOption) *outbox.TaskModel {
 	d.t.Helper()
 	task, err := outbox.Create(d.db, "mail.send", mail{To: "ann@example.com"}, opts...)
 	if err != nil {
@@ -123,7 +123,7 @@ func (d *desk) create(opts ...outbox.Option) *outbox.TaskModel {
 }
 
 // failed creates a task and lets it fail.
-func (d *desk) failed(opts ...outbox.Option) *outbox.HistoryModel {
+func (d *desk) failed(opts ...outbox.CreateOption) *outbox.HistoryModel {
 	d.t.Helper()
 	task := d.create(opts...)
 	d.fail = true

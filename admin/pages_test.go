@@ -186,7 +186,7 @@ func TestPaging(t *testing.T) {
 		d := open(t, db, admin.Options{})
 		same := time.Now().Add(time.Hour)
 		for i := range 23 {
-			opts := []outbox.Option{outbox.StartAt(same.Add(time.Duration(i/5) * time.Minute)), outbox.Priority(1 + i%3)}
+			opts := []outbox.CreateOption{outbox.StartAt(same.Add(time.Duration(i/5) * time.Minute)), outbox.Priority(1 + i%3)}
 			if i%4 == 0 {
 				opts = append(opts, outbox.Queue("mail"))
 			}

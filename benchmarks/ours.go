@@ -86,7 +86,7 @@ func (o *ours) empty(ctx context.Context) error {
 }
 
 // createMany creates the tasks from to to-1 as an application would that has many.
-func (o *ours) createMany(ctx context.Context, from, to int, opts ...outbox.Option) error {
+func (o *ours) createMany(ctx context.Context, from, to int, opts ...outbox.CreateOption) error {
 	for from < to {
 		batch := make([]outbox.NewTask, min(10_000, to-from))
 		for i := range batch {
@@ -188,7 +188,7 @@ func (b *bench) enterOursSQLite(name string, n int, opts outbox.Options, conns i
 }
 
 func (o *ours) create(ctx context.Context, i int, at time.Time) error {
-	var opts []outbox.Option
+	var opts []outbox.CreateOption
 	if !at.IsZero() {
 		opts = append(opts, outbox.StartAt(at))
 	}

@@ -35,7 +35,7 @@ func (s *spread) load(ctx context.Context, n int) error {
 		for i := range batch {
 			batch[i] = outbox.NewTask{Func: benchFunc, Args: number{from + i}}
 			if s.queues > 0 {
-				batch[i].Options = []outbox.Option{outbox.Queue(fmt.Sprintf("q%04d", (from+i)%s.queues))}
+				batch[i].Options = []outbox.CreateOption{outbox.Queue(fmt.Sprintf("q%04d", (from+i)%s.queues))}
 			}
 		}
 		from += len(batch)

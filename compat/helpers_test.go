@@ -159,7 +159,7 @@ func start(t *testing.T, p *outbox.Plugin) (stop func()) {
 	return stop
 }
 
-func create(t *testing.T, tx *gorm.DB, path string, args orderArgs, opts ...outbox.Option) *outbox.TaskModel {
+func create(t *testing.T, tx *gorm.DB, path string, args orderArgs, opts ...outbox.CreateOption) *outbox.TaskModel {
 	t.Helper()
 	task, err := outbox.Create(tx, path, args, opts...)
 	if err != nil {
@@ -169,7 +169,7 @@ func create(t *testing.T, tx *gorm.DB, path string, args orderArgs, opts ...outb
 }
 
 // place makes an order with a task in one transaction.
-func place(t *testing.T, db *gorm.DB, path, status string, opts ...outbox.Option) (o order, task *outbox.TaskModel) {
+func place(t *testing.T, db *gorm.DB, path, status string, opts ...outbox.CreateOption) (o order, task *outbox.TaskModel) {
 	t.Helper()
 	o = order{Item: "pen", Status: "new"}
 	err := db.Transaction(func(tx *gorm.DB) error {

@@ -58,7 +58,7 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 			t.Errorf("the same key: %v, want ErrDuplicateKey with the holder's id", err)
 		}
 		_, err = outbox.CreateBatch(tx, outbox.NewTask{Func: update, Args: orderArgs{kept.ID, "batch"}},
-			outbox.NewTask{Func: update, Args: orderArgs{kept.ID, "batch"}, Options: []outbox.Option{outbox.Key("k")}})
+			outbox.NewTask{Func: update, Args: orderArgs{kept.ID, "batch"}, Options: []outbox.CreateOption{outbox.Key("k")}})
 		if !errors.Is(err, outbox.ErrDuplicateKey) {
 			t.Errorf("the same key in a batch: %v, want ErrDuplicateKey", err)
 		}
@@ -95,7 +95,7 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 		t.Errorf("re-run ended as %s, of %q", past.Status, deref(past.RerunOf))
 	}
 
-	if err := outbox.CancelKey(db, "k"); err != nil {
+	if _, err := outbox.CancelKey(db, "k"); err != nil {
 		t.Error(err)
 	}
 	o, waiting := place(t, db, updateTx, "cancelled", outbox.StartAfter(time.Hour))

@@ -124,7 +124,7 @@ func TestSharding(t *testing.T) {
 	}
 	install(t, db, outbox.Options{})
 	batch := func(key string) []outbox.NewTask {
-		return []outbox.NewTask{{Func: nothing, Args: orderArgs{}}, {Func: nothing, Args: orderArgs{}, Options: []outbox.Option{outbox.Key(key)}}}
+		return []outbox.NewTask{{Func: nothing, Args: orderArgs{}}, {Func: nothing, Args: orderArgs{}, Options: []outbox.CreateOption{outbox.Key(key)}}}
 	}
 	create(t, db, nothing, orderArgs{}, outbox.Key("held"))
 	seen := func(tx *gorm.DB) *gorm.DB {

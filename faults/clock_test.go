@@ -10,7 +10,7 @@ import (
 )
 
 // clocked is a plugin whose clock is off: even the times that the database would tell are its own.
-func clocked(t *testing.T, d database, dsn string, offset *atomic.Int64, change ...func(*outbox.Options)) (*outbox.Plugin, func(string, ...outbox.Option) *outbox.TaskModel) {
+func clocked(t *testing.T, d database, dsn string, offset *atomic.Int64, change ...func(*outbox.Options)) (*outbox.Plugin, func(string, ...outbox.CreateOption) *outbox.TaskModel) {
 	t.Helper()
 	db := d.open(t, dsn, nil)
 	opts := quick(append(change, func(o *outbox.Options) {
@@ -20,7 +20,9 @@ func clocked(t *testing.T, d database, dsn string, offset *atomic.Int64, change 
 	p := install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("ordinary", func(ctx context.Context) error { return leave(ctx, db) }, outbox.Idempotent())
 	})
-	return p, func(path string, opts ...outbox.Option) *outbox.TaskModel { return create(t, db, path, nil, opts...) }
+	return p, func(path string, opts ...outbox.CreateOption) *outbox.TaskModel {
+		return create(t, db, path, nil, opts...)
+	}
 }
 
 // Processes whose clocks are an hour apart, more than anything that could be put down to the database's: nobody is declared
@@ -32,7 +34,7 @@ func TestClocksThatDisagree(t *testing.T) {
 		offsets[2].Store(int64(-time.Hour))
 		db := d.open(t, dsn, nil)
 		install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
-		var creators []func(string, ...outbox.Option) *outbox.TaskModel
+		var creators []func(string, ...outbox.CreateOption) *outbox.TaskModel
 		for i := range offsets {
 			p, make := clocked(t, d, dsn, &offsets[i])
 			creators = append(creators, make)

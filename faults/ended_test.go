@@ -66,7 +66,7 @@ func TestCallReturnsSoonAfterItsContext(t *testing.T) {
 					return err
 				})
 				handle("Cancel", func(db *gorm.DB) error { return outbox.Cancel(db, waiting.ID) })
-				handle("CancelKey", func(db *gorm.DB) error { return outbox.CancelKey(db, "k") })
+				handle("CancelKey", func(db *gorm.DB) error { _, err := outbox.CancelKey(db, "k"); return err })
 				handle("Reschedule", func(db *gorm.DB) error { return outbox.Reschedule(db, waiting.ID, time.Now()) })
 				handle("Rerun", func(db *gorm.DB) error { _, err := outbox.Rerun(db, past.ID); return err })
 				handle("Lookup", func(db *gorm.DB) error { _, _, err := outbox.Lookup(db, past.ID); return err })

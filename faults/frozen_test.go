@@ -15,10 +15,10 @@ import (
 
 type finishHook struct {
 	outbox.NopHooks
-	told func(*outbox.TaskModel, outbox.Finish)
+	told func(*outbox.TaskModel, outbox.Outcome)
 }
 
-func (h finishHook) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox.Finish) {
+func (h finishHook) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox.Outcome) {
 	h.told(task, f)
 }
 
@@ -26,7 +26,7 @@ func init() {
 	// Its handlers end when the parent says so, whatever their contexts say; param: how.
 	roles["freezes"] = func(s *self) error {
 		opts := quick(patient, func(o *outbox.Options) {
-			o.Hooks = []outbox.Hooks{finishHook{told: func(task *outbox.TaskModel, f outbox.Finish) {
+			o.Hooks = []outbox.Hooks{finishHook{told: func(task *outbox.TaskModel, f outbox.Outcome) {
 				say("finished", task.ID, errors.Is(f.Err, outbox.ErrClaimLost))
 			}}}
 		})

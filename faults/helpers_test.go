@@ -237,7 +237,7 @@ func ended(t testing.TB, db *gorm.DB, id string) *outbox.HistoryModel {
 	return past
 }
 
-func create(t testing.TB, tx *gorm.DB, path string, args any, opts ...outbox.Option) *outbox.TaskModel {
+func create(t testing.TB, tx *gorm.DB, path string, args any, opts ...outbox.CreateOption) *outbox.TaskModel {
 	t.Helper()
 	task, err := outbox.Create(tx, path, args, opts...)
 	if err != nil {

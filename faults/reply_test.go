@@ -160,7 +160,7 @@ func TestOnlyTheHeartbeatFails(t *testing.T) {
 				started, told, refused, leaving := make(chan string, 10), make(chan error, 10), make(chan error, 10), make(chan struct{})
 				opts := quick(func(o *outbox.Options) {
 					o.HeartbeatLimit = 3 * time.Second
-					o.Hooks = []outbox.Hooks{finishHook{told: func(_ *outbox.TaskModel, f outbox.Finish) { refused <- f.Err }}}
+					o.Hooks = []outbox.Hooks{finishHook{told: func(_ *outbox.TaskModel, f outbox.Outcome) { refused <- f.Err }}}
 				})
 				p := install(t, db, opts, func(p *outbox.Plugin) {
 					p.Handle("ordinary", func(ctx context.Context) error {

@@ -35,7 +35,7 @@ func TestRowChangesWhileItRuns(t *testing.T) {
 					db := d.open(t, d.dsn(t), nil)
 					started, leaving, told := make(chan string, 1), make(chan struct{}), make(chan error, 10)
 					opts := quick(patient, func(o *outbox.Options) {
-						o.Hooks = []outbox.Hooks{finishHook{told: func(task *outbox.TaskModel, f outbox.Finish) {
+						o.Hooks = []outbox.Hooks{finishHook{told: func(task *outbox.TaskModel, f outbox.Outcome) {
 							if task.Func == kind {
 								told <- f.Err
 							}

@@ -121,14 +121,14 @@ type lostClaims struct {
 	n *atomic.Int32
 }
 
-func (l *lostClaims) OnFinish(_ context.Context, _ *outbox.TaskModel, f outbox.Finish) {
+func (l *lostClaims) OnFinish(_ context.Context, _ *outbox.TaskModel, f outbox.Outcome) {
 	if errors.Is(f.Err, outbox.ErrClaimLost) {
 		l.n.Add(1)
 	}
 }
 
 // create makes a task through a handle whose transaction has this fate.
-func (c *conformance) create(tx *gorm.DB, kind, ending string, fate oracle.Fate, opts ...outbox.Option) *outbox.TaskModel {
+func (c *conformance) create(tx *gorm.DB, kind, ending string, fate oracle.Fate, opts ...outbox.CreateOption) *outbox.TaskModel {
 	c.t.Helper()
 	task, err := outbox.Create(tx, kind+"."+ending, nil, opts...)
 	c.must(err)

@@ -46,7 +46,7 @@ func install(t *testing.T, db *gorm.DB, clock *testutil.Clock, handlers map[stri
 	return p
 }
 
-func create(t *testing.T, tx *gorm.DB, path string, args any, opts ...outbox.Option) *outbox.TaskModel {
+func create(t *testing.T, tx *gorm.DB, path string, args any, opts ...outbox.CreateOption) *outbox.TaskModel {
 	t.Helper()
 	task, err := outbox.Create(tx, path, args, opts...)
 	if err != nil {

@@ -28,7 +28,7 @@ var long = map[string]string{
 // everyState puts a task of every state into the shop, and returns where each is.
 func everyState(t *testing.T, s *shop) map[string]string {
 	t.Helper()
-	create := func(opts ...outbox.Option) *outbox.TaskModel {
+	create := func(opts ...outbox.CreateOption) *outbox.TaskModel {
 		t.Helper()
 		task, err := outbox.Create(s.db, "mail.send", outbox.Args{"to": "ann@example.com"}, opts...)
 		must(t, err)

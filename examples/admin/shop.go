@@ -60,9 +60,9 @@ func (s *shop) sell(ctx context.Context) error {
 		err := s.db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
 			a := orderArgs{OrderID: id, To: fmt.Sprintf("customer-%d@example.com", id)}
 			_, err := outbox.CreateBatch(tx,
-				outbox.NewTask{Func: "orders.checkAndCancel", Args: orderArgs{OrderID: id}, Options: []outbox.Option{outbox.StartAfter(30 * time.Minute), outbox.Key(fmt.Sprintf("order-timeout-%d", id))}},
-				outbox.NewTask{Func: "mail.sendReceipt", Args: a, Options: []outbox.Option{outbox.Queue("mail")}},
-				outbox.NewTask{Func: "stock.reserve", Args: orderArgs{OrderID: id}, Options: []outbox.Option{outbox.MaxAttempts(2)}})
+				outbox.NewTask{Func: "orders.checkAndCancel", Args: orderArgs{OrderID: id}, Options: []outbox.CreateOption{outbox.StartAfter(30 * time.Minute), outbox.Key(fmt.Sprintf("order-timeout-%d", id))}},
+				outbox.NewTask{Func: "mail.sendReceipt", Args: a, Options: []outbox.CreateOption{outbox.Queue("mail")}},
+				outbox.NewTask{Func: "stock.reserve", Args: orderArgs{OrderID: id}, Options: []outbox.CreateOption{outbox.MaxAttempts(2)}})
 			return err
 		})
 		if err != nil {

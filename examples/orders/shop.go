@@ -76,7 +76,7 @@ func (s *OrderSvc) Pay(id uint) (receipt *outbox.TaskModel, err error) {
 			return fmt.Errorf("order %d is not there to be paid", id)
 		}
 		// A task that runs already is no error: it checks the order's status itself.
-		if err := outbox.CancelKey(tx, timeoutKey(id)); err != nil {
+		if _, err := outbox.CancelKey(tx, timeoutKey(id)); err != nil {
 			return err
 		}
 		receipt, err = outbox.Create(tx, sendReceipt, outbox.Args{"orderId": id})

@@ -25,7 +25,7 @@ func Encode(args any, limit int) (json.RawMessage, error) {
 		return nil, err
 	}
 	if len(raw) > limit {
-		return nil, fmt.Errorf("they have %d bytes, over the limit of %d: pass ids, not objects, or raise Options.MaxArgs",
+		return nil, fmt.Errorf("they have %d bytes, over the limit of %d: pass ids, not objects, or raise Options.MaxArgsBytes",
 			len(raw), limit)
 	}
 	if raw[0] != '{' {

@@ -101,9 +101,10 @@ type Schedule interface{ Next(time.Time) time.Time }
 
 // dispatcher is one Run or RunDue.
 type dispatcher struct {
-	cfg   Config
-	store *store.Store
-	log   *slog.Logger
+	cfg    Config
+	values context.Context // Run's, without its end: handlers see its values
+	store  *store.Store
+	log    *slog.Logger
 
 	slots     *slots
 	lease     *lease
@@ -150,12 +151,12 @@ func open(ctx context.Context, cfg Config, stay bool) (*dispatcher, error) {
 	}); err != nil {
 		return nil, err
 	}
-	return newDispatcher(cfg, s, o, poolClosed), nil
+	return newDispatcher(ctx, cfg, s, o, poolClosed), nil
 }
 
-func newDispatcher(cfg Config, s *store.Store, o *outages, poolClosed context.Context) *dispatcher {
+func newDispatcher(ctx context.Context, cfg Config, s *store.Store, o *outages, poolClosed context.Context) *dispatcher {
 	d := &dispatcher{
-		cfg: cfg, store: s, log: cfg.Log, slots: newSlots(cfg.Concurrency), wakeups: newWakeups(), outages: o, poolClosed: poolClosed,
+		cfg: cfg, values: context.WithoutCancel(ctx), store: s, log: cfg.Log, slots: newSlots(cfg.Concurrency), wakeups: newWakeups(), outages: o, poolClosed: poolClosed,
 		drain: make(chan struct{}), workers: workers{idle: make(chan struct{})}, unserved: map[string]bool{}, deserted: map[string]int{},
 	}
 	d.writeCtx, d.stopWriting = context.WithCancel(context.Background())

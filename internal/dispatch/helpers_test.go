@@ -41,7 +41,7 @@ func (cfg *Config) start(t testing.TB) *dispatcher {
 	o := &outages{log: cfg.Log, pool: s.Pool}
 	var poolClosed context.Context
 	poolClosed, o.closed = context.WithCancel(context.Background())
-	d := newDispatcher(*cfg, s, o, poolClosed)
+	d := newDispatcher(t.Context(), *cfg, s, o, poolClosed)
 	t.Cleanup(func() { d.lease.stop(); d.poller.nextDue.Stop(); d.stopWriting() })
 	return d
 }

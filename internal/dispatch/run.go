@@ -73,9 +73,10 @@ var (
 
 func (d *dispatcher) newRun(c store.Claimed) *run {
 	r := &run{d: d, task: c.Task, broken: c.Err, handler: d.cfg.Functions[c.Task.Func]}
-	// It has no parent, which all runs would have to enter and to leave: whoever ends them all knows them.
+	// It has no parent that ends, which all runs would have to enter and to leave: what ends them all
+	// knows them.
 	r.base.task, r.base.cfg = c.Task, &d.cfg
-	r.base.Context, r.cancel = context.WithCancelCause(context.Background())
+	r.base.Context, r.cancel = context.WithCancelCause(d.values)
 	r.ctx = &r.base
 	return r
 }

@@ -78,7 +78,7 @@ func (c *child) create(ctx context.Context, n int) error {
 	var batch []outbox.NewTask
 	for range n {
 		path := pick(c.rand)
-		opts := []outbox.Option{outbox.Priority(1 + c.rand.IntN(4))}
+		opts := []outbox.CreateOption{outbox.Priority(1 + c.rand.IntN(4))}
 		if c.rand.IntN(10) == 0 {
 			opts = append(opts, outbox.StartAfter(time.Duration(c.rand.Int64N(int64(latestStart)))))
 		}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"slices"
@@ -69,9 +70,12 @@ func (s *Store) holder(ctx context.Context, c dialect.Conn, missing []dialect.Ne
 	return nil
 }
 
-// WaitingWithKey is the id of the task that waits with a key; found is false when none does.
-func (s *Store) WaitingWithKey(ctx context.Context, c dialect.Conn, key string) (id string, found bool, err error) {
-	return s.one(ctx, c, "SELECT id FROM {tasks} WHERE {key} = ? AND state IN ('pending', 'parked')", key)
+// HolderOf is the unfinished task that has a key, and its state; both are empty when none has.
+func (s *Store) HolderOf(ctx context.Context, c dialect.Conn, key string) (id, state string, err error) {
+	err = s.query(ctx, c, "SELECT id, state FROM {tasks} WHERE {key} = ?", []any{key}, func(r *sql.Rows) error {
+		return r.Scan(&id, &state)
+	})
+	return id, state, s.Explain(err)
 }
 
 // EndWaiting moves a task that waits to history; version nil means any. It reports whether there
