@@ -277,7 +277,14 @@ const farewellLimit = 5 * time.Second
 // outlive is a context of a statement that the end of ctx does not cut short, for its effect is to
 // be known; but it ends soon after ctx, because the database may not answer at all.
 func (d *dispatcher) outlive(ctx context.Context) (context.Context, context.CancelFunc) {
-	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
+	longer, stop := outlive(ctx)
+	limited, cancel := context.WithTimeout(longer, d.statementLimit())
+	return limited, func() { cancel(); stop() }
+}
+
+// outlive is a context that ends soon after ctx, and not with it.
+func outlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(statementGrace, cancel) })
 	return longer, func() { stop(); cancel() }
 }

@@ -22,7 +22,7 @@ func (p *Plugin) RunDue(ctx context.Context) (int, error) {
 		grace = 0
 	}
 	if len(d.held) > 0 {
-		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), d.statementLimit())
+		limited, cancel := d.outlive(ctx)
 		_, back := d.store.write(limited, nil, d.held)
 		cancel()
 		err = errors.Join(err, back)

@@ -64,7 +64,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 	if err != nil {
 		return infrastructure(err)
 	}
-	defer dialect.RollBack(tx)
+	defer dialect.RollBack(ctx, s.d, tx)
 	if err := s.d.Begin(ctx, tx); err != nil {
 		return infrastructure(err)
 	}
@@ -94,7 +94,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 		}
 	}
 	if e.reason != ReasonNone {
-		tx.Rollback()
+		_ = s.d.End(ctx, tx.Rollback)
 		again := e.reason == ReasonFailed && dialect.Classify(e.err) == dialect.Retry
 		if e.reason == ReasonFailed && dialect.ReadOnly(e.err) {
 			r.d.renew()
@@ -111,7 +111,7 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 		_, err = tx.ExecContext(ctx, "RELEASE SAVEPOINT "+runSavepoint)
 	}
 	if err != nil {
-		tx.Rollback()
+		_ = s.d.End(ctx, tx.Rollback)
 		return r.unreleased(ctx, e, err), nil, false
 	}
 	e = r.judge(result, e)
@@ -121,14 +121,14 @@ func (r *run) try(args reflect.Value) (e ending, durable *verdict, again bool) {
 		return r.unfinished(ctx, e, err)
 	}
 	if len(moved) == 0 {
-		tx.Rollback()
+		_ = s.d.End(ctx, tx.Rollback)
 		r.lost()
 		return ending{}, nil, false
 	}
 	if !r.claimEnd() {
 		return e, nil, false // abandoned: the transaction must not commit after another outcome was given
 	}
-	if err := tx.Commit(); err != nil {
+	if err := s.d.End(ctx, tx.Commit); err != nil {
 		committed, away := false, false
 		if class := dialect.Classify(err); class == dialect.Lost || errors.Is(err, sql.ErrTxDone) {
 			committed, away = r.inDoubt(*v.outcome)

@@ -43,7 +43,8 @@ func (s *store) explain(err error) error {
 // migrate creates or updates the tables in one transaction that excludes every other migration.
 func (s *store) migrate(ctx context.Context) error {
 	for try := 1; ; try++ {
-		err := s.migrateOnce(ctx)
+		// All of it: while a COMMIT waits for its reply, nothing else can be done on its connection.
+		err := s.d.End(ctx, func() error { return s.migrateOnce(ctx) })
 		class := dialect.Classify(err)
 		if err == nil || class != dialect.Busy && class != dialect.Retry || try == 200 {
 			return err

@@ -23,11 +23,11 @@ func (s *store) inTx(ctx context.Context, f func(*sql.Tx) error) (err error) {
 	if err != nil {
 		return err
 	}
-	defer dialect.RollBack(tx)
+	defer dialect.RollBack(ctx, s.d, tx)
 	if err := f(tx); err != nil {
 		return err
 	}
-	return tx.Commit()
+	return s.d.End(ctx, tx.Commit)
 }
 
 func (s *store) query(ctx context.Context, c dialect.Conn, query string, params []any, each func(*sql.Rows) error) (err error) {
