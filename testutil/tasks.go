@@ -51,6 +51,9 @@ func RequireNotCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args)
 // drainLimit is far more than any test's tasks take.
 const drainLimit = time.Minute
 
+// tellingLimit bounds what Drain reads for its messages after its time is over.
+const tellingLimit = 2 * time.Second
+
 // Drain runs all that is due, and what becomes due by that, with Plugin.RunDue again and again until nothing is left to
 // run. It returns the number of runs. What is due later needs a [Clock]: advance it and drain again.
 //
@@ -74,20 +77,25 @@ func Drain(t testing.TB, plugin *outbox.Plugin) int {
 		t.Fatalf("testutil: drain: a transaction that created tasks is still open, and nothing of it runs before its commit: " +
 			"call Drain after the commit. A test that rolls everything back at its end can look at its tasks with RequireCreated, but not run them")
 	}
-	db = plain(t, db)
+	ctx, cancel := context.WithTimeout(t.Context(), drainLimit)
+	defer cancel()
+	db = plain(t, db).WithContext(ctx)
 	var before []string
 	if err := db.Model(&outbox.HistoryModel{}).Where("status = ?", outbox.StatusError).Pluck("id", &before).Error; err != nil {
 		t.Fatalf("testutil: drain: read history: %v", err)
 	}
 
-	ctx, cancel := context.WithTimeout(t.Context(), drainLimit)
-	defer cancel()
 	total := 0
 	for n := -1; n != 0 && err == nil; {
 		n, err = plugin.RunDue(ctx)
 		total += n
 	}
 
+	// What there is to tell is read after a minute too, from a database that answers.
+	telling, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(tellingLimit, stop) })()
+	db = db.WithContext(telling)
 	var failed []outbox.HistoryModel
 	if err := db.Where("status = ?", outbox.StatusError).Order("finished_at, id").Find(&failed).Error; err != nil {
 		t.Errorf("testutil: drain: read history: %v", err)
