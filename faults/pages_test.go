@@ -119,3 +119,35 @@ func TestPagesReturnSoonAfterTheirRequest(t *testing.T) {
 		}
 	})
 }
+
+// The server falls silent at the commit of a change.
+func TestPageReturnsSoonFromItsCommit(t *testing.T) {
+	servers(t, func(t *testing.T, d database, dsn string) {
+		px, through := startProxy(t, d, dsn)
+		db := d.open(t, through, nil)
+		p := install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
+		task := create(t, db, "ordinary", nil, outbox.StartAfter(time.Hour))
+		pages, err := admin.New(p, admin.Options{
+			Logger:    slog.New(slog.DiscardHandler),
+			Authorize: func(*http.Request, admin.Action) (admin.Actor, error) { return admin.Actor{Name: "ann"}, nil },
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		commits := px.once(hole, "commit")
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		body := strings.NewReader(fmt.Sprintf(`{"version":%d}`, task.Version))
+		sent := httptest.NewRequestWithContext(ctx, "POST", "/api/v1/tasks/"+task.ID+"/cancel", body)
+		sent.Header.Set("Content-Type", "application/json")
+		over := make(chan struct{})
+		go func() { pages.ServeHTTP(httptest.NewRecorder(), sent); close(over) }()
+		receive(t, commits)
+		cancel()
+		select {
+		case <-over:
+		case <-time.After(soon):
+			t.Errorf("it has not returned %v after its request", soon)
+		}
+	})
+}
