@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -69,7 +68,7 @@ func opened(db *gorm.DB) {
 `
 
 // readmeProgram builds the README's program, but for its database.
-var readmeProgram = sync.OnceValues(func() (string, error) {
+func readmeProgram(dir string) (string, error) {
 	text, err := os.ReadFile("../README.md")
 	if err != nil {
 		return "", err
@@ -84,10 +83,6 @@ var readmeProgram = sync.OnceValues(func() (string, error) {
 		{"\tplugin := outbox.New(outbox.Options{})\n", "\topened(db)\n\tplugin := outbox.New(outbox.Options{})\n"},
 	} {
 		program = strings.Replace(program, change[0], change[1], 1)
-	}
-	dir, err := os.MkdirTemp("", "outbox-readme-")
-	if err != nil {
-		return "", err
 	}
 	module, err := filepath.Abs("..")
 	if err != nil {
@@ -112,12 +107,11 @@ var readmeProgram = sync.OnceValues(func() (string, error) {
 	build := exec.Command("go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", built, "./internal/readme")
 	build.Dir, build.Stderr, build.Stdout = module, os.Stderr, os.Stderr
 	return built, build.Run()
-})
+}
 
 // The README's program ends soon after SIGTERM, whatever it waits for.
 func TestReadmesProgramIsTerminated(t *testing.T) {
-	program, err := readmeProgram()
-	t.Cleanup(func() { _ = os.RemoveAll(filepath.Dir(program)) })
+	program, err := readmeProgram(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
