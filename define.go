@@ -13,7 +13,7 @@ import (
 // It is a value: make it once with Define, and share it.
 type Definition[A any] struct {
 	function string
-	opts []CreateOption
+	opts     []CreateOption
 }
 
 // Define names a function whose arguments are A, a struct with JSON tags or Args. The options apply to each Create,

@@ -146,7 +146,7 @@ func (h handle) inTxOrSavepoint(f func(handle) error) error {
 		return err
 	}
 	committer := tx.(gorm.TxCommitter)
-	defer committer.Rollback()
+	defer func() { _ = h.store.Dialect.End(h.ctx, committer.Rollback) }()
 	h.conn, h.inTx = tx, true
 	if err := h.begin(); err != nil {
 		return err
@@ -154,7 +154,7 @@ func (h handle) inTxOrSavepoint(f func(handle) error) error {
 	if err := f(h); err != nil {
 		return err
 	}
-	return committer.Commit()
+	return h.store.Dialect.End(h.ctx, committer.Commit)
 }
 
 // begin readies the caller's transaction for reads that are followed by writes.
@@ -180,7 +180,10 @@ func (h handle) savepoint(f func(handle) error) (err error) {
 		if finished && err == nil {
 			return
 		}
-		ctx := context.WithoutCancel(h.ctx)
+		// Also after the context's end, for the transaction is to stay usable; but the database may
+		// not answer.
+		ctx, cancel := dialect.Outlive(h.ctx)
+		defer cancel()
 		if _, undo := h.conn.ExecContext(ctx, "ROLLBACK TO SAVEPOINT "+savepointName); undo != nil {
 			err = errors.Join(err, fmt.Errorf("roll back to savepoint: %w", undo))
 			return

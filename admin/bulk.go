@@ -158,10 +158,7 @@ func (q *request) partly(res *result, err error) error {
 // batch changes some tasks in one transaction; those that do not allow it are skipped.
 func (q *request) batch(ctx context.Context, b bulk, part []pick, res *result) error {
 	changed, left := 0, []skipped{}
-	err := q.s.conn(ctx).Transaction(func(tx *gorm.DB) error {
-		if err := q.s.d.Begin(ctx, tx.Statement.ConnPool); err != nil {
-			return err
-		}
+	err := q.s.inTx(ctx, func(tx *gorm.DB) error {
 		for _, p := range part {
 			_, err := q.s.applyIn(ctx, tx, q.actor, change{action: b.action, id: p.ID, version: p.Version, at: b.at, reason: b.reason})
 			if err == nil {

@@ -42,10 +42,7 @@ func checkReason(s string) error {
 
 // apply changes one task and writes the audit, in one transaction. It returns the new task's id, of a re-run.
 func (s *site) apply(ctx context.Context, actor Actor, c change) (id string, err error) {
-	err = s.conn(ctx).Transaction(func(tx *gorm.DB) error {
-		if err := s.d.Begin(ctx, tx.Statement.ConnPool); err != nil {
-			return err
-		}
+	err = s.inTx(ctx, func(tx *gorm.DB) (err error) {
 		id, err = s.applyIn(ctx, tx, actor, c)
 		return err
 	})
@@ -53,6 +50,23 @@ func (s *site) apply(ctx context.Context, actor Actor, c change) (id string, err
 		s.forget()
 	}
 	return id, err
+}
+
+// inTx runs f in a transaction that reads before it writes.
+func (s *site) inTx(ctx context.Context, f func(*gorm.DB) error) error {
+	tx := s.conn(ctx).Begin()
+	if tx.Error != nil {
+		return tx.Error
+	}
+	ends := tx.Statement.ConnPool.(gorm.TxCommitter)
+	defer func() { _ = s.d.End(ctx, ends.Rollback) }() // of what has been committed nothing is left
+	if err := s.d.Begin(ctx, tx.Statement.ConnPool); err != nil {
+		return err
+	}
+	if err := f(tx); err != nil {
+		return err
+	}
+	return s.d.End(ctx, ends.Commit)
 }
 
 // applyIn does it in a transaction that stays usable when the task does not allow it.

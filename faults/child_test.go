@@ -81,17 +81,24 @@ func die() {
 // child is a process that plays a role.
 type child struct {
 	*exec.Cmd
-	input io.Writer
-	lines chan string
-	ended chan struct{}
+	input      io.Writer
+	lines      chan string
+	complaints strings.Builder // to be read when it has ended
+	ended      chan struct{}
 }
 
 func spawn(t testing.TB, d database, dsn, role, param string) *child {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleEnv+"="+role, databaseEnv+"="+d.name, dsnEnv+"="+dsn, paramEnv+"="+param)
-	var complaints strings.Builder
-	cmd.Stderr = &complaints
+	return startChild(t, cmd, role+" "+param)
+}
+
+// startChild starts a program, which is killed when the test ends.
+func startChild(t testing.TB, cmd *exec.Cmd, name string) *child {
+	t.Helper()
+	c := &child{Cmd: cmd, lines: make(chan string, 10_000), ended: make(chan struct{})}
+	cmd.Stderr = &c.complaints
 	input, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +110,7 @@ func spawn(t testing.TB, d database, dsn, role, param string) *child {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	c := &child{Cmd: cmd, input: input, lines: make(chan string, 10_000), ended: make(chan struct{})}
+	c.input = input
 	go func() {
 		for s := bufio.NewScanner(output); s.Scan(); {
 			c.lines <- s.Text()
@@ -116,7 +123,7 @@ func spawn(t testing.TB, d database, dsn, role, param string) *child {
 		c.signal(t, syscall.SIGKILL)
 		c.wait()
 		if t.Failed() {
-			t.Logf("child %s %s: %v\n%.4000s", role, param, c.ProcessState, complaints.String())
+			t.Logf("child %s: %v\n%.4000s", name, c.ProcessState, c.complaints.String())
 		}
 	})
 	return c

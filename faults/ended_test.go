@@ -3,9 +3,11 @@ package faults_test
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,8 +17,10 @@ import (
 )
 
 // soon is how long after its context a call may return: SQLite's busy timeout is five seconds, and
-// a dispatcher that has registered takes its leave of the database.
-const soon = 8 * time.Second
+// a dispatcher that has registered waits up to five more to remove its process row.
+const soon = 12 * time.Second
+
+var definition = outbox.Define[outbox.Args]("defined")
 
 // Every call that takes a context returns soon after the context ends, also when the database does not
 // answer: without a free connection, from a server that accepts and says nothing, from a locked file.
@@ -29,19 +33,43 @@ func TestCallReturnsSoonAfterItsContext(t *testing.T) {
 				dsn := d.dsn(t)
 				through, begin := stall(t, dsn)
 				db := d.open(t, through, nil)
-				p := install(t, db, quick(idle), func(p *outbox.Plugin) { p.Handle("ordinary", func(context.Context) error { return nil }) })
+				p := install(t, db, quick(idle), func(p *outbox.Plugin) {
+					p.Handle("ordinary", fine)
+					definition.Handle(p, func(context.Context, outbox.Args) error { return nil })
+				})
 				waiting, past := create(t, db, "ordinary", nil, outbox.StartAfter(time.Hour)), create(t, db, "ordinary", nil)
 				if _, err := p.RunDue(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 				other := d.open(t, through, nil) // a pool and plugin of its own, which the stall meets while it runs
-				running := install(t, other, quick(idle), func(p *outbox.Plugin) { p.Handle("ordinary", func(context.Context) error { return nil }) })
+				running := install(t, other, quick(idle), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
 				runs, stop := context.WithCancel(t.Context())
 				defer stop()
 				ran := make(chan error, 1)
 				go func() { ran <- running.Run(runs) }()
 				eventually(t, "it runs", func() bool { return count(t, db, &outbox.ProcessModel{}) > 0 })
-				begin(pool(t, db), pool(t, other))
+				inTurn := d.open(t, through, nil) // another, whose handler runs when the stall begins
+				started := make(chan struct{}, 1)
+				due := install(t, inTurn, quick(func(o *outbox.Options) {
+					o.Queues, o.ShutdownGrace, o.CancelGrace = []string{"turn"}, 200*time.Millisecond, 200*time.Millisecond
+					o.Heartbeat, o.HeartbeatLimit = time.Second, 6*time.Second
+				}), func(p *outbox.Plugin) {
+					p.Handle("waits", func(ctx context.Context) error { started <- struct{}{}; <-ctx.Done(); return nil })
+				})
+				create(t, inTurn, "waits", nil, outbox.Queue("turn"))
+				runsDue, stopDue := context.WithCancel(t.Context())
+				defer stopDue()
+				ranDue := make(chan error, 1)
+				go func() { _, err := due.RunDue(runsDue); ranDue <- err }()
+				receive(t, started)
+				late := d.open(t, through, nil) // its plugin has not met a database that answers
+				begin(pool(t, db), pool(t, other), pool(t, inTurn), pool(t, late))
+				first := time.Now()
+				unplaced := outbox.New(quick(idle))
+				unplaced.Handle("ordinary", fine)
+				if err := late.Use(unplaced); err != nil || time.Since(first) > soon {
+					t.Errorf("Use: %v, after %v", err, time.Since(first))
+				}
 
 				calls := map[string]func(context.Context) error{
 					"Migrate": p.Migrate,
@@ -51,6 +79,18 @@ func TestCallReturnsSoonAfterItsContext(t *testing.T) {
 						<-ctx.Done()
 						stop()
 						return <-ran
+					},
+					"RunDue, whose handler runs": func(ctx context.Context) error {
+						<-ctx.Done()
+						stopDue()
+						return <-ranDue
+					},
+					"Migrate, the first call": unplaced.Migrate,
+					"Run, the first call":     unplaced.Run,
+					"RunDue, the first call":  func(ctx context.Context) error { _, err := unplaced.RunDue(ctx); return err },
+					"Create, the first call": func(ctx context.Context) error {
+						_, err := outbox.Create(late.WithContext(ctx), "ordinary", nil)
+						return err
 					},
 				}
 				handle := func(name string, call func(*gorm.DB) error) {
@@ -65,38 +105,172 @@ func TestCallReturnsSoonAfterItsContext(t *testing.T) {
 					_, err := outbox.CreateBatch(db, outbox.NewTask{Func: "ordinary"}, outbox.NewTask{Func: "ordinary"})
 					return err
 				})
+				handle("Create of a Definition", func(db *gorm.DB) error { _, err := definition.Create(db, nil); return err })
+				handle("Create in a transaction", func(db *gorm.DB) error {
+					return db.Transaction(func(tx *gorm.DB) error { _, err := outbox.Create(tx, "ordinary", nil); return err })
+				})
 				handle("Cancel", func(db *gorm.DB) error { return outbox.Cancel(db, waiting.ID) })
 				handle("CancelKey", func(db *gorm.DB) error { _, err := outbox.CancelKey(db, "k"); return err })
 				handle("Reschedule", func(db *gorm.DB) error { return outbox.Reschedule(db, waiting.ID, time.Now()) })
 				handle("Rerun", func(db *gorm.DB) error { _, err := outbox.Rerun(db, past.ID); return err })
 				handle("Lookup", func(db *gorm.DB) error { _, _, err := outbox.Lookup(db, past.ID); return err })
 
-				ctx, cancel := context.WithCancel(t.Context())
-				over := make(chan string, len(calls))
-				for name, call := range calls {
-					go func() {
-						_ = call(ctx)
-						over <- name
-					}()
-				}
-				<-time.After(300 * time.Millisecond) // so that they wait
-				cancel()
-				begun, limit := time.Now(), time.After(soon)
-				for len(calls) > 0 {
-					select {
-					case name := <-over:
-						delete(calls, name)
-						if took := time.Since(begun); took > time.Second {
-							t.Logf("%s: %v", name, took.Round(100*time.Millisecond))
-						}
-					case <-limit:
-						t.Errorf("%v after their context these have not returned: %v", soon, slices.Sorted(maps.Keys(calls)))
-						return
-					}
-				}
+				returnSoon(t, calls)
 			})
 		}
 	})
+}
+
+// The same where the server falls silent in the middle of a call, at each of its statements.
+func TestCallReturnsSoonFromEachStatement(t *testing.T) {
+	calls := map[string]func(context.Context, *gorm.DB, *outbox.Plugin, ids) error{
+		"CreateBatch with a held key in another context's transaction": func(ctx context.Context, db *gorm.DB, _ *outbox.Plugin, _ ids) error {
+			tx := db.Begin() // whose end is the application's
+			held := []outbox.CreateOption{outbox.Key("held")}
+			_, err := outbox.CreateBatch(tx.WithContext(ctx), outbox.NewTask{Func: "ordinary"}, outbox.NewTask{Func: "ordinary", Options: held})
+			go tx.Rollback()
+			return err
+		},
+		"CreateBatch": func(ctx context.Context, db *gorm.DB, _ *outbox.Plugin, _ ids) error {
+			tasks := []outbox.NewTask{{Func: "ordinary"}, {Func: "ordinary"}}
+			_, err := outbox.CreateBatch(db.WithContext(ctx), tasks...)
+			return err
+		},
+		"CreateBatch with a held key": func(ctx context.Context, db *gorm.DB, _ *outbox.Plugin, _ ids) error {
+			held := []outbox.CreateOption{outbox.Key("held")}
+			_, err := outbox.CreateBatch(db.WithContext(ctx), outbox.NewTask{Func: "ordinary"}, outbox.NewTask{Func: "ordinary", Options: held})
+			return err
+		},
+		"Cancel": func(ctx context.Context, db *gorm.DB, _ *outbox.Plugin, id ids) error {
+			return outbox.Cancel(db.WithContext(ctx), id.waiting)
+		},
+		"CancelKey": func(ctx context.Context, db *gorm.DB, _ *outbox.Plugin, id ids) error {
+			return outbox.CancelKey(db.WithContext(ctx), "held")
+		},
+		"Reschedule": func(ctx context.Context, db *gorm.DB, _ *outbox.Plugin, id ids) error {
+			return outbox.Reschedule(db.WithContext(ctx), id.waiting, time.Now().Add(time.Hour))
+		},
+		"Rerun": func(ctx context.Context, db *gorm.DB, _ *outbox.Plugin, id ids) error {
+			_, err := outbox.Rerun(db.WithContext(ctx), id.past)
+			return err
+		},
+		"Migrate": func(ctx context.Context, _ *gorm.DB, p *outbox.Plugin, _ ids) error { return p.Migrate(ctx) },
+		"RunDue": func(ctx context.Context, _ *gorm.DB, p *outbox.Plugin, _ ids) error {
+			_, err := p.RunDue(ctx)
+			return err
+		},
+	}
+	servers(t, func(t *testing.T, d database, _ string) {
+		for name, call := range calls {
+			lanes := 1
+			if name == "RunDue" {
+				lanes = 4 // it has dozens of statements
+			}
+			for lane := range lanes {
+				t.Run(fmt.Sprint(name, " ", lane), func(t *testing.T) {
+					t.Parallel()
+					dsn := d.dsn(t)
+					plain := d.open(t, dsn, nil)
+					clock := time.Now() // stands still, so that RunDue meets what it has run
+					opts := quick(func(o *outbox.Options) {
+						o.Heartbeat, o.HeartbeatLimit, o.ShutdownGrace, o.CancelGrace = time.Second, 3*time.Second, time.Millisecond, time.Millisecond
+						o.Clock, o.Backoff = func() time.Time { return clock }, func(int) time.Duration { return 0 }
+					})
+					setup := func(p *outbox.Plugin) {
+						p.Handle("ordinary", fine)
+						p.Handle("again", func(context.Context) error { return errors.New("on purpose") })
+					}
+					p := install(t, plain, opts, setup)
+					foreign := strings.Contains(name, "another context's") // begins without ours
+					past := create(t, plain, "ordinary", nil).ID
+					if _, err := p.RunDue(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					for n := lane + 1; ; n += lanes {
+						plain.Exec("DELETE FROM outbox_tasks")
+						waiting := create(t, plain, "ordinary", nil, outbox.Key("held"), outbox.StartAfter(time.Hour)).ID
+						create(t, plain, "again", nil, outbox.MaxAttempts(9))
+						proxy, through := startProxy(t, d, dsn)
+						db := d.open(t, through, nil)
+						p := install(t, db, opts, setup)
+						fallen := make(chan string, 1)
+						seen := 0
+						proxy.set(func(statement string) action {
+							if own := foreign && (strings.Contains(statement, "TRANSACTION") || statement == "begin"); !own {
+								seen++
+							}
+							if seen != n {
+								return pass
+							}
+							proxy.mute = true
+							fallen <- statement
+							return hole
+						})
+						ctx, cancel := context.WithCancel(t.Context())
+						defer cancel()
+						over := make(chan error, 1)
+						go func() { over <- call(ctx, db, p, ids{waiting, past}) }()
+						var at string
+						select {
+						case at = <-fallen:
+						case <-over:
+							proxy.close()
+							if n == 1 {
+								t.Error("it has said nothing")
+							}
+							return
+						}
+						<-time.After(50 * time.Millisecond) // so that it waits
+						cancel()
+						begun := time.Now()
+						select {
+						case err := <-over:
+							if took := time.Since(begun); took > time.Second {
+								t.Logf("%.80q: %v: %v", at, took.Round(100*time.Millisecond), err)
+							}
+						case <-time.After(soon):
+							t.Errorf("silent from its statement %d on, %.80q, it has not returned %v after its context", n, at, soon)
+						}
+						proxy.close() // for the server: what it has locked is free then
+					}
+				})
+			}
+		}
+	})
+}
+
+type ids struct{ waiting, past string }
+
+// returnSoon lets calls wait, ends their context, and fails the test for those that stay.
+func returnSoon(t *testing.T, calls map[string]func(context.Context) error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	over := make(chan string, len(calls))
+	for name, call := range calls {
+		go func() {
+			defer func() { over <- name }() // also where a call ends its goroutine
+			if err := call(ctx); ctx.Err() == nil {
+				t.Logf("%s did not wait: %v", name, err)
+			}
+		}()
+	}
+	<-time.After(300 * time.Millisecond) // so that they wait
+	cancel()
+	begun, limit := time.Now(), time.After(soon)
+	waiting := maps.Clone(calls)
+	for len(waiting) > 0 {
+		select {
+		case name := <-over:
+			delete(waiting, name)
+			if took := time.Since(begun); took > time.Second {
+				t.Logf("%s: %v", name, took.Round(100*time.Millisecond))
+			}
+		case <-limit:
+			t.Errorf("%v after their context these have not returned: %v", soon, slices.Sorted(maps.Keys(waiting)))
+			return
+		}
+	}
 }
 
 func pool(t *testing.T, db *gorm.DB) *sql.DB {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/bridge"
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // RequireCreated ends the test unless an unfinished task with this path and these arguments is in the task table, and
@@ -75,20 +76,24 @@ func Drain(t testing.TB, plugin *outbox.Plugin) int {
 		t.Fatalf("testutil: drain: a transaction that created tasks is still open, and nothing of it runs before its commit: " +
 			"call Drain after the commit. A test that rolls everything back at its end can look at its tasks with RequireCreated, but not run them")
 	}
-	db = plain(t, db)
+	ctx, cancel := context.WithTimeout(t.Context(), drainLimit)
+	defer cancel()
+	db = plain(t, db).WithContext(ctx)
 	var before []string
 	if err := db.Model(&outbox.HistoryModel{}).Where("status = ?", outbox.StatusError).Pluck("id", &before).Error; err != nil {
 		t.Fatalf("testutil: drain: read history: %v", err)
 	}
 
-	ctx, cancel := context.WithTimeout(t.Context(), drainLimit)
-	defer cancel()
 	total := 0
 	for n := -1; n != 0 && err == nil; {
 		n, err = plugin.RunDue(ctx)
 		total += n
 	}
 
+	// What there is to tell is read after a minute too, from a database that answers.
+	telling, stop := dialect.Outlive(ctx)
+	defer stop()
+	db = db.WithContext(telling)
 	var failed []outbox.HistoryModel
 	if err := db.Where("status = ?", outbox.StatusError).Order("finished_at, id").Find(&failed).Error; err != nil {
 		t.Errorf("testutil: drain: read history: %v", err)

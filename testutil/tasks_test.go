@@ -293,6 +293,72 @@ func TestDrainGivesUp(t *testing.T) {
 	})
 }
 
+// Without a free connection the first thing that Drain reads waits for ever.
+func TestDrainEndsWithItsContext(t *testing.T) {
+	eachDB(t, func(t *testing.T, db *gorm.DB) {
+		p := install(t, db, testutil.NewClock(time.Now()), map[string]any{"ok": ok})
+		pool, err := db.DB()
+		if err != nil {
+			t.Fatal(err)
+		}
+		pool.SetMaxOpenConns(1)
+		held, err := pool.Conn(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer held.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		r, drained := &recorder{TB: t, ctx: ctx}, make(chan struct{})
+		go func() {
+			defer close(drained)
+			r.run(func(t testing.TB) { testutil.Drain(t, p) })
+		}()
+		select {
+		case <-drained:
+			contains(t, r.errors, "read history", "context deadline exceeded")
+		case <-time.After(30 * time.Second):
+			t.Error("it stays")
+		}
+	})
+}
+
+// The pool is taken while Drain runs: what it reads for its messages ends soon too.
+func TestDrainThatLosesItsConnections(t *testing.T) {
+	db := testdb.SQLite(t)
+	pool, err := db.DB()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	p := outbox.New(outbox.Options{
+		Heartbeat: time.Second, HeartbeatLimit: 3 * time.Second, ShutdownGrace: time.Millisecond, CancelGrace: time.Millisecond,
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	p.Handle("holds", func(context.Context) error {
+		pool.SetMaxOpenConns(1)
+		_, err := pool.Conn(t.Context()) // until the test ends
+		cancel()
+		return err
+	})
+	if err := errors.Join(db.Use(p), p.Migrate(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	create(t, db, "holds", nil)
+	r, drained := &recorder{TB: t, ctx: ctx}, make(chan struct{})
+	go func() {
+		defer close(drained)
+		r.run(func(t testing.TB) { testutil.Drain(t, p) })
+	}()
+	select {
+	case <-drained:
+		contains(t, r.errors, "not done after", "read history", "read tasks")
+	case <-time.After(30 * time.Second):
+		t.Error("it stays")
+	}
+}
+
 // recorder is a test whose failures are looked at.
 type recorder struct {
 	testing.TB

@@ -209,6 +209,10 @@ type Dialect interface {
 	Check(ctx context.Context, c Conn) error
 	// Isolation is the level of the library's own transactions, under which they lock no more than the rows they name.
 	Isolation() sql.IsolationLevel
+	// End runs the Commit or Rollback of a transaction, and returns soon after ctx has ended, which
+	// not every driver does. What the server did is not known then; the connection stays taken
+	// until the server answers or is lost.
+	End(ctx context.Context, end func() error) error
 	// Begin readies a transaction for reads that are followed by writes: it takes the write lock where a transaction that
 	// takes it later may be refused.
 	Begin(ctx context.Context, c Conn) error
@@ -388,13 +392,28 @@ func encode(v any) string {
 
 // RollBack is for a deferred call. A driver that panics may leave a transaction that waits for its statement for ever, so the
 // panic goes on without it.
-func RollBack(tx *sql.Tx) {
+func RollBack(ctx context.Context, d Dialect, tx *sql.Tx) {
 	if v := recover(); v != nil {
 		go tx.Rollback()
 		panic(v)
 	}
-	_ = tx.Rollback()
+	_ = d.End(ctx, tx.Rollback)
 }
+
+// Outlive is a context that ends soon after ctx, and not with it: for a statement whose effect is to
+// be known, on a database that may not answer.
+func Outlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
+	return longer, func() { stop(); cancel() }
+}
+
+// grace is for a reply that is under way when a context ends.
+const grace = 2 * time.Second
+
+// End leaves it to drivers that end a COMMIT with its transaction's context, and to files, which
+// are never silent.
+func (b *base) End(_ context.Context, end func() error) error { return end() }
 
 func each(rows *sql.Rows, err error, f func(Row) error) error {
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	_ "embed"
+	"errors"
 	"strings"
 	"sync"
 	"time"
@@ -218,11 +219,42 @@ func (m *mysql) begin(ctx context.Context, c Conn, f func(Conn) error) error {
 	if err != nil {
 		return err
 	}
-	defer RollBack(tx)
+	defer RollBack(ctx, m, tx)
 	if err := f(tx); err != nil {
 		return err
 	}
-	return tx.Commit()
+	return m.End(ctx, tx.Commit)
+}
+
+var errDriverExit = errors.New("the driver has ended its goroutine")
+
+// End leaves behind what gets no reply: the driver sends COMMIT and ROLLBACK without a context, and
+// database/sql waits for them.
+func (m *mysql) End(ctx context.Context, end func() error) error {
+	if ctx.Done() == nil {
+		return end()
+	}
+	type ended struct {
+		err      error
+		panicked any
+	}
+	done := make(chan ended, 1)
+	go func() {
+		e := ended{err: errDriverExit}
+		defer func() { e.panicked = recover(); done <- e }()
+		e.err = end()
+	}()
+	longer, cancel := Outlive(ctx)
+	defer cancel()
+	select {
+	case e := <-done:
+		if e.panicked != nil {
+			panic(e.panicked)
+		}
+		return e.err
+	case <-longer.Done():
+		return ctx.Err()
+	}
 }
 
 // in puts as many placeholders as there are values for <list>.

@@ -341,15 +341,12 @@ func (d *dispatcher) leave() {
 // farewellLimit bounds the last statements of a Run whose context has ended.
 const farewellLimit = 5 * time.Second
 
-// outlive is a context of a statement that the end of ctx does not cut short, for its effect is to
-// be known; but it ends soon after ctx, because the database may not answer at all.
+// outlive is dialect.Outlive with a limit.
 func outlive(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	longer, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(statementGrace, cancel) })
-	return longer, func() { stop(); cancel() }
+	longer, stop := dialect.Outlive(ctx)
+	limited, cancel := context.WithTimeout(longer, limit)
+	return limited, func() { cancel(); stop() }
 }
-
-const statementGrace = 2 * time.Second
 
 // untilReachable tries again while the database is busy, as when another process holds SQLite's
 // write lock. With stay it also tries again while the database cannot be reached.

@@ -18,7 +18,7 @@ func RunDue(ctx context.Context, cfg Config) (int, error) {
 		grace = 0
 	}
 	if len(d.held) > 0 {
-		limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), cfg.statementLimit())
+		limited, cancel := outlive(ctx, cfg.statementLimit())
 		_, back := d.store.Complete(limited, nil, d.held)
 		cancel()
 		err = errors.Join(err, back)

@@ -99,7 +99,7 @@ func (r *run) tryTransaction(args reflect.Value) txTry {
 	if err != nil {
 		return notBegun(err)
 	}
-	defer dialect.RollBack(tx)
+	defer dialect.RollBack(ctx, s.Dialect, tx)
 	if err := s.Dialect.Begin(ctx, tx); err != nil {
 		return notBegun(err)
 	}
@@ -128,7 +128,7 @@ func (r *run) tryTransaction(args reflect.Value) txTry {
 		}
 	}
 	if res.reason != ReasonNone {
-		tx.Rollback()
+		_ = s.Dialect.End(ctx, tx.Rollback)
 		try := rolledBack(r.judge(nil, res))
 		try.retry = res.reason == ReasonFailed && dialect.Classify(res.err) == dialect.Retry
 		if res.reason == ReasonFailed && dialect.ReadOnly(res.err) {
@@ -146,7 +146,7 @@ func (r *run) tryTransaction(args reflect.Value) txTry {
 		_, err = tx.ExecContext(ctx, "RELEASE SAVEPOINT "+runSavepoint)
 	}
 	if err != nil {
-		tx.Rollback()
+		_ = s.Dialect.End(ctx, tx.Rollback)
 		return rolledBack(r.notReleased(ctx, res, err))
 	}
 	res = r.judge(value, res)
@@ -161,7 +161,7 @@ func (r *run) tryTransaction(args reflect.Value) txTry {
 	if _, _, ok := r.state.on(onEnd); !ok {
 		return rolledBack(res) // given up: the transaction must not commit after another outcome was given
 	}
-	if err := tx.Commit(); err != nil {
+	if err := s.Dialect.End(ctx, tx.Commit); err != nil {
 		committed, away := false, false
 		if class := dialect.Classify(err); class == dialect.Lost || errors.Is(err, sql.ErrTxDone) {
 			committed, away = r.inDoubt(*t.outcome)

@@ -27,7 +27,8 @@ func (s *Store) Explain(err error) error {
 // Migrate creates or updates the tables in one transaction that excludes every other migration.
 func (s *Store) Migrate(ctx context.Context) error {
 	for try := 1; ; try++ {
-		err := s.migrateOnce(ctx)
+		// All of it: while a COMMIT waits for its reply, nothing else can be done on its connection.
+		err := s.Dialect.End(ctx, func() error { return s.migrateOnce(ctx) })
 		class := dialect.Classify(err)
 		if err == nil || class != dialect.Busy && class != dialect.Retry || try == 200 {
 			return err

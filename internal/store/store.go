@@ -91,11 +91,11 @@ func (s *Store) inTx(ctx context.Context, f func(*sql.Tx) error) (err error) {
 	if err != nil {
 		return err
 	}
-	defer dialect.RollBack(tx)
+	defer dialect.RollBack(ctx, s.Dialect, tx)
 	if err := f(tx); err != nil {
 		return err
 	}
-	return tx.Commit()
+	return s.Dialect.End(ctx, tx.Commit)
 }
 
 func (s *Store) query(ctx context.Context, c dialect.Conn, query string, params []any, each func(*sql.Rows) error) (err error) {
