@@ -145,7 +145,8 @@ func TestCallReturnsSoonFromEachStatement(t *testing.T) {
 			return outbox.Cancel(db.WithContext(ctx), id.waiting)
 		},
 		"CancelKey": func(ctx context.Context, db *gorm.DB, _ *outbox.Plugin, id ids) error {
-			return outbox.CancelKey(db.WithContext(ctx), "held")
+			_, err := outbox.CancelKey(db.WithContext(ctx), "held")
+			return err
 		},
 		"Reschedule": func(ctx context.Context, db *gorm.DB, _ *outbox.Plugin, id ids) error {
 			return outbox.Reschedule(db.WithContext(ctx), id.waiting, time.Now().Add(time.Hour))
