@@ -12,7 +12,7 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// claims counts probes, claims and those claims that begin at the head of a lane instead of where the last one ended.
+// claims counts probes, claims and those claims that begin at the head of a partition instead of where the last one ended.
 type claims struct {
 	dialect.Dialect
 	counts *claimCounts
@@ -27,16 +27,16 @@ func (c *claimCounts) add(p dialect.ClaimParams) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.all++
-	if len(p.Marks) == 0 {
+	if len(p.Cursors) == 0 {
 		c.atHeads++
 	}
 }
 
-func (c claims) Probe(ctx context.Context, conn dialect.Conn) ([]dialect.LaneState, error) {
+func (c claims) Poll(ctx context.Context, conn dialect.Conn) ([]dialect.PartitionState, error) {
 	c.counts.mu.Lock()
 	c.counts.probes++
 	c.counts.mu.Unlock()
-	return c.Dialect.Probe(ctx, conn)
+	return c.Dialect.Poll(ctx, conn)
 }
 
 func (c claims) Claim(ctx context.Context, conn dialect.Conn, p dialect.ClaimParams, each func(dialect.Row) error) error {
@@ -47,16 +47,16 @@ func (c claims) Claim(ctx context.Context, conn dialect.Conn, p dialect.ClaimPar
 // exchangingClaims are those of a database that can finish and claim in one statement.
 type exchangingClaims struct{ claims }
 
-func (c exchangingClaims) Exchange(ctx context.Context, conn dialect.Conn, rows []dialect.Outcome, p dialect.ClaimParams, each func(dialect.Row) error) ([]string, bool, error) {
+func (c exchangingClaims) CompleteAndClaim(ctx context.Context, conn dialect.Conn, rows []dialect.Outcome, p dialect.ClaimParams, each func(dialect.Row) error) ([]string, bool, error) {
 	c.counts.add(p)
-	return c.Dialect.(dialect.Exchanger).Exchange(ctx, conn, rows, p, each)
+	return c.Dialect.(dialect.Completer).CompleteAndClaim(ctx, conn, rows, p, each)
 }
 
-func (c exchangingClaims) Finish(ctx context.Context, conn dialect.Conn, rows []dialect.Outcome) ([]string, bool, error) {
-	return c.Dialect.(dialect.Exchanger).Finish(ctx, conn, rows)
+func (c exchangingClaims) Complete(ctx context.Context, conn dialect.Conn, rows []dialect.Outcome) ([]string, bool, error) {
+	return c.Dialect.(dialect.Completer).Complete(ctx, conn, rows)
 }
 
-// Behind a transaction that is left open a claim from the head of a lane walks over the dead rows of all earlier ones.
+// Behind a transaction that is left open a claim from the head of a partition walks over the dead rows of all earlier ones.
 func TestRefillsBeginWhereTheLastClaimEnded(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		const tasks, slots = 2000, 20
@@ -82,7 +82,7 @@ func TestRefillsBeginWhereTheLastClaimEnded(t *testing.T) {
 		}
 		counts := new(claimCounts)
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect {
-			if _, ok := d.(dialect.Exchanger); ok {
+			if _, ok := d.(dialect.Completer); ok {
 				return exchangingClaims{claims{d, counts}}
 			}
 			return claims{d, counts}

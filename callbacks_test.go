@@ -289,9 +289,9 @@ func (d panicky) reach(at string) {
 	}
 }
 
-func (d panicky) Probe(ctx context.Context, c dialect.Conn) ([]dialect.LaneState, error) {
+func (d panicky) Poll(ctx context.Context, c dialect.Conn) ([]dialect.PartitionState, error) {
 	d.reach("probe")
-	return d.Dialect.Probe(ctx, c)
+	return d.Dialect.Poll(ctx, c)
 }
 
 func (d panicky) Claim(ctx context.Context, c dialect.Conn, p dialect.ClaimParams, each func(dialect.Row) error) error {
@@ -309,9 +309,9 @@ func (d panicky) Requeue(ctx context.Context, c dialect.Conn, rows []dialect.Req
 	return d.Dialect.Requeue(ctx, c, rows)
 }
 
-func (d panicky) Park(ctx context.Context, c dialect.Conn, lanes []dialect.Lane, limit int) ([]string, error) {
+func (d panicky) Park(ctx context.Context, c dialect.Conn, partitions []dialect.Partition, limit int) ([]string, error) {
 	d.reach("park")
-	return d.Dialect.Park(ctx, c, lanes, limit)
+	return d.Dialect.Park(ctx, c, partitions, limit)
 }
 
 func (d panicky) Unpark(ctx context.Context, c dialect.Conn, funcs, queues []string, limit int) (int64, error) {

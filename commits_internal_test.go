@@ -51,10 +51,10 @@ func TestCreationsAreWatched(t *testing.T) {
 	p.commits.Activate()
 	defer p.commits.Deactivate()
 	ctx, cancel := context.WithCancel(t.Context())
-	woken, ended := make(chan []dialect.Lane, 1000), make(chan struct{})
+	woken, ended := make(chan []dialect.Partition, 1000), make(chan struct{})
 	go func() {
 		defer close(ended)
-		p.commits.Watch(ctx, func(lanes []dialect.Lane) { woken <- lanes })
+		p.commits.Watch(ctx, func(partitions []dialect.Partition) { woken <- partitions })
 	}()
 	defer func() { cancel(); <-ended }()
 	note := func(t *testing.T, tx *gorm.DB, opts ...CreateOption) *TaskModel {
@@ -65,7 +65,7 @@ func TestCreationsAreWatched(t *testing.T) {
 		return task
 	}
 	// expect waits for a wake-up in these partitions, past those of earlier tasks.
-	expect := func(t *testing.T, want ...dialect.Lane) {
+	expect := func(t *testing.T, want ...dialect.Partition) {
 		t.Helper()
 		for limit := time.After(30 * time.Second); ; {
 			select {
@@ -89,8 +89,8 @@ func TestCreationsAreWatched(t *testing.T) {
 				t.Error("the transaction is not watched")
 			}
 			select {
-			case lanes := <-woken:
-				if slices.Contains(lanes, dialect.Lane{Queue: kind, Priority: 1}) {
+			case partitions := <-woken:
+				if slices.Contains(partitions, dialect.Partition{Queue: kind, Priority: 1}) {
 					t.Error("woken before the commit")
 				}
 			case <-time.After(20 * time.Millisecond):
@@ -98,7 +98,7 @@ func TestCreationsAreWatched(t *testing.T) {
 			if err := tx.Commit().Error; err != nil {
 				t.Fatal(err)
 			}
-			expect(t, dialect.Lane{Queue: kind, Priority: 1})
+			expect(t, dialect.Partition{Queue: kind, Priority: 1})
 		})
 	}
 	t.Run("rescheduled, so the partition is not known", func(t *testing.T) {

@@ -346,14 +346,14 @@ func (h handle) wake(due []*TaskModel) {
 
 // partitionsOf yields the ids of tasks and where they wait, which is not known of a task that was
 // only rescheduled.
-func partitionsOf(tasks []*TaskModel) iter.Seq2[string, dialect.Lane] {
-	return func(yield func(string, dialect.Lane) bool) {
+func partitionsOf(tasks []*TaskModel) iter.Seq2[string, dialect.Partition] {
+	return func(yield func(string, dialect.Partition) bool) {
 		for _, t := range tasks {
-			var lane dialect.Lane
+			var partition dialect.Partition
 			if t.Queue != "" {
-				lane = dialect.Lane{Queue: t.Queue, Priority: t.Priority}
+				partition = dialect.Partition{Queue: t.Queue, Priority: t.Priority}
 			}
-			if !yield(t.ID, lane) {
+			if !yield(t.ID, partition) {
 				return
 			}
 		}

@@ -20,7 +20,7 @@ import (
 
 var (
 	fenceNow  = time.Now().UTC().Truncate(time.Second)
-	fenceLane = []dialect.Lane{{Queue: "default", Priority: 2}}
+	fenceLane = []dialect.Partition{{Queue: "default", Priority: 2}}
 )
 
 // fenceRows are rows of every kind: a state, a function, a queue, a priority, due or not, of a live process, of a dead one
@@ -96,14 +96,14 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 	ctx := context.Background()
 	claim := func(process string, limit int, repeatable ...string) func(dialect.Dialect, *sql.Tx, map[string]outbox.TaskModel) error {
 		return func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			return d.Claim(ctx, tx, dialect.ClaimParams{Process: process, Lanes: fenceLane, Funcs: []string{"mine"}, Repeatable: repeatable, Limit: limit},
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: process, Partitions: fenceLane, Funcs: []string{"mine"}, Repeatable: repeatable, Limit: limit},
 				func(dialect.Row) error { return nil })
 		}
 	}
 	claimShare := func(share int) func(dialect.Dialect, *sql.Tx, map[string]outbox.TaskModel) error {
 		return func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			lanes := append([]dialect.Lane{{Queue: "default", Priority: 1}}, fenceLane...)
-			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Lanes: lanes, Funcs: []string{"mine"}, Limit: 1000, Share: share},
+			partitions := append([]dialect.Partition{{Queue: "default", Priority: 1}}, fenceLane...)
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: partitions, Funcs: []string{"mine"}, Limit: 1000, Share: share},
 				func(dialect.Row) error { return nil })
 		}
 	}
@@ -160,11 +160,11 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 		{"claim up to a share", claimShare(2), inBothLanes, claimed(false), 4}, // of three in each of two
 		{"claim the first of each", claimShare(1), inBothLanes, claimed(false), 2},
 		{"claim with many functions", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Lanes: fenceLane, Funcs: append(many, "mine"), Limit: 1000},
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: fenceLane, Funcs: append(many, "mine"), Limit: 1000},
 				func(dialect.Row) error { return nil })
 		}, claimable, claimed(false), 0},
 		{"claim with many functions as repeatable", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Lanes: fenceLane, Funcs: append(many, "mine"),
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: fenceLane, Funcs: append(many, "mine"),
 				Repeatable: append(many, "mine"), Limit: 1000}, func(dialect.Row) error { return nil })
 		}, claimable, claimed(true), 0},
 		{"claim by a process without a row", claim("dead", 1000), func(outbox.TaskModel) bool { return false }, claimed(false), 0},
@@ -207,7 +207,7 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 				return is.State == outbox.StatePending && is.ProcessID == nil && is.StartedAt == nil && !is.RunAt.Before(fenceNow.Add(time.Second))
 			}, 0},
 		{"park", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			_, err := d.Park(ctx, tx, append(fenceLane, dialect.Lane{Queue: "mail", Priority: 1}), 1000)
+			_, err := d.Park(ctx, tx, append(fenceLane, dialect.Partition{Queue: "mail", Priority: 1}), 1000)
 			return err
 		}, func(m outbox.TaskModel) bool {
 			served := m.Func == "mine" || m.Func == "theirs" && m.Queue == "mail"

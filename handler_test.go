@@ -321,7 +321,7 @@ func TestBadRowHarmsOnlyItself(t *testing.T) {
 		for name, id := range bad {
 			t.Run(name, func(t *testing.T) {
 				if name == "garbage in priority" || name == "bytes as the queue" {
-					return // it is in no lane that could be claimed, and waits for a repair
+					return // it is in no partition that could be claimed, and waits for a repair
 				}
 				var status, reason string
 				eventually(t, "the bad row ends", func() bool {

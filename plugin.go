@@ -118,7 +118,7 @@ type Plugin struct {
 	err      error // bad options, reported by Initialize
 	registry registry
 	log      *slog.Logger
-	commits  commitwatch.Watcher[dialect.Lane]
+	commits  commitwatch.Watcher[dialect.Partition]
 	running  atomic.Bool
 
 	wakersFail []atomic.Bool // by Waker: its Created has failed last, and that has been logged

@@ -89,7 +89,7 @@ func (s *site) listFunctions(ctx context.Context, processes []process) ([]functi
 	return list, nil
 }
 
-// unfinished counts the tasks of a state by function: of those that wait the first of each lane, maxCount in all.
+// unfinished counts the tasks of a state by function: of those that wait the first of each partition, maxCount in all.
 func (s *site) unfinished(ctx context.Context, state outbox.State) (map[string]int, error) {
 	switch state {
 	case outbox.StateParked:
@@ -98,14 +98,14 @@ func (s *site) unfinished(ctx context.Context, state outbox.State) (map[string]i
 		counts, err := s.byFunc(ctx, s.read(ctx).Where("state = 'running' AND process_id > ''").Limit(maxCount))
 		return sum(nil, counts), err
 	}
-	lanes, err := s.d.Probe(ctx, s.db.Statement.ConnPool)
+	partitions, err := s.d.Poll(ctx, s.db.Statement.ConnPool)
 	if err != nil {
 		return nil, err
 	}
 	total := map[string]int{}
-	for _, l := range lanes {
+	for _, l := range partitions {
 		counts, err := s.byFunc(ctx, s.read(ctx).Where("state = 'pending' AND queue = ? AND priority = ?", l.Queue, l.Priority).
-			Order("run_at").Limit(max(1, maxCount/len(lanes))))
+			Order("run_at").Limit(max(1, maxCount/len(partitions))))
 		if err != nil {
 			return nil, err
 		}

@@ -58,7 +58,7 @@ type source struct {
 	desc    bool
 }
 
-// sources of a state. Waiting tasks come lane by lane, because that is how the index has them in the order of start.
+// sources of a state. Waiting tasks come partition by partition, because that is how the index has them in the order of start.
 func (s *site) sources(ctx context.Context, f filter, at time.Time) ([]source, error) {
 	tasks := func(where ...string) source {
 		return source{model: &outbox.TaskModel{}, columns: ofTasks, where: where, order: "id", desc: true}
@@ -80,7 +80,7 @@ func (s *site) sources(ctx context.Context, f filter, at time.Time) ([]source, e
 	case cancelled:
 		return []source{history("status = 'cancelled'")}, nil
 	case pending, scheduled:
-		lanes, err := s.d.Probe(ctx, s.db.Statement.ConnPool)
+		partitions, err := s.d.Poll(ctx, s.db.Statement.ConnPool)
 		if err != nil {
 			return nil, err
 		}
@@ -89,7 +89,7 @@ func (s *site) sources(ctx context.Context, f filter, at time.Time) ([]source, e
 			comparison = "run_at > " + s.d.Instant()
 		}
 		var list []source
-		for _, l := range lanes {
+		for _, l := range partitions {
 			if f.Queue != "" && l.Queue != f.Queue {
 				continue
 			}

@@ -97,7 +97,7 @@ func (s *site) scan(tx *gorm.DB, marks *[]mark) error {
 	return errors.Join(rows.Err(), rows.Close())
 }
 
-// walk reads all that a filter finds, some rows at a time: table by table and lane by lane, each in the order of its index,
+// walk reads all that a filter finds, some rows at a time: table by table and partition by partition, each in the order of its index,
 // and of each task only what a change needs.
 func (s *site) walk(ctx context.Context, f filter, at time.Time, size int) iter.Seq2[[]row, error] {
 	return func(yield func([]row, error) bool) {

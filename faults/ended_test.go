@@ -163,12 +163,12 @@ func TestCallReturnsSoonFromEachStatement(t *testing.T) {
 	}
 	servers(t, func(t *testing.T, d database, _ string) {
 		for name, call := range calls {
-			lanes := 1
+			partitions := 1
 			if name == "RunDue" {
-				lanes = 4 // it has dozens of statements
+				partitions = 4 // it has dozens of statements
 			}
-			for lane := range lanes {
-				t.Run(fmt.Sprint(name, " ", lane), func(t *testing.T) {
+			for partition := range partitions {
+				t.Run(fmt.Sprint(name, " ", partition), func(t *testing.T) {
 					t.Parallel()
 					dsn := d.dsn(t)
 					plain := d.open(t, dsn, nil)
@@ -187,7 +187,7 @@ func TestCallReturnsSoonFromEachStatement(t *testing.T) {
 					if _, err := p.RunDue(t.Context()); err != nil {
 						t.Fatal(err)
 					}
-					for n := lane + 1; ; n += lanes {
+					for n := partition + 1; ; n += partitions {
 						plain.Exec("DELETE FROM outbox_tasks")
 						waiting := create(t, plain, "ordinary", nil, outbox.Key("held"), outbox.StartAfter(time.Hour)).ID
 						create(t, plain, "again", nil, outbox.MaxAttempts(9))

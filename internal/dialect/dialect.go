@@ -48,28 +48,28 @@ func (n Names) place(table string) (schema, bare string) {
 	return n.Schema, table
 }
 
-// Lane is one queue at one priority: what the claim's index holds in the order of run_at.
-type Lane struct {
+// Partition is one queue at one priority: what the claim's index holds in the order of run_at.
+type Partition struct {
 	Queue    string `json:"queue"`
 	Priority int    `json:"priority"`
 }
 
-// Mark is a place in a lane: a task's start time and, among equals, its id.
-type Mark struct {
+// Cursor is a place in a partition: a task's start time and, among equals, its id.
+type Cursor struct {
 	RunAt time.Time
 	ID    string
 }
 
-// Before reports whether m comes earlier in the lane.
-func (m Mark) Before(o Mark) bool {
+// Before reports whether m comes earlier in the partition.
+func (m Cursor) Before(o Cursor) bool {
 	return m.RunAt.Before(o.RunAt) || m.RunAt.Equal(o.RunAt) && m.ID < o.ID
 }
 
-// LaneState is what a probe found in a lane.
-type LaneState struct {
-	Lane
+// PartitionState is what a probe found in a partition.
+type PartitionState struct {
+	Partition
 	Due  bool          // something is due
-	Next time.Duration // until the lane's next task that is not due yet; negative when there is none
+	Next time.Duration // until the partition's next task that is not due yet; negative when there is none
 }
 
 // NewRow is a task to insert. What most tasks leave empty is left out of the parameter.
@@ -116,19 +116,19 @@ type Requeued struct {
 // ClaimParams says who claims what.
 type ClaimParams struct {
 	Process    string
-	Lanes      []Lane   // in the order of preference
-	Funcs      []string // only tasks of these functions
-	Repeatable []string // those of Funcs whose interrupted runs may be run again
-	Limit      int      // at most so many rows
-	Share      int      // limit of rows from each lane; 0 means Limit
-	Until      string   // only rows due at this time, as Time formats it; empty means now
+	Partitions []Partition // in the order of preference
+	Funcs      []string    // only tasks of these functions
+	Repeatable []string    // those of Funcs whose interrupted runs may be run again
+	Limit      int         // at most so many rows
+	Share      int         // limit of rows from each partition; 0 means Limit
+	Until      string      // only rows due at this time, as Time formats it; empty means now
 
-	// Marks are where to begin in a lane. A database in which a scan has to walk over the entries of rows that are gone, as
+	// Cursors are where to begin in a partition. A database in which a scan has to walk over the entries of rows that are gone, as
 	// long as some transaction may see them, takes only rows behind the mark; another may ignore it.
-	Marks map[Lane]Mark
+	Cursors map[Partition]Cursor
 }
 
-// share is how many rows of a lane may be claimed when so many are left.
+// share is how many rows of a partition may be claimed when so many are left.
 func (p ClaimParams) share(left int) int {
 	if p.Share > 0 {
 		return min(p.Share, left)
@@ -136,24 +136,24 @@ func (p ClaimParams) share(left int) int {
 	return left
 }
 
-// markedLane is a lane with its mark as a parameter.
-type markedLane struct {
-	Lane
+// partitionCursor is a partition with its mark as a parameter.
+type partitionCursor struct {
+	Partition
 	RunAt *string `json:"run_at"`
 	ID    string  `json:"id"`
 }
 
-// marked are the lanes with their marks; head is the start time where there is none.
-func (p ClaimParams) marked(format func(time.Time) string, head *string) []markedLane {
-	lanes := make([]markedLane, len(p.Lanes))
-	for i, l := range p.Lanes {
-		lanes[i] = markedLane{Lane: l, RunAt: head}
-		if m, ok := p.Marks[l]; ok {
+// marked are the partitions with their marks; head is the start time where there is none.
+func (p ClaimParams) marked(format func(time.Time) string, head *string) []partitionCursor {
+	partitions := make([]partitionCursor, len(p.Partitions))
+	for i, l := range p.Partitions {
+		partitions[i] = partitionCursor{Partition: l, RunAt: head}
+		if m, ok := p.Cursors[l]; ok {
 			at := format(m.RunAt)
-			lanes[i].RunAt, lanes[i].ID = &at, m.ID
+			partitions[i].RunAt, partitions[i].ID = &at, m.ID
 		}
 	}
-	return lanes
+	return partitions
 }
 
 // From says in which states a row may be for Move to take it.
@@ -189,14 +189,14 @@ type Dialect interface {
 	Rebind(query string) string
 
 	Insert(ctx context.Context, c Conn, rows []NewRow, each func(Row) error) error
-	Probe(ctx context.Context, c Conn) ([]LaneState, error)
+	Poll(ctx context.Context, c Conn) ([]PartitionState, error)
 	Clock(ctx context.Context, c Conn) (string, error)
 	Claim(ctx context.Context, c Conn, p ClaimParams, each func(Row) error) error
 	// Move takes rows from tasks to history and returns the ids that the fence let through. An id that history has
 	// already, as after a restored backup, only leaves the task table.
 	Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error)
 	Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error)
-	Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]string, error)
+	Park(ctx context.Context, c Conn, partitions []Partition, limit int) ([]string, error)
 	Unpark(ctx context.Context, c Conn, funcs, queues []string, limit int) (int64, error)
 	Orphans(ctx context.Context, c Conn, limit int, each func(Row) error) error
 	Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error)
@@ -238,12 +238,12 @@ type Dialect interface {
 	Schema() []string
 }
 
-// Exchanger is a Dialect that can do in one statement what Move from running and Claim do: all of it or nothing. All says that
-// every task was moved; then their ids are not listed. Finish is Move from running that tells the same. An id that history has
+// Completer is a Dialect that can do in one statement what Move from running and Claim do: all of it or nothing. All says that
+// every task was moved; then their ids are not listed. Complete is Move from running that tells the same. An id that history has
 // already is an error of both, and nothing is done.
-type Exchanger interface {
-	Exchange(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(Row) error) (moved []string, all bool, err error)
-	Finish(ctx context.Context, c Conn, rows []Outcome) (moved []string, all bool, err error)
+type Completer interface {
+	CompleteAndClaim(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(Row) error) (moved []string, all bool, err error)
+	Complete(ctx context.Context, c Conn, rows []Outcome) (moved []string, all bool, err error)
 }
 
 // Version is the schema's version. Migrate takes older tables to it; Run refuses any other.
@@ -441,10 +441,10 @@ func texts(rows *sql.Rows, err error) ([]string, error) {
 	return out, err
 }
 
-func laneStates(rows *sql.Rows, err error) ([]LaneState, error) {
-	var out []LaneState
+func partitionStates(rows *sql.Rows, err error) ([]PartitionState, error) {
+	var out []PartitionState
 	err = each(rows, err, func(r Row) error {
-		var l LaneState
+		var l PartitionState
 		var next sql.NullInt64
 		var priority any
 		if err := r.Scan(&l.Queue, &priority, &l.Due, &next); err != nil {

@@ -20,7 +20,7 @@ var mysqlSchema string
 // they are changed, and in READ COMMITTED, where only they are locked and no gap keeps an insert waiting.
 type mysql struct {
 	base
-	instants, insert, probe, probeNext, lane, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, dropRunning,
+	instants, insert, probe, probeNext, partition, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, dropRunning,
 	dropWaiting, queueBetween, queueBehind, firsts, requeue, processes, head, heads, park, unparkable, parked, unpark, orphans, orphaned, prunable, prune string
 
 	polling sync.Mutex
@@ -68,7 +68,7 @@ UNION ALL
 	const queue = "SELECT queue FROM {tasks} FORCE INDEX ({tasks.claim}) WHERE state = 'pending'"
 	m.queueBehind = m.render(queue + " AND queue > ? ORDER BY queue LIMIT 1")
 	m.queueBetween = m.render("(" + queue + "<bounds> AND queue NOT IN (?" + strings.Repeat(", ?", queuesInPart-1) + ") LIMIT 1)")
-	// In the order of the whole index, because MySQL would read and sort all of a lane for the order of run_at. The limit keeps
+	// In the order of the whole index, because MySQL would read and sort all of a partition for the order of run_at. The limit keeps
 	// the servers from putting the inner query into the outer one three times.
 	m.firsts = m.render(`
 SELECT queue, priority, head <= {now}, IF(head > {now}, TIMESTAMPDIFF(MICROSECOND, {now}, head), NULL)
@@ -83,7 +83,7 @@ FROM (
 ) h WHERE head IS NOT NULL`)
 	// The rows are read as the claim will leave them. Tasks that are running or parked are found by this index too: others,
 	// which here would have all rows and not only those, cost a third of a claim.
-	m.lane = m.render(`
+	m.partition = m.render(`
 SELECT id, func, args, {key}, queue, priority, run_at, 'running', attempt + 1, uncounted, crashes, max_attempts, timeout_ms,
 	func IN (<repeatable>), version + 1, ?, rerun_of, errors, meta, created_at, {now}
 FROM {tasks} FORCE INDEX ({tasks.claim})

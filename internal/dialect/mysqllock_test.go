@@ -45,18 +45,18 @@ func locksOnlyTheRowsOfAStatement(t *testing.T, dsn string) {
 	for _, p := range []string{"p", "q"} {
 		exec(`INSERT INTO processes (id, host, pid, functions, slots, started_at, beat_at, beats) VALUES (?, 'h', 1, '["a.b"]', 1, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), 1)`, p)
 	}
-	lane := dialect.Lane{Queue: "default", Priority: 2}
+	partition := dialect.Partition{Queue: "default", Priority: 2}
 	rows := func(prefix, path string, n int, ago time.Duration) (list []dialect.NewRow) {
 		at := d.Time(time.Now().Add(-ago))
 		for i := range n {
-			list = append(list, dialect.NewRow{ID: fmt.Sprintf("%s-%03d", prefix, i), Func: path, Args: "{}", Queue: lane.Queue,
-				Priority: lane.Priority, At: &at, MaxAttempts: 1})
+			list = append(list, dialect.NewRow{ID: fmt.Sprintf("%s-%03d", prefix, i), Func: path, Args: "{}", Queue: partition.Queue,
+				Priority: partition.Priority, At: &at, MaxAttempts: 1})
 		}
 		return list
 	}
 	insert := func(c dialect.Conn, list []dialect.NewRow) error { return d.Insert(t.Context(), c, list, none) }
 	claim := func(c dialect.Conn, process string, limit int) (ids []string, err error) {
-		err = d.Claim(t.Context(), c, dialect.ClaimParams{Process: process, Lanes: []dialect.Lane{lane}, Funcs: []string{"a.b"}, Limit: limit},
+		err = d.Claim(t.Context(), c, dialect.ClaimParams{Process: process, Partitions: []dialect.Partition{partition}, Funcs: []string{"a.b"}, Limit: limit},
 			func(r dialect.Row) error {
 				dest := make([]any, len(dialect.Columns))
 				var id string
@@ -108,7 +108,7 @@ func locksOnlyTheRowsOfAStatement(t *testing.T, dsn string) {
 			return len(ids), err
 		}},
 		{"parking", func(ctx context.Context, c dialect.Conn, _ []string) (int, error) {
-			funcs, err := d.Park(ctx, c, []dialect.Lane{lane}, 100)
+			funcs, err := d.Park(ctx, c, []dialect.Partition{partition}, 100)
 			return len(funcs), err
 		}},
 		{"a take-over", func(ctx context.Context, c dialect.Conn, _ []string) (n int, err error) {
@@ -165,7 +165,7 @@ func locksOnlyTheRowsOfAStatement(t *testing.T, dsn string) {
 				}
 			}
 			exec("UPDATE processes SET beats = beats + 1") // neither does its own heartbeat wait
-			if _, err := d.Probe(t.Context(), db); err != nil {
+			if _, err := d.Poll(t.Context(), db); err != nil {
 				t.Errorf("a probe: %v", err)
 			}
 			if c.name == "a take-over" || c.name == "pruning" || c.name == "a cancellation" || c.name == "parking" {

@@ -26,14 +26,14 @@ const (
 	partsInStatement = 100
 )
 
-func (m *mysql) Probe(ctx context.Context, c Conn) (lanes []LaneState, err error) {
+func (m *mysql) Poll(ctx context.Context, c Conn) (partitions []PartitionState, err error) {
 	m.polling.Lock()
 	defer m.polling.Unlock()
 	if known := slices.Sorted(maps.Keys(m.queues)); len(known) <= fewQueues {
-		lanes, err = m.walk(ctx, c)
+		partitions, err = m.walk(ctx, c)
 	} else if known, err = m.discover(ctx, c, known); err == nil {
-		// The next start time of a lane that has due tasks is left to the next poll.
-		lanes, err = laneStates(c.QueryContext(ctx, m.at(m.firsts), encode(known)))
+		// The next start time of a partition that has due tasks is left to the next poll.
+		partitions, err = partitionStates(c.QueryContext(ctx, m.at(m.firsts), encode(known)))
 	}
 	if err != nil {
 		return nil, err
@@ -42,27 +42,27 @@ func (m *mysql) Probe(ctx context.Context, c Conn) (lanes []LaneState, err error
 	if m.queues == nil {
 		m.queues = map[string]time.Time{}
 	}
-	for _, l := range lanes {
+	for _, l := range partitions {
 		m.queues[l.Queue] = now
 	}
 	maps.DeleteFunc(m.queues, func(_ string, seen time.Time) bool { return now.Sub(seen) > queueMemory })
-	return lanes, nil
+	return partitions, nil
 }
 
-// walk goes from lane to lane, a statement each. One statement asks for the next start time of a lane that has due tasks, in
-// a row of priority 0, and for the lane that follows it.
-func (m *mysql) walk(ctx context.Context, c Conn) (lanes []LaneState, err error) {
-	found, err := laneStates(c.QueryContext(ctx, m.at(m.probe)))
+// walk goes from partition to partition, a statement each. One statement asks for the next start time of a partition that has due tasks, in
+// a row of priority 0, and for the partition that follows it.
+func (m *mysql) walk(ctx context.Context, c Conn) (partitions []PartitionState, err error) {
+	found, err := partitionStates(c.QueryContext(ctx, m.at(m.probe)))
 	for err == nil && len(found) > 0 {
 		l := found[0]
-		lanes = append(lanes, l)
-		found, err = laneStates(c.QueryContext(ctx, m.at(m.probeNext), l.Queue, l.Priority, l.Queue, l.Priority, l.Queue))
-		if len(found) > 0 && found[0].Priority == 0 { // of the same lane
-			lanes[len(lanes)-1].Next = found[0].Next
+		partitions = append(partitions, l)
+		found, err = partitionStates(c.QueryContext(ctx, m.at(m.probeNext), l.Queue, l.Priority, l.Queue, l.Priority, l.Queue))
+		if len(found) > 0 && found[0].Priority == 0 { // of the same partition
+			partitions[len(partitions)-1].Next = found[0].Next
 			found = found[1:]
 		}
 	}
-	return lanes, err
+	return partitions, err
 }
 
 // discover adds the queues that are not known yet to those that are, in their order.

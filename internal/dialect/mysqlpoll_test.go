@@ -108,7 +108,7 @@ func pollOfManyIdleQueues(t *testing.T, dsn string) {
 		t.Helper()
 		c.n = 0
 		before := reads()
-		found, err := d.Probe(t.Context(), c)
+		found, err := d.Poll(t.Context(), c)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -118,14 +118,14 @@ func pollOfManyIdleQueues(t *testing.T, dsn string) {
 		if c.n > statements {
 			t.Errorf("a poll takes %d statements instead of %d", c.n, statements)
 		}
-		want := map[dialect.Lane]bool{}
+		want := map[dialect.Partition]bool{}
 		rows, err := db.Query("SELECT queue, priority, MIN(run_at) <= UTC_TIMESTAMP(6) FROM tasks WHERE state = 'pending' GROUP BY queue, priority")
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer rows.Close()
 		for rows.Next() {
-			var l dialect.Lane
+			var l dialect.Partition
 			var due bool
 			if err := rows.Scan(&l.Queue, &l.Priority, &due); err != nil {
 				t.Fatal(err)
@@ -133,11 +133,11 @@ func pollOfManyIdleQueues(t *testing.T, dsn string) {
 			want[l] = due
 		}
 		for _, l := range found {
-			due, there := want[l.Lane]
+			due, there := want[l.Partition]
 			if !there || due != l.Due || !due && (l.Next < 23*time.Hour || l.Next > 24*time.Hour) {
 				t.Errorf("found %+v", l)
 			}
-			delete(want, l.Lane)
+			delete(want, l.Partition)
 		}
 		if len(want) > 0 {
 			t.Errorf("did not find %v", want)

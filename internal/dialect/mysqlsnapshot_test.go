@@ -53,14 +53,14 @@ func TestClaimBehindAnOpenSnapshotOfMariaDB(t *testing.T) {
 	}
 
 	claim := worked(t, d, db, tasks)
-	pages := func(marks map[dialect.Lane]dialect.Mark) (n int) {
+	pages := func(marks map[dialect.Partition]dialect.Cursor) (n int) {
 		tx, err := db.BeginTx(t.Context(), &sql.TxOptions{Isolation: d.Isolation()})
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer tx.Rollback()
 		q := claim
-		q.Limit, q.Marks = group, marks
+		q.Limit, q.Cursors = group, marks
 		p := &planned{t: t, tx: tx, explain: func(p *planned, query string, args []any) {
 			if !strings.HasPrefix(strings.TrimSpace(query), "SELECT") {
 				return // what it changes it looks up by its id
@@ -86,8 +86,8 @@ func TestClaimBehindAnOpenSnapshotOfMariaDB(t *testing.T) {
 		}
 		return n
 	}
-	behind, head := pages(claim.Marks), pages(nil)
-	t.Logf("%d pages for a claim of %d where the last one ended, %d from the head of the lane", behind, group, head)
+	behind, head := pages(claim.Cursors), pages(nil)
+	t.Logf("%d pages for a claim of %d where the last one ended, %d from the head of the partition", behind, group, head)
 	if behind > 10*group {
 		t.Errorf("a claim of %d tasks touches %d pages", group, behind)
 	}

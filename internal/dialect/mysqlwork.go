@@ -96,7 +96,7 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 	if len(q.Repeatable) == 0 {
 		repeatable = "''" // an empty list is no SQL, and no path is empty
 	}
-	query, funcs := m.in(strings.Replace(m.lane, "<repeatable>", repeatable, 1), q.Funcs)
+	query, funcs := m.in(strings.Replace(m.partition, "<repeatable>", repeatable, 1), q.Funcs)
 	claim := strings.Replace(m.claim, "<repeatable>", repeatable, 1)
 	until := m.Now()
 	if q.Until != "" {
@@ -105,7 +105,7 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 	query = strings.Replace(query, "<until>", until, 1)
 	return m.begin(ctx, c, func(c Conn) error {
 		left := q.Limit
-		for _, l := range q.Lanes {
+		for _, l := range q.Partitions {
 			if left <= 0 {
 				break
 			}
@@ -114,7 +114,7 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 				params = append(params, q.Until)
 			}
 			behind := ""
-			if mark, ok := q.Marks[l]; ok {
+			if mark, ok := q.Cursors[l]; ok {
 				at := m.Time(mark.RunAt)
 				behind = mysqlBehind
 				params = append(params, at, mark.ID, at)
@@ -221,12 +221,12 @@ func (m *mysql) Requeue(ctx context.Context, c Conn, rows []Requeued) (ids []str
 }
 
 // Park asks Go, not the server, who can run what: a list inside of a document is compared by rules that differ.
-func (m *mysql) Park(ctx context.Context, c Conn, lanes []Lane, limit int) (parked []string, err error) {
+func (m *mysql) Park(ctx context.Context, c Conn, partitions []Partition, limit int) (parked []string, err error) {
 	err = m.begin(ctx, c, func(c Conn) error {
 		parked = nil
 		type head struct{ id, name, queue string }
 		var found []head
-		for _, l := range lanes {
+		for _, l := range partitions {
 			r, err := c.QueryContext(ctx, m.at(m.head), l.Queue, l.Priority, limit)
 			if err := each(r, err, func(r Row) error {
 				h := head{queue: l.Queue}

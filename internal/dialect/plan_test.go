@@ -48,18 +48,18 @@ func (p *planned) QueryContext(ctx context.Context, query string, args ...any) (
 
 // eachPlan runs every statement of a dialect in a transaction that is rolled back.
 func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned, string, []any)) {
-	lanes := []dialect.Lane{{Queue: "default", Priority: 2}}
-	claim := dialect.ClaimParams{Process: "p", Lanes: lanes, Funcs: []string{"a.b"}, Repeatable: []string{"a.b"}, Limit: planLimit}
+	partitions := []dialect.Partition{{Queue: "default", Priority: 2}}
+	claim := dialect.ClaimParams{Process: "p", Partitions: partitions, Funcs: []string{"a.b"}, Repeatable: []string{"a.b"}, Limit: planLimit}
 	refill := claim
-	refill.Marks = map[dialect.Lane]dialect.Mark{lanes[0]: {RunAt: time.Now().Add(-72 * time.Hour), ID: "x"}}
+	refill.Cursors = map[dialect.Partition]dialect.Cursor{partitions[0]: {RunAt: time.Now().Add(-72 * time.Hour), ID: "x"}}
 	batch := claim // a refill among tasks that were created at once
-	batch.Marks = map[dialect.Lane]dialect.Mark{lanes[0]: {RunAt: startTime(t, db), ID: fmt.Sprintf("due-%06d", planDue-10)}}
+	batch.Cursors = map[dialect.Partition]dialect.Cursor{partitions[0]: {RunAt: startTime(t, db), ID: fmt.Sprintf("due-%06d", planDue-10)}}
 	spread := claim // one of each queue, of which most are empty
-	spread.Share, spread.Lanes = 1, nil
+	spread.Share, spread.Partitions = 1, nil
 	for i := range planLimit {
-		spread.Lanes = append(spread.Lanes, dialect.Lane{Queue: fmt.Sprint("empty ", i), Priority: 2})
+		spread.Partitions = append(spread.Partitions, dialect.Partition{Queue: fmt.Sprint("empty ", i), Priority: 2})
 	}
-	spread.Lanes = append(spread.Lanes, lanes...)
+	spread.Partitions = append(spread.Partitions, partitions...)
 	version := int64(1)
 	var outcomes []dialect.Outcome
 	var requeued []dialect.Requeued
@@ -74,7 +74,7 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 		run   func(context.Context, dialect.Conn) (int, error)
 	}{
 		{"probe", 20, func(ctx context.Context, c dialect.Conn) (int, error) {
-			found, err := d.Probe(ctx, c)
+			found, err := d.Poll(ctx, c)
 			if err == nil && (len(found) != 2 || !found[0].Due || found[0].Next < time.Hour) {
 				err = fmt.Errorf("it found %+v", found)
 			}
@@ -89,7 +89,7 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 		{"refill in a batch", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (n int, err error) {
 			return n, d.Claim(ctx, c, batch, func(dialect.Row) error { n++; return nil })
 		}},
-		{"claim of many lanes", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (n int, err error) {
+		{"claim of many partitions", 3 * planLimit, func(ctx context.Context, c dialect.Conn) (n int, err error) {
 			return n, d.Claim(ctx, c, spread, func(dialect.Row) error { n++; return nil })
 		}},
 		{"finish", 3 * planRunning, func(ctx context.Context, c dialect.Conn) (int, error) {
@@ -97,22 +97,22 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 			return len(ids), err
 		}},
 		{"exchange", 6 * planLimit, func(ctx context.Context, c dialect.Conn) (int, error) {
-			e, ok := d.(dialect.Exchanger)
+			e, ok := d.(dialect.Completer)
 			if !ok {
 				return 1, nil
 			}
-			ids, all, err := e.Exchange(ctx, c, outcomes, claim, none)
+			ids, all, err := e.CompleteAndClaim(ctx, c, outcomes, claim, none)
 			if all {
 				return len(outcomes), err
 			}
 			return len(ids), err
 		}},
 		{"finish of an exchange", 3 * planRunning, func(ctx context.Context, c dialect.Conn) (int, error) {
-			e, ok := d.(dialect.Exchanger)
+			e, ok := d.(dialect.Completer)
 			if !ok {
 				return 1, nil
 			}
-			ids, all, err := e.Finish(ctx, c, outcomes)
+			ids, all, err := e.Complete(ctx, c, outcomes)
 			if all {
 				return len(outcomes), err
 			}
@@ -127,7 +127,7 @@ func eachPlan(t *testing.T, db *sql.DB, d dialect.Dialect, explain func(*planned
 			return len(ids), err
 		}},
 		{"park", 5 * planLimit, func(ctx context.Context, c dialect.Conn) (int, error) {
-			funcs, err := d.Park(ctx, c, lanes, planLimit)
+			funcs, err := d.Park(ctx, c, partitions, planLimit)
 			return len(funcs), err
 		}},
 		{"bring back", 10, func(ctx context.Context, c dialect.Conn) (int, error) {
@@ -306,14 +306,14 @@ SELECT lpad(n::text, 6, '0'), 'a.b', '{}', 'default', 2, now() - interval '1 hou
 	}
 
 	claim := worked(t, d, db, tasks)
-	blocks := func(marks map[dialect.Lane]dialect.Mark) (n int) {
+	blocks := func(marks map[dialect.Partition]dialect.Cursor) (n int) {
 		tx, err := db.BeginTx(t.Context(), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer tx.Rollback()
 		q := claim
-		q.Limit, q.Marks = group, marks
+		q.Limit, q.Cursors = group, marks
 		p := &planned{t: t, tx: tx, explain: func(p *planned, query string, args []any) {
 			var text string
 			if err := p.tx.QueryRow("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) "+query, args...).Scan(&text); err != nil {
@@ -336,8 +336,8 @@ SELECT lpad(n::text, 6, '0'), 'a.b', '{}', 'default', 2, now() - interval '1 hou
 		}
 		return n
 	}
-	behind, head := blocks(claim.Marks), blocks(nil)
-	t.Logf("%d blocks for a claim of %d where the last one ended, %d from the head of the lane", behind, group, head)
+	behind, head := blocks(claim.Cursors), blocks(nil)
+	t.Logf("%d blocks for a claim of %d where the last one ended, %d from the head of the partition", behind, group, head)
 	if behind > 30*group {
 		t.Errorf("a claim of %d tasks touches %d blocks", group, behind)
 	}
@@ -349,13 +349,13 @@ SELECT lpad(n::text, 6, '0'), 'a.b', '{}', 'default', 2, now() - interval '1 hou
 // worked claims and finishes all but one of twenty parts of the tasks, and says how the next claim begins.
 func worked(t *testing.T, d dialect.Dialect, db *sql.DB, tasks int) dialect.ClaimParams {
 	t.Helper()
-	lane := dialect.Lane{Queue: "default", Priority: 2}
-	claim := dialect.ClaimParams{Process: "p", Lanes: []dialect.Lane{lane}, Funcs: []string{"a.b"}, Limit: tasks / 20,
-		Marks: map[dialect.Lane]dialect.Mark{}}
+	partition := dialect.Partition{Queue: "default", Priority: 2}
+	claim := dialect.ClaimParams{Process: "p", Partitions: []dialect.Partition{partition}, Funcs: []string{"a.b"}, Limit: tasks / 20,
+		Cursors: map[dialect.Partition]dialect.Cursor{}}
 	version := int64(2)
 	for range 19 {
 		var outcomes []dialect.Outcome
-		var last dialect.Mark
+		var last dialect.Cursor
 		if err := d.Claim(t.Context(), db, claim, func(r dialect.Row) error {
 			o := dialect.Outcome{Version: &version, Process: "p", Status: "success"}
 			dest := make([]any, len(dialect.Columns))
@@ -369,8 +369,8 @@ func worked(t *testing.T, d dialect.Dialect, db *sql.DB, tasks int) dialect.Clai
 			}
 			err := r.Scan(dest...)
 			outcomes, last.ID = append(outcomes, o), o.ID
-			if claim.Marks[lane].Before(last) {
-				claim.Marks[lane] = last
+			if claim.Cursors[partition].Before(last) {
+				claim.Cursors[partition] = last
 			}
 			return err
 		}); err != nil || len(outcomes) != claim.Limit {
@@ -452,7 +452,7 @@ func explainSQLite(p *planned, query string, args []any) {
 	if err := rows.Err(); err != nil {
 		p.t.Fatal(err)
 	}
-	// From lane to lane, an index search by the queue alone would walk through the lane.
+	// From partition to partition, an index search by the queue alone would walk through the partition.
 	plan := strings.Join(lines, "\n")
 	bad = bad || strings.Contains(plan, "(queue>?)") && !strings.Contains(plan, "(queue=? AND priority>?)")
 	if bad {

@@ -78,13 +78,13 @@ FROM (SELECT {now} AS now OFFSET 0) n, json_to_recordset($1::text::json) AS r(id
 	p.insertMany, p.insertManyKeys = counted(insert, "", "json_agg(id)::text"), counted(insert, onlyNewKeys, "json_agg(id)::text")
 	p.insertAlike, p.insertAlikeKeys = counted(alike, "", "'[]'"), counted(alike, onlyNewKeys, "json_agg(id)::text") // without keys it is all or none
 
-	// The lanes are found by skipping through the claim's index, so their number costs, not that of the tasks. The first
+	// The partitions are found by skipping through the claim's index, so their number costs, not that of the tasks. The first
 	// task of each decides whether something is due: for EXISTS (… run_at <= now) the planner may scan the table.
 	p.probe = p.render(`
-WITH RECURSIVE lane(queue, priority, run_at) AS (
+WITH RECURSIVE part(queue, priority, run_at) AS (
 	(SELECT queue, priority, run_at FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority, run_at LIMIT 1)
 	UNION ALL
-	SELECT n.queue, n.priority, n.run_at FROM lane l CROSS JOIN LATERAL (
+	SELECT n.queue, n.priority, n.run_at FROM part l CROSS JOIN LATERAL (
 		SELECT t.queue, t.priority, t.run_at FROM {tasks} t
 		WHERE t.state = 'pending' AND (t.queue, t.priority) > (l.queue, l.priority)
 		ORDER BY t.queue, t.priority, t.run_at LIMIT 1) n
@@ -93,7 +93,7 @@ SELECT l.queue, l.priority, l.run_at <= n.now,
 	(SELECT (extract(epoch FROM t.run_at - n.now) * 1000000)::bigint FROM {tasks} t
 		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at > n.now
 		ORDER BY t.run_at LIMIT 1)
-FROM lane l, (SELECT {now} AS now OFFSET 0) n`)
+FROM part l, (SELECT {now} AS now OFFSET 0) n`)
 
 	// ARRAY(SELECT … FOR UPDATE SKIP LOCKED) runs once. As IN (SELECT …) or a joined CTE the planner may run it
 	// again for every row when its statistics are stale. The rows are locked, so their ctid, which needs no index, stays
@@ -101,17 +101,17 @@ FROM lane l, (SELECT {now} AS now OFFSET 0) n`)
 	//
 	// Here and below, state || '' keeps the planner from finding a row of known id through a partial index on its state,
 	// which after a while holds mostly entries of dead rows.
-	// The mark of a lane keeps a refill from walking over index entries that a long transaction keeps alive.
+	// The mark of a partition keeps a refill from walking over index entries that a long transaction keeps alive.
 	claim := func(param ...string) string {
-		return strings.NewReplacer("{process}", param[0], "{repeatable}", param[1], "{lanes}", param[2], "{until}", param[3],
+		return strings.NewReplacer("{process}", param[0], "{repeatable}", param[1], "{partitions}", param[2], "{until}", param[3],
 			"{funcs}", param[4], "{limit}", param[5]).Replace(`
 UPDATE {tasks} AS t SET state = 'running', attempt = t.attempt + 1, version = t.version + 1, process_id = {process},
 	started_at = {now},
 	repeatable = t.func = ANY (ARRAY(SELECT json_array_elements_text({repeatable}::text::json)))
 WHERE t.ctid = ANY (ARRAY(
 	SELECT c.ctid FROM (
-		SELECT * FROM json_to_recordset({lanes}::text::json) AS l(queue text, priority smallint, run_at timestamptz, id text)
-		LIMIT /*lanes*/ 1) l
+		SELECT * FROM json_to_recordset({partitions}::text::json) AS l(queue text, priority smallint, run_at timestamptz, id text)
+		LIMIT /*partitions*/ 1) l
 	CROSS JOIN LATERAL (/*shared*/
 		SELECT c.ctid FROM {tasks} c
 		WHERE c.state = 'pending' AND c.queue = l.queue AND c.priority = l.priority AND (c.run_at, c.id) > (l.run_at, l.id)
@@ -173,7 +173,7 @@ WHERE t.id = ANY (ARRAY(SELECT id FROM o)) AND t.id = o.id AND t.state || '' = '
 	AND coalesce(t.process_id, '') = coalesce(o.process, '')
 RETURNING t.id`)
 
-	// Only the head of each lane is looked at: that is where tasks stand that nobody takes, and it bounds the cost. What is
+	// Only the head of each partition is looked at: that is where tasks stand that nobody takes, and it bounds the cost. What is
 	// looked at but not parked is not locked, or another process's claim would pass it over.
 	p.park = p.render(`
 WITH live AS MATERIALIZED (
@@ -354,8 +354,8 @@ func textArray(rows []NewRow, value func(*NewRow) *string) string {
 
 var arrayEscape = strings.NewReplacer(`\`, `\\`, `"`, `\"`)
 
-func (p *postgres) Probe(ctx context.Context, c Conn) ([]LaneState, error) {
-	return laneStates(c.QueryContext(ctx, p.at(p.probe)))
+func (p *postgres) Poll(ctx context.Context, c Conn) ([]PartitionState, error) {
+	return partitionStates(c.QueryContext(ctx, p.at(p.probe)))
 }
 
 func (p *postgres) Clock(ctx context.Context, c Conn) (string, error) {
@@ -388,9 +388,9 @@ var funcsInArray = regexp.MustCompile(`([ct]\.func) = ANY \(ARRAY\((SELECT json_
 // fewFuncs are compared one by one.
 const fewFuncs = 50
 
-// about tells the planner how many lanes and rows a claim is for, rounded up so that there are few texts to prepare. From
+// about tells the planner how many partitions and rows a claim is for, rounded up so that there are few texts to prepare. From
 // parameters it can know only by planning every single execution, or not at all; then it may take a claim for so large
-// that it compiles it (jit), for longer than it runs. A claim that shares its rows between lanes has a limit more, which
+// that it compiles it (jit), for longer than it runs. A claim that shares its rows between partitions has a limit more, which
 // others do not pay for.
 func about(query string, q ClaimParams, args []any) (string, []any) {
 	limit, shared, share := q.Limit, "", ""
@@ -399,7 +399,7 @@ func about(query string, q ClaimParams, args []any) (string, []any) {
 		args = append(args, q.Share)
 		share = fmt.Sprintf(") c LIMIT $%d::bigint", len(args))
 	}
-	return strings.NewReplacer("/*lanes*/ 1", roundUp(len(q.Lanes)), "/*limit*/ 1", roundUp(limit), "/*shared*/", shared,
+	return strings.NewReplacer("/*partitions*/ 1", roundUp(len(q.Partitions)), "/*limit*/ 1", roundUp(limit), "/*shared*/", shared,
 		"/*share*/", share).Replace(query), args
 }
 
@@ -411,7 +411,7 @@ func (p *postgres) claimArgs(q ClaimParams) []any {
 	return []any{q.Process, encode(nonNil(q.Repeatable)), encode(q.marked(p.Time, &head)), q.Until, encode(nonNil(q.Funcs)), q.Limit}
 }
 
-func (p *postgres) Finish(ctx context.Context, c Conn, rows []Outcome) (moved []string, all bool, err error) {
+func (p *postgres) Complete(ctx context.Context, c Conn, rows []Outcome) (moved []string, all bool, err error) {
 	list, err := texts(c.QueryContext(ctx, p.at(p.finish), encode(rows)))
 	if err != nil {
 		return nil, false, err
@@ -427,7 +427,7 @@ func allOrListed(text string) (moved []string, all bool, err error) {
 	return moved, false, err
 }
 
-func (p *postgres) Exchange(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(Row) error) (moved []string, all bool, err error) {
+func (p *postgres) CompleteAndClaim(ctx context.Context, c Conn, rows []Outcome, q ClaimParams, f func(Row) error) (moved []string, all bool, err error) {
 	first := true
 	query := p.exchange
 	if len(q.Funcs) > fewFuncs {
@@ -467,8 +467,8 @@ func (p *postgres) Requeue(ctx context.Context, c Conn, rows []Requeued) ([]stri
 	return texts(c.QueryContext(ctx, p.at(p.requeue), encode(rows)))
 }
 
-func (p *postgres) Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]string, error) {
-	return texts(c.QueryContext(ctx, p.at(p.park), encode(lanes), limit))
+func (p *postgres) Park(ctx context.Context, c Conn, partitions []Partition, limit int) ([]string, error) {
+	return texts(c.QueryContext(ctx, p.at(p.park), encode(partitions), limit))
 }
 
 func (p *postgres) Unpark(ctx context.Context, c Conn, funcs, queues []string, limit int) (int64, error) {

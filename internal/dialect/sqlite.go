@@ -42,13 +42,13 @@ SELECT r.value ->> 'id', r.value ->> 'func', r.value ->> 'args', r.value ->> 'ke
 FROM json_each(?1) r WHERE true
 ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
 RETURNING id, run_at, created_at`)
-	// The next lane in two steps: of (queue, priority) > (?, ?) the index search uses only the queue, and so walks the
-	// whole lane.
+	// The next partition in two steps: of (queue, priority) > (?, ?) the index search uses only the queue, and so walks the
+	// whole partition.
 	s.probe = s.render(`
-WITH RECURSIVE lane(queue, priority) AS (
+WITH RECURSIVE part(queue, priority) AS (
 	SELECT * FROM (SELECT queue, priority FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority LIMIT 1)
 	UNION ALL
-	SELECT n.queue, n.priority FROM lane l JOIN {tasks} n ON n.rowid = coalesce((
+	SELECT n.queue, n.priority FROM part l JOIN {tasks} n ON n.rowid = coalesce((
 		SELECT t.rowid FROM {tasks} t WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority > l.priority
 		ORDER BY t.priority LIMIT 1), (
 		SELECT t.rowid FROM {tasks} t WHERE t.state = 'pending' AND t.queue > l.queue
@@ -61,7 +61,7 @@ SELECT l.queue, l.priority,
 	(SELECT CAST((julianday(t.run_at) - julianday({now})) * 86400000000 AS INTEGER) + 500 FROM {tasks} t
 		WHERE t.state = 'pending' AND t.queue = l.queue AND t.priority = l.priority AND t.run_at > {now}
 		ORDER BY t.run_at LIMIT 1)
-FROM lane l`)
+FROM part l`)
 	claim := `
 UPDATE {tasks} SET state = 'running', attempt = attempt + 1, version = version + 1, process_id = ?1,
 	started_at = {now}, repeatable = func IN (SELECT value FROM json_each(?2))
@@ -215,8 +215,8 @@ func (s *sqlite) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) 
 	return each(r, err, f)
 }
 
-func (s *sqlite) Probe(ctx context.Context, c Conn) ([]LaneState, error) {
-	return laneStates(c.QueryContext(ctx, s.at(s.probe)))
+func (s *sqlite) Poll(ctx context.Context, c Conn) ([]PartitionState, error) {
+	return partitionStates(c.QueryContext(ctx, s.at(s.probe)))
 }
 
 func (s *sqlite) Clock(ctx context.Context, c Conn) (string, error) {
@@ -227,8 +227,8 @@ func (s *sqlite) Clock(ctx context.Context, c Conn) (string, error) {
 	return list[0], nil
 }
 
-// Claim takes lane by lane: SQLite has no lateral joins, and there is no round trip to save. Only the first task of each of many
-// lanes can be had in one statement, which costs a third. It has no entries of rows that
+// Claim takes partition by partition: SQLite has no lateral joins, and there is no round trip to save. Only the first task of each of many
+// partitions can be had in one statement, which costs a third. It has no entries of rows that
 // are gone, but those of tasks that others are to run: behind a mark they are not read again.
 func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) error) error {
 	n := 0
@@ -256,16 +256,16 @@ func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) e
 		return err
 	}
 	repeatable, funcs := encode(nonNil(q.Repeatable)), encode(nonNil(q.Funcs))
-	if q.Share == 1 && len(q.Lanes) > 1 {
+	if q.Share == 1 && len(q.Partitions) > 1 {
 		return some(s.claimFirsts, s.claimFirstsPlainly, q.Process, repeatable, encode(q.marked(s.Time, nil)), q.Until, funcs, q.Limit)
 	}
-	for _, l := range q.Lanes {
+	for _, l := range q.Partitions {
 		if n >= q.Limit {
 			break
 		}
 		params := []any{q.Process, repeatable, l.Queue, l.Priority, q.Until, funcs, q.share(q.Limit - n)}
 		claim, plainly := s.claim, s.claimPlainly
-		if mark, ok := q.Marks[l]; ok {
+		if mark, ok := q.Cursors[l]; ok {
 			claim, plainly, params = s.refill, s.refillPlainly, append(params, s.Time(mark.RunAt))
 		}
 		if err := some(claim, plainly, params...); err != nil {
@@ -346,9 +346,9 @@ func (s *sqlite) Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string
 	return texts(c.QueryContext(ctx, s.at(s.requeue), encode(rows)))
 }
 
-func (s *sqlite) Park(ctx context.Context, c Conn, lanes []Lane, limit int) ([]string, error) {
+func (s *sqlite) Park(ctx context.Context, c Conn, partitions []Partition, limit int) ([]string, error) {
 	var parked []string
-	for _, l := range lanes {
+	for _, l := range partitions {
 		funcs, err := texts(c.QueryContext(ctx, s.at(s.park), l.Queue, l.Priority, limit))
 		if err != nil {
 			return parked, err

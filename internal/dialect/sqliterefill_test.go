@@ -35,15 +35,15 @@ func TestRefillOfSQLiteBeginsAtTheMark(t *testing.T) {
 			t.Fatalf("%v\n%s", err, query)
 		}
 	}
-	lane := dialect.Lane{Queue: "default", Priority: 2}
-	claim := dialect.ClaimParams{Process: "p", Lanes: []dialect.Lane{lane}, Funcs: []string{"a.b"}, Limit: 10,
-		Marks: map[dialect.Lane]dialect.Mark{lane: {RunAt: start.Add(time.Second), ID: "1"}}}
+	partition := dialect.Partition{Queue: "default", Priority: 2}
+	claim := dialect.ClaimParams{Process: "p", Partitions: []dialect.Partition{partition}, Funcs: []string{"a.b"}, Limit: 10,
+		Cursors: map[dialect.Partition]dialect.Cursor{partition: {RunAt: start.Add(time.Second), ID: "1"}}}
 	n := 0
 	count := func(dialect.Row) error { n++; return nil }
 	if err := d.Claim(t.Context(), db, claim, count); err != nil || n != 2 {
 		t.Errorf("%d are claimed from the mark on instead of 2, %v", n, err)
 	}
-	claim.Marks = nil
+	claim.Cursors = nil
 	if err := d.Claim(t.Context(), db, claim, count); err != nil || n != 3 {
 		t.Errorf("%d are claimed in all instead of 3, %v", n, err)
 	}

@@ -73,7 +73,7 @@ func TestSQLiteRowsComeAsTheyAre(t *testing.T) {
 			return id, row + fmt.Sprint(n, repeatable)
 		}
 		got := map[string]string{}
-		claim := dialect.ClaimParams{Process: "p", Lanes: []dialect.Lane{{Queue: "default", Priority: 2}}, Funcs: []string{"a.b"},
+		claim := dialect.ClaimParams{Process: "p", Partitions: []dialect.Partition{{Queue: "default", Priority: 2}}, Funcs: []string{"a.b"},
 			Repeatable: []string{"a.b"}, Limit: 1000}
 		if err := d.Claim(t.Context(), db, claim, func(r dialect.Row) error {
 			id, row := read(r)

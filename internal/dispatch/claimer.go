@@ -30,13 +30,13 @@ type claimer struct {
 }
 
 // found notes which partitions a poll has found due.
-func (c *claimer) found(due []dialect.Lane) {
+func (c *claimer) found(due []dialect.Partition) {
 	c.cursors.found(due)
 	c.txCursors.found(due)
 }
 
 // expect notes partitions in which tasks have become due since the last poll.
-func (c *claimer) expect(due []dialect.Lane) {
+func (c *claimer) expect(due []dialect.Partition) {
 	c.cursors.expect(due)
 	c.txCursors.expect(due)
 }
@@ -92,13 +92,13 @@ type plannedClaim struct {
 func (c *claimer) plan(until string, limit int) (plan claimPlan) {
 	add := func(from *cursors, funcs []string, limit int) {
 		t := from.take(limit)
-		if len(t.lanes) == 0 {
+		if len(t.partitions) == 0 {
 			return
 		}
-		p := dialect.ClaimParams{Process: c.lease.owner(), Lanes: t.lanes, Marks: t.marks, Share: t.share, Funcs: funcs,
+		p := dialect.ClaimParams{Process: c.lease.owner(), Partitions: t.partitions, Cursors: t.marks, Share: t.share, Funcs: funcs,
 			Repeatable: c.repeatable, Limit: limit, Until: until}
 		if until != "" {
-			p.Marks = nil // no other claim comes later
+			p.Cursors = nil // no other claim comes later
 		}
 		plan = append(plan, plannedClaim{p, from, t})
 	}

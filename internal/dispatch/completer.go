@@ -218,7 +218,7 @@ func (c *completer) completeAndClaim(group []*completion) (written bool, err err
 	defer cancel()
 	outcomes, requeued := split(group)
 	if c.store.OneStatement(requeued) && len(outcomes) >= splitAt {
-		done, err := c.store.End(ctx, outcomes)
+		done, err := c.store.CompleteOutcomes(ctx, outcomes)
 		if err != nil {
 			c.refilled(free)
 			return false, err

@@ -10,29 +10,29 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-var someLane = dialect.Lane{Queue: "default", Priority: 2}
+var somePartition = dialect.Partition{Queue: "default", Priority: 2}
 
 // Only where a claim that finds nothing costs no more than a look, and where it is known what to claim.
-func TestExpectedTasksAreClaimedWithoutAProbe(t *testing.T) {
+func TestExpectedTasksAreClaimedWithoutAPoll(t *testing.T) {
 	for _, c := range []struct {
-		name   string
-		serial bool
-		queues []string
-		lanes  []dialect.Lane
-		claim  bool
-		probe  bool
+		name       string
+		serial     bool
+		queues     []string
+		partitions []dialect.Partition
+		claim      bool
+		probe      bool
 	}{
-		{"a lane", false, nil, []dialect.Lane{someLane}, true, false},
-		{"a queue that is served", false, []string{"default"}, []dialect.Lane{someLane}, true, false},
-		{"a queue that is not", false, []string{"mail"}, []dialect.Lane{someLane}, false, false},
+		{"a partition", false, nil, []dialect.Partition{somePartition}, true, false},
+		{"a queue that is served", false, []string{"default"}, []dialect.Partition{somePartition}, true, false},
+		{"a queue that is not", false, []string{"mail"}, []dialect.Partition{somePartition}, false, false},
 		{"anywhere", false, nil, nil, false, true},
-		{"a claim of several statements", true, nil, []dialect.Lane{someLane}, false, true},
+		{"a claim of several statements", true, nil, []dialect.Partition{somePartition}, false, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := memoryConfig(c.serial)
 			cfg.Queues = c.queues
 			d := cfg.start(t)
-			d.expect(c.lanes)
+			d.expect(c.partitions)
 			why := d.wakeups.take()
 			claim, poll := why&knownDue != 0 && d.claimer.mayHaveMore(), why&maybeDue != 0
 			if claim != c.claim || poll != c.probe {
@@ -43,14 +43,14 @@ func TestExpectedTasksAreClaimedWithoutAProbe(t *testing.T) {
 }
 
 // Rows that an exchange has claimed and that no run stands for yet look like strays.
-func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
+func TestLoopRecoversNothingDuringARefill(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0, false)
 		p := s.addNode().config()
 		defer s.pools[0].Close()
 		d := p.start(t)
 		defer d.endRuns()
-		d.claimer.found([]dialect.Lane{someLane})
+		d.claimer.found([]dialect.Partition{somePartition})
 		d.lease.lastBeat = time.Now()
 		d.recovery.claimReplyLost()
 		if _, n := d.completer.reserve(nil); n != 0 {
@@ -77,20 +77,20 @@ func TestLoopReclaimsNothingDuringAnExchange(t *testing.T) {
 	})
 }
 
-// duringExchange is a dispatcher with an exchange under way that may claim n.
-func duringExchange(t *testing.T) (d *dispatcher, n int) {
+// duringRefill is a dispatcher with an exchange under way that may claim n.
+func duringRefill(t *testing.T) (d *dispatcher, n int) {
 	d = memoryConfig(false).start(t)
 	d.recovery.allowRefills(true)
 	d.lease.lastBeat = time.Now()
-	d.claimer.found([]dialect.Lane{someLane})
+	d.claimer.found([]dialect.Partition{somePartition})
 	_, n = d.completer.reserve(nil)
 	return d, n
 }
 
 // What an exchange has claimed is no run yet when it has freed the slots of its group.
-func TestLoopShutdownWaitsForAnExchange(t *testing.T) {
+func TestLoopShutdownWaitsForARefill(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		d, n := duringExchange(t)
+		d, n := duringRefill(t)
 		const later = time.Second
 		time.AfterFunc(later, func() { d.completer.refilled(n); d.wakeups.add(slotFreed) })
 		begun := time.Now()
@@ -102,9 +102,9 @@ func TestLoopShutdownWaitsForAnExchange(t *testing.T) {
 
 // What looks like strays may be what an exchange has claimed; that it is not so any more when the exchange ends must not keep
 // others from claiming for ever.
-func TestLoopReclaimThatIsNotNeededAnyMore(t *testing.T) {
+func TestLoopRecoveryThatIsNotNeededAnyMore(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		d, n := duringExchange(t)
+		d, n := duringRefill(t)
 		d.recovery.compare(1)
 		if d.recovery.begin() {
 			t.Error("reclaims during an exchange")
@@ -121,7 +121,7 @@ func TestLoopReclaimThatIsNotNeededAnyMore(t *testing.T) {
 }
 
 // The rows that a failed exchange had locked may have been passed over by another, whose marks are behind them.
-func TestLoopProbesAfterAFailedExchange(t *testing.T) {
+func TestLoopPollsAfterAFailedRefill(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0, false)
 		n := s.addNode()
@@ -136,7 +136,7 @@ func TestLoopProbesAfterAFailedExchange(t *testing.T) {
 		d := p.start(t)
 		d.recovery.allowRefills(true)
 		d.lease.lastBeat = time.Now()
-		d.claimer.found([]dialect.Lane{someLane})
+		d.claimer.found([]dialect.Partition{somePartition})
 		if written, err := d.completer.completeAndClaim(nil); written || err == nil {
 			t.Fatalf("written: %v, %v", written, err)
 		}

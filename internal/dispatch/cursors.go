@@ -17,11 +17,11 @@ import (
 // size bounds what it sends, whatever the number of queues, and a queue with many tasks does not keep another one waiting.
 type cursors struct {
 	mu     sync.Mutex
-	firsts bool           // the database claims the first tasks of many queues faster than any more of each
-	unused bool           // none of its functions are registered, so nothing is claimed from it
-	due    []dialect.Lane // what the last poll found and what was expected since
-	looked int            // how many of them park has looked at
-	ring   []*dueQueue    // queues with something to claim, in the order of their turns
+	firsts bool                // the database claims the first tasks of many queues faster than any more of each
+	unused bool                // none of its functions are registered, so nothing is claimed from it
+	due    []dialect.Partition // what the last poll found and what was expected since
+	looked int                 // how many of them park has looked at
+	ring   []*dueQueue         // queues with something to claim, in the order of their turns
 	queues map[string]*dueQueue
 	reads  int // polls and hints so far: what a claim says of a partition that was found later is out of date
 }
@@ -33,8 +33,8 @@ type dueQueue struct {
 
 type duePartition struct {
 	priority int
-	read     int          // when it was found
-	cursor   dialect.Mark // the last task that was claimed from it
+	read     int            // when it was found
+	cursor   dialect.Cursor // the last task that was claimed from it
 }
 
 // smallShare is what some claims of one task of each queue give rather than one claim, where that is one statement and a larger
@@ -46,17 +46,17 @@ const minQueues = 16
 
 // found takes over what a poll has found. The cursors of earlier claims are gone with it: a late commit, a retry or a
 // reschedule may have put a task below them. Queues keep their turns, and new ones come last.
-func (b *cursors) found(lanes []dialect.Lane) {
+func (b *cursors) found(partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reads++
-	b.due = lanes
+	b.due = partitions
 	if b.unused {
 		return
 	}
 	before := b.ring
-	b.ring, b.queues = nil, make(map[string]*dueQueue, len(lanes))
-	for _, l := range lanes {
+	b.ring, b.queues = nil, make(map[string]*dueQueue, len(partitions))
+	for _, l := range partitions {
 		b.add(l)
 	}
 	added := b.ring
@@ -75,7 +75,7 @@ func (b *cursors) found(lanes []dialect.Lane) {
 }
 
 // add puts a partition where its turn is; b.mu must be held. Its cursor, if it has one, is forgotten.
-func (b *cursors) add(l dialect.Lane) {
+func (b *cursors) add(l dialect.Partition) {
 	q := b.queues[l.Queue]
 	if q == nil {
 		q = &dueQueue{name: l.Queue}
@@ -95,7 +95,7 @@ func (q *dueQueue) find(priority int) (int, bool) {
 }
 
 // expect adds partitions in which something may have become due since the last poll, below the cursors of earlier claims.
-func (b *cursors) expect(lanes []dialect.Lane) {
+func (b *cursors) expect(partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reads++
@@ -105,7 +105,7 @@ func (b *cursors) expect(lanes []dialect.Lane) {
 	if b.queues == nil {
 		b.queues = map[string]*dueQueue{}
 	}
-	for _, l := range lanes {
+	for _, l := range partitions {
 		b.add(l)
 	}
 }
@@ -126,10 +126,10 @@ func (b *cursors) mayHaveMore() bool {
 
 // turn is what one claim asks for.
 type turn struct {
-	lanes []dialect.Lane
-	marks map[dialect.Lane]dialect.Mark
-	share int // at most so many rows of each partition
-	read  int
+	partitions []dialect.Partition
+	marks      map[dialect.Partition]dialect.Cursor
+	share      int // at most so many rows of each partition
+	read       int
 }
 
 // take gives a claim of up to limit rows the next queues and moves their turns on. Of a single queue it asks all priorities in
@@ -146,11 +146,11 @@ func (b *cursors) take(limit int) (t turn) {
 			partitions = partitions[:1]
 		}
 		for _, p := range partitions {
-			l := dialect.Lane{Queue: q.name, Priority: p.priority}
-			t.lanes = append(t.lanes, l)
-			if p.cursor != (dialect.Mark{}) {
+			l := dialect.Partition{Queue: q.name, Priority: p.priority}
+			t.partitions = append(t.partitions, l)
+			if p.cursor != (dialect.Cursor{}) {
 				if t.marks == nil {
-					t.marks = map[dialect.Lane]dialect.Mark{}
+					t.marks = map[dialect.Partition]dialect.Cursor{}
 				}
 				t.marks[l] = p.cursor
 			}
@@ -176,20 +176,20 @@ func (b *cursors) take(limit int) (t turn) {
 func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	rows, last := make(map[dialect.Lane]int, len(t.lanes)), map[dialect.Lane]dialect.Mark{}
+	rows, last := make(map[dialect.Partition]int, len(t.partitions)), map[dialect.Partition]dialect.Cursor{}
 	for _, c := range list {
-		l, mark := dialect.Lane{Queue: c.Task.Queue, Priority: c.Task.Priority}, dialect.Mark{RunAt: c.Task.RunAt, ID: c.Task.ID}
+		l, mark := dialect.Partition{Queue: c.Task.Queue, Priority: c.Task.Priority}, dialect.Cursor{RunAt: c.Task.RunAt, ID: c.Task.ID}
 		if rows[l]++; c.Err == nil && last[l].Before(mark) {
 			last[l] = mark
 		}
 	}
 	// A full claim did not get to the partitions behind the last one that gave it something.
-	reached := len(t.lanes)
-	for full := len(list) >= limit; full && reached > 0 && rows[t.lanes[reached-1]] == 0; {
+	reached := len(t.partitions)
+	for full := len(list) >= limit; full && reached > 0 && rows[t.partitions[reached-1]] == 0; {
 		reached--
 	}
 	gone := false
-	for i, l := range t.lanes[:reached] {
+	for i, l := range t.partitions[:reached] {
 		q := b.queues[l.Queue]
 		if q == nil {
 			continue
@@ -215,12 +215,12 @@ func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 }
 
 // atHeads are the next partitions, at most limit, at whose heads park is to look: all that were due have their turn.
-func (b *cursors) atHeads(limit int) (lanes []dialect.Lane) {
+func (b *cursors) atHeads(limit int) (partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for range min(limit, len(b.due)) {
 		b.looked = (b.looked + 1) % len(b.due)
-		lanes = append(lanes, b.due[b.looked])
+		partitions = append(partitions, b.due[b.looked])
 	}
-	return lanes
+	return partitions
 }

@@ -40,10 +40,10 @@ type Config struct {
 	Functions map[string]*Function // by name, aliases included
 	Log       *slog.Logger
 	Backoff   func(attempt int) time.Duration
-	Model     func(*store.Task) any                           // the API's model of a task, for handlers and the observer
-	Observer  Observer                                        // nil when nobody is to be told
-	Claimed   func(ids iter.Seq[string])                      // told which tasks this process has claimed
-	Watch     func(context.Context, func(due []dialect.Lane)) // tells of commits, until the context is done
+	Model     func(*store.Task) any                                // the API's model of a task, for handlers and the observer
+	Observer  Observer                                             // nil when nobody is to be told
+	Claimed   func(ids iter.Seq[string])                           // told which tasks this process has claimed
+	Watch     func(context.Context, func(due []dialect.Partition)) // tells of commits, until the context is done
 	Wakers    []Waker
 	Schedule  Schedule
 	Scan      string // the schedule as it was given, for the log

@@ -20,7 +20,7 @@ func config(s *store.Store) *Config {
 		Place: func(context.Context) (*store.Store, error) { return s, nil }, Pool: s.Pool, Serial: s.Dialect.Serial(),
 		Functions: map[string]*Function{}, Log: slog.New(slog.DiscardHandler), Backoff: DefaultBackoff,
 		Model:   func(t *store.Task) any { return t },
-		Claimed: func(iter.Seq[string]) {}, Watch: func(ctx context.Context, _ func([]dialect.Lane)) { <-ctx.Done() },
+		Claimed: func(iter.Seq[string]) {}, Watch: func(ctx context.Context, _ func([]dialect.Partition)) { <-ctx.Done() },
 		Schedule: every(time.Second), Concurrency: 10, Heartbeat: 10 * time.Second, HeartbeatLimit: 30 * time.Second,
 		ShutdownGrace: 10 * time.Second, CancelGrace: 5 * time.Second, RetainSuccess: -1, RetainErrors: -1, MaxError: 64 << 10,
 	}

@@ -91,17 +91,17 @@ func (d *dispatcher) dispatch(ctx context.Context, why reason) (asked bool, err 
 
 // expect has due tasks claimed from some partitions, without a poll before; without partitions,
 // from any.
-func (d *dispatcher) expect(lanes []dialect.Lane) {
+func (d *dispatcher) expect(partitions []dialect.Partition) {
 	// Where a claim is several statements, one that finds nothing takes locks, and more than a poll.
-	if lanes == nil || !d.store.Dialect.OneStatement() {
+	if partitions == nil || !d.store.Dialect.OneStatement() {
 		d.wake()
 		return
 	}
 	if queues := d.cfg.Queues; len(queues) > 0 {
-		lanes = slices.DeleteFunc(lanes, func(l dialect.Lane) bool { return !slices.Contains(queues, l.Queue) })
+		partitions = slices.DeleteFunc(partitions, func(l dialect.Partition) bool { return !slices.Contains(queues, l.Queue) })
 	}
-	if len(lanes) > 0 {
-		d.claimer.expect(lanes)
+	if len(partitions) > 0 {
+		d.claimer.expect(partitions)
 		d.wakeups.add(knownDue)
 	}
 }

@@ -23,40 +23,41 @@ type memDialect struct {
 	gone            *sync.Map                                         // by transaction
 }
 
-func (d memDialect) Name() string                               { return "memory" }
-func (d memDialect) Serial() bool                               { return d.m.serial }
-func (d memDialect) Keep() bool                                 { return false }
-func (d memDialect) OneStatement() bool                         { return !d.m.serial }
-func (d memDialect) ForUpdate() string                          { return " FOR UPDATE" }
-func (d memDialect) Rebind(q string) string                     { return q }
-func (d memDialect) Time(t time.Time) string                    { return t.Format(time.RFC3339Nano) }
-func (d memDialect) Check(context.Context, dialect.Conn) error  { return nil }
-func (d memDialect) Isolation() sql.IsolationLevel              { return sql.LevelDefault }
-func (d memDialect) Begin(context.Context, dialect.Conn) error  { return nil }
-func (d memDialect) StillIn(context.Context, dialect.Conn) bool { return true }
-func (d memDialect) Latest() string                             { return "" }
-func (d memDialect) Unlock(context.Context, dialect.Conn) error { return nil }
-func (d memDialect) Text(column string) string                  { return column }
-func (d memDialect) SkipLocked() string                         { return " SKIP LOCKED" }
+func (d memDialect) Name() string                                  { return "memory" }
+func (d memDialect) Serial() bool                                  { return d.m.serial }
+func (d memDialect) Keep() bool                                    { return false }
+func (d memDialect) OneStatement() bool                            { return !d.m.serial }
+func (d memDialect) ForUpdate() string                             { return " FOR UPDATE" }
+func (d memDialect) Rebind(q string) string                        { return q }
+func (d memDialect) Time(t time.Time) string                       { return t.Format(time.RFC3339Nano) }
+func (d memDialect) Check(context.Context, dialect.Conn) error     { return nil }
+func (d memDialect) Isolation() sql.IsolationLevel                 { return sql.LevelDefault }
+func (d memDialect) Begin(context.Context, dialect.Conn) error     { return nil }
+func (d memDialect) StillIn(context.Context, dialect.Conn) bool    { return true }
+func (d memDialect) Latest() string                                { return "" }
+func (d memDialect) End(_ context.Context, end func() error) error { return end() }
+func (d memDialect) Unlock(context.Context, dialect.Conn) error    { return nil }
+func (d memDialect) Text(column string) string                     { return column }
+func (d memDialect) SkipLocked() string                            { return " SKIP LOCKED" }
 func (d memDialect) CheckTables(context.Context, dialect.Conn) (absent, create []string, err error) {
 	return nil, nil, nil
 }
-func (d memDialect) Park(context.Context, dialect.Conn, []dialect.Lane, int) ([]string, error) {
+func (d memDialect) Park(context.Context, dialect.Conn, []dialect.Partition, int) ([]string, error) {
 	return nil, nil
 }
 func (d memDialect) Prune(context.Context, dialect.Conn, bool, time.Duration, int) (int64, error) {
 	return 0, nil
 }
 
-func (d memDialect) Probe(ctx context.Context, c dialect.Conn) (list []dialect.LaneState, err error) {
-	err = d.ask(ctx, c, "PROBE", nil, func(r dialect.Row) error {
-		var l dialect.LaneState
+func (d memDialect) Poll(ctx context.Context, c dialect.Conn) (list []dialect.PartitionState, err error) {
+	err = d.ask(ctx, c, "POLL", nil, func(r dialect.Row) error {
+		var l dialect.PartitionState
 		if err := r.Scan(&l.Queue, &l.Priority, &l.Due, &l.Next); err != nil {
 			return err
 		}
-		i := slices.IndexFunc(list, func(o dialect.LaneState) bool { return o.Lane == l.Lane })
+		i := slices.IndexFunc(list, func(o dialect.PartitionState) bool { return o.Partition == l.Partition })
 		if i < 0 {
-			i, list = len(list), append(list, dialect.LaneState{Lane: l.Lane, Next: -1})
+			i, list = len(list), append(list, dialect.PartitionState{Partition: l.Partition, Next: -1})
 		}
 		if list[i].Due = list[i].Due || l.Due; !l.Due && list[i].Next < 0 {
 			list[i].Next = l.Next // they come in the order of time
@@ -71,16 +72,16 @@ func (d memDialect) Claim(ctx context.Context, c dialect.Conn, q dialect.ClaimPa
 	ids, _ := gone.(map[string]bool)
 	d.claims(q, ids)
 	p := memClaim{ClaimParams: q}
-	for _, l := range q.Lanes {
-		p.Marks = append(p.Marks, q.Marks[l])
+	for _, l := range q.Partitions {
+		p.Cursors = append(p.Cursors, q.Cursors[l])
 	}
 	return d.ask(ctx, c, "CLAIM", p, each)
 }
 
-// memClaim has a mark for each lane.
+// memClaim has a mark for each partition.
 type memClaim struct {
 	dialect.ClaimParams
-	Marks []dialect.Mark
+	Cursors []dialect.Cursor
 }
 
 func (d memDialect) Move(ctx context.Context, c dialect.Conn, _ dialect.From, rows []dialect.Outcome) ([]string, error) {

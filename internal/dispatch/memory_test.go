@@ -326,7 +326,7 @@ func (m *memory) statement(query string, args []any) memStatement {
 			tx.put("effect "+text(0), n+1)
 			return memResult{n: 1}
 		}
-	case starts("PROBE"):
+	case starts("POLL"):
 		return func(tx *memTx) memResult {
 			r := memResult{columns: 4}
 			for _, t := range tasks(tx) {
@@ -394,14 +394,14 @@ func (tx *memTx) claim(q memClaim) memResult {
 	if tx.m.serial {
 		tx.lock("anything")
 	}
-	for i, l := range q.Lanes {
+	for i, l := range q.Partitions {
 		end := q.Limit
 		if q.Share > 0 {
 			end = min(end, len(r.rows)+q.Share)
 		}
 		for _, t := range tasks(tx) {
 			if len(r.rows) == end || t.State != store.Pending || t.Queue != l.Queue || t.Priority != l.Priority ||
-				!q.Marks[i].Before(dialect.Mark{RunAt: t.RunAt, ID: t.ID}) ||
+				!q.Cursors[i].Before(dialect.Cursor{RunAt: t.RunAt, ID: t.ID}) ||
 				t.RunAt.After(time.Now()) || !slices.Contains(q.Funcs, t.Func) || !tx.free("task "+t.ID) {
 				continue
 			}

@@ -11,11 +11,11 @@ const maxParked = 100
 func (d *dispatcher) park(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, d.cfg.statementLimit())
 	defer cancel()
-	lanes := d.claimer.cursors.atHeads(maxParked)
-	if len(lanes) == 0 {
+	partitions := d.claimer.cursors.atHeads(maxParked)
+	if len(partitions) == 0 {
 		return
 	}
-	funcs, err := d.store.Park(limited, lanes)
+	funcs, err := d.store.Park(limited, partitions)
 	if err != nil {
 		if ctx.Err() == nil {
 			d.outages.failed("park", err)

@@ -64,7 +64,7 @@ func (d *dispatcher) pollOnce(ctx context.Context) error {
 		return err
 	}
 	next := time.Duration(-1)
-	var due []dialect.Lane
+	var due []dialect.Partition
 	clear(d.poller.foreign)
 	for _, l := range found {
 		if len(d.cfg.Queues) > 0 && !slices.Contains(d.cfg.Queues, l.Queue) {
@@ -74,7 +74,7 @@ func (d *dispatcher) pollOnce(ctx context.Context) error {
 			continue
 		}
 		if l.Due {
-			due = append(due, l.Lane)
+			due = append(due, l.Partition)
 		}
 		if l.Next >= 0 && (next < 0 || l.Next < next) {
 			next = l.Next

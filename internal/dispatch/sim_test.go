@@ -132,7 +132,7 @@ func simOf(t *testing.T, seed int) *sim {
 			from := begun.Add(rng.N(simFaults))
 			n.cuts = append(n.cuts, simCut{
 				from: from, to: from.Add(rng.N(2 * simLimit)), hangs: rng.IntN(2) == 0,
-				only: []string{"", "", "beat_at", "MOVE", "COMMIT", "PROBE"}[rng.IntN(6)],
+				only: []string{"", "", "beat_at", "MOVE", "COMMIT", "POLL"}[rng.IntN(6)],
 			})
 		}
 	}

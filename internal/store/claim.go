@@ -10,16 +10,16 @@ import (
 )
 
 // Poll tells which partitions have due tasks, and when those have some that have none.
-func (s *Store) Poll(ctx context.Context) (_ []dialect.LaneState, err error) {
+func (s *Store) Poll(ctx context.Context) (_ []dialect.PartitionState, err error) {
 	defer guard.Driver(&err)
-	return s.Dialect.Probe(ctx, s.work(nil))
+	return s.Dialect.Poll(ctx, s.work(nil))
 }
 
 // Claim takes due tasks for a process, at most limit in all by the claims of a plan one after the
 // other. The caller has locked the writer. It returns what each claim has found.
 func (s *Store) Claim(ctx context.Context, plan []dialect.ClaimParams, limit int) (lists [][]Claimed, err error) {
 	defer guard.Driver(&err)
-	if s.Dialect.OneStatement() || len(plan) == 1 && len(plan[0].Lanes) == 1 {
+	if s.Dialect.OneStatement() || len(plan) == 1 && len(plan[0].Partitions) == 1 {
 		return s.claimIn(ctx, s.work(nil), plan, limit)
 	}
 	err = s.inTx(ctx, func(tx *sql.Tx) (err error) {
@@ -65,9 +65,9 @@ func (s *Store) Owned(ctx context.Context, process string) ([]Claimed, error) {
 
 // Park takes due tasks that no live process can run out of the claim's index, and returns their
 // functions.
-func (s *Store) Park(ctx context.Context, lanes []dialect.Lane) (funcs []string, err error) {
+func (s *Store) Park(ctx context.Context, partitions []dialect.Partition) (funcs []string, err error) {
 	defer guard.Driver(&err)
-	return s.Dialect.Park(ctx, s.Pool, lanes, MaxRows)
+	return s.Dialect.Park(ctx, s.Pool, partitions, MaxRows)
 }
 
 // Unpark brings back parked tasks of some functions and queues, at most MaxRows.

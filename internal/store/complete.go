@@ -142,19 +142,19 @@ func (s *Store) CompleteUnlocked(ctx context.Context, outcomes []dialect.Outcome
 
 // OneStatement reports that these outcomes can be written, and the next tasks be claimed, by one
 // statement.
-func (s *Store) OneStatement(requeued []dialect.Requeued) bool { return s.exchanger(requeued) != nil }
+func (s *Store) OneStatement(requeued []dialect.Requeued) bool { return s.completer(requeued) != nil }
 
-func (s *Store) exchanger(requeued []dialect.Requeued) dialect.Exchanger {
-	if d, ok := s.Dialect.(dialect.Exchanger); ok && len(requeued) == 0 {
+func (s *Store) completer(requeued []dialect.Requeued) dialect.Completer {
+	if d, ok := s.Dialect.(dialect.Completer); ok && len(requeued) == 0 {
 		return d
 	}
 	return nil
 }
 
-// End ends tasks as Complete does, where OneStatement holds.
-func (s *Store) End(ctx context.Context, outcomes []dialect.Outcome) (done Let, err error) {
+// CompleteOutcomes ends tasks as Complete does, where OneStatement holds.
+func (s *Store) CompleteOutcomes(ctx context.Context, outcomes []dialect.Outcome) (done Let, err error) {
 	defer guard.Driver(&err)
-	moved, all, err := s.exchanger(nil).Finish(ctx, s.Pool, outcomes)
+	moved, all, err := s.completer(nil).Complete(ctx, s.Pool, outcomes)
 	return let(moved, all), err
 }
 
@@ -163,12 +163,12 @@ func (s *Store) CompleteAndClaim(ctx context.Context, outcomes []dialect.Outcome
 	limit int) (done Let, lists [][]Claimed, err error,
 ) {
 	defer guard.Driver(&err)
-	if d := s.exchanger(requeued); d != nil && len(plan) == 1 {
+	if d := s.completer(requeued); d != nil && len(plan) == 1 {
 		p := plan[0]
 		p.Limit = min(p.Limit, limit)
 		var scan claimScan
 		var list []Claimed
-		moved, all, err := d.Exchange(ctx, s.Pool, outcomes, p, func(r dialect.Row) error {
+		moved, all, err := d.CompleteAndClaim(ctx, s.Pool, outcomes, p, func(r dialect.Row) error {
 			list = append(list, scan.claimed(r))
 			return nil
 		})

@@ -15,7 +15,7 @@ import (
 )
 
 // Which tasks were moved is told for all of them, or one by one when a claim among them was lost.
-func TestExchange(t *testing.T) {
+func TestCompleteAndClaim(t *testing.T) {
 	t.Parallel()
 	db, err := sql.Open("pgx", testdb.PostgresDSN(t))
 	if err != nil {
@@ -42,7 +42,7 @@ func TestExchange(t *testing.T) {
 	exec(db, `INSERT INTO tasks (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms, repeatable, version, created_at)
 		SELECT 'id-' || i, 'a.b', '{}', 'default', 2, now() - interval '1 hour' + i * interval '1 second', 'pending', 0, 0, 0, 1, 0, false, 1, now()
 		FROM generate_series(100, 129) i`)
-	claim := dialect.ClaimParams{Process: "p", Lanes: []dialect.Lane{{Queue: "default", Priority: 2}}, Funcs: []string{"a.b"}, Limit: 10}
+	claim := dialect.ClaimParams{Process: "p", Partitions: []dialect.Partition{{Queue: "default", Priority: 2}}, Funcs: []string{"a.b"}, Limit: 10}
 	collect := func(ids *[]string) func(dialect.Row) error {
 		return func(r dialect.Row) error {
 			var id string
@@ -79,16 +79,16 @@ func TestExchange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	listed(d.(dialect.Exchanger).Finish(ctx, undone, outcomes))
+	listed(d.(dialect.Completer).Complete(ctx, undone, outcomes))
 	if err := undone.Rollback(); err != nil {
 		t.Fatal(err)
 	}
 	var fresh []string
-	listed(d.(dialect.Exchanger).Exchange(ctx, db, outcomes, claim, collect(&fresh)))
+	listed(d.(dialect.Completer).CompleteAndClaim(ctx, db, outcomes, claim, collect(&fresh)))
 	if len(fresh) != 10 {
 		t.Errorf("%d were claimed", len(fresh))
 	}
-	if moved, all, err := d.(dialect.Exchanger).Finish(ctx, db, succeeded(fresh)); err != nil || !all || len(moved) > 0 {
+	if moved, all, err := d.(dialect.Completer).Complete(ctx, db, succeeded(fresh)); err != nil || !all || len(moved) > 0 {
 		t.Errorf("%v were moved, all %v, %v", moved, all, err)
 	}
 }
@@ -97,7 +97,7 @@ func TestExchange(t *testing.T) {
 // the first one on, is lost.
 type losingReplies struct {
 	dialect.Dialect
-	dialect.Exchanger
+	dialect.Completer
 	claims, finishes *atomic.Int64
 }
 
@@ -109,8 +109,8 @@ func (l losingReplies) Claim(ctx context.Context, c dialect.Conn, p dialect.Clai
 	return err
 }
 
-func (l losingReplies) Finish(ctx context.Context, c dialect.Conn, rows []dialect.Outcome) (moved []string, all bool, err error) {
-	moved, all, err = l.Exchanger.Finish(ctx, c, rows)
+func (l losingReplies) Complete(ctx context.Context, c dialect.Conn, rows []dialect.Outcome) (moved []string, all bool, err error) {
+	moved, all, err = l.Completer.Complete(ctx, c, rows)
 	if l.finishes.Add(1)%4 == 1 && err == nil {
 		err = driver.ErrBadConn
 	}
@@ -150,7 +150,7 @@ func TestExchangeOfMany(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.Intercept(func(d dialect.Dialect) dialect.Dialect {
-		return losingReplies{d, d.(dialect.Exchanger), &claims, &finishes}
+		return losingReplies{d, d.(dialect.Completer), &claims, &finishes}
 	})
 	start(t, p)
 	eventually(t, "all have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) == tasks })
