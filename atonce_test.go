@@ -13,7 +13,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// second runs what comes second to an open transaction. Where it has to wait for that, it does before the first commits.
+// second runs what comes second to an open transaction. Where it has to wait for that, it does
+// before the first commits.
 func second(t *testing.T, db *gorm.DB, first *gorm.DB, f func() error) error {
 	t.Helper()
 	done := make(chan error, 1)

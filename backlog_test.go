@@ -12,7 +12,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// claims counts probes, claims and those claims that begin at the head of a partition instead of where the last one ended.
+// claims counts probes, claims and those claims that begin at the head of a partition instead of
+// where the last one ended.
 type claims struct {
 	dialect.Dialect
 	counts *claimCounts
@@ -56,7 +57,8 @@ func (c exchangingClaims) Complete(ctx context.Context, conn dialect.Conn, rows 
 	return c.Dialect.(dialect.Completer).Complete(ctx, conn, rows)
 }
 
-// Behind a transaction that is left open a claim from the head of a partition walks over the dead rows of all earlier ones.
+// Behind a transaction that is left open a claim from the head of a partition walks over the dead
+// rows of all earlier ones.
 func TestRefillsBeginWhereTheLastClaimEnded(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		const tasks, slots = 2000, 20

@@ -19,7 +19,8 @@ import (
 
 const holdOrder = "services.OrderSvc.hold"
 
-// keyed installs a plugin whose function holdOrder runs until release is closed, beside cancelOrder.
+// keyed installs a plugin whose function holdOrder runs until release is closed, beside
+// cancelOrder.
 func keyed(t *testing.T, db *gorm.DB) (p *outbox.Plugin, running chan string, release chan struct{}) {
 	t.Helper()
 	running, release = make(chan string, 100), make(chan struct{})

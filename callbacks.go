@@ -28,10 +28,12 @@ func (p *Plugin) guardHook(name string, call func()) {
 	}
 }
 
-// backoffPatience is how long Options.Backoff may take. A beat or another task's outcome may wait for it.
+// backoffPatience is how long Options.Backoff may take. A beat or another task's outcome may wait
+// for it.
 const backoffPatience = time.Second
 
-// backoff is Options.Backoff. It falls back to the default where that one panics or does not return.
+// backoff is Options.Backoff. It falls back to the default where that one panics or does not
+// return.
 func (p *Plugin) backoff(attempt int) time.Duration {
 	if p.opts.Backoff == nil {
 		return DefaultBackoff(attempt)

@@ -46,7 +46,8 @@ func (*evilJSON) UnmarshalJSON([]byte) error { call(&evil); return nil }
 
 type evilField struct{ Field evilJSON }
 
-// lateError is an error whose methods misbehave from their second use on, when it was found to be harmless.
+// lateError is an error whose methods misbehave from their second use on, when it was found to be
+// harmless.
 type lateError struct {
 	uses *atomic.Int32
 	do   func()
@@ -109,8 +110,8 @@ type evilTrace struct {
 func (t evilTrace) LogMode(logger.LogLevel) logger.Interface                        { return t }
 func (t evilTrace) Trace(context.Context, time.Time, func() (string, int64), error) { t.do() }
 
-// Whatever the application's code does, its task ends and others run: the process, its dispatcher and every goroutine that
-// they need live on.
+// Whatever the application's code does, its task ends and others run: the process, its dispatcher
+// and every goroutine that they need live on.
 func TestForeignCodeEndsNothing(t *testing.T) {
 	for how, do := range misbehave {
 		t.Run(how, func(t *testing.T) {

@@ -12,12 +12,13 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// Cancel takes a task that waits (pending or parked) out of the task table and records it in history as cancelled, in
-// tx's transaction. Option: IfVersion.
+// Cancel takes a task that waits (pending or parked) out of the task table and records it in
+// history as cancelled, in tx's transaction. Option: IfVersion.
 //
-// A task that runs gives ErrRunning, one that is gone ErrNotFound, another version than IfVersion's ErrConflict; the
-// transaction stays usable. A transaction that makes a task needless, such as an order's payment, may ignore the first
-// two: its handler has to check anyway, since it may have started before.
+// A task that runs gives ErrRunning, one that is gone ErrNotFound, another version than IfVersion's
+// ErrConflict; the transaction stays usable. A transaction that makes a task needless, such as an
+// order's payment, may ignore the first two: its handler has to check anyway, since it may have
+// started before.
 func Cancel(tx *gorm.DB, id string, opts ...ChangeOption) error {
 	err := change(tx, opts, func(h handle, s settings) error {
 		if err := checkID(id); err != nil {
@@ -75,8 +76,9 @@ func CancelKey(tx *gorm.DB, key string, opts ...ChangeOption) (HeldKey, error) {
 	return held, nil
 }
 
-// Reschedule gives a task that waits (pending or parked) another start time, in tx's transaction. A time that is not in
-// the future means now, so Reschedule(tx, id, time.Now()) runs it at once. Option: IfVersion. Errors as for Cancel.
+// Reschedule gives a task that waits (pending or parked) another start time, in tx's transaction. A
+// time that is not in the future means now, so Reschedule(tx, id, time.Now()) runs it at once.
+// Option: IfVersion. Errors as for Cancel.
 func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...ChangeOption) error {
 	err := change(tx, opts, func(h handle, s settings) error {
 		if err := checkID(id); err != nil {
@@ -90,13 +92,14 @@ func Reschedule(tx *gorm.DB, id string, at time.Time, opts ...ChangeOption) erro
 	return nil
 }
 
-// Rerun creates a new task from one that has finished, in tx's transaction: with the same function, arguments, key,
-// queue, priority, attempts, time limit and Meta, due at once, unless options say otherwise. The history row stays as it
-// is, but names the new task. Options: WithArgs and those of Create. Hooks see the new task with the finished one's Meta
-// and may set its keys anew; see Hooks.OnCreate.
+// Rerun creates a new task from one that has finished, in tx's transaction: with the same function,
+// arguments, key, queue, priority, attempts, time limit and Meta, due at once, unless options say
+// otherwise. The history row stays as it is, but names the new task. Options: WithArgs and those of
+// Create. Hooks see the new task with the finished one's Meta and may set its keys anew; see
+// Hooks.OnCreate.
 //
-// Errors: those of Create; ErrNotFound for an id that history does not have (any more); ErrConflict for a task that has
-// not finished, or has been re-run already. The transaction stays usable.
+// Errors: those of Create; ErrNotFound for an id that history does not have (any more); ErrConflict
+// for a task that has not finished, or has been re-run already. The transaction stays usable.
 func Rerun(tx *gorm.DB, id string, opts ...RerunOption) (*TaskModel, error) {
 	var task *TaskModel
 	err := change(tx, nil, func(h handle, _ settings) error {
@@ -114,8 +117,8 @@ func Rerun(tx *gorm.DB, id string, opts ...RerunOption) (*TaskModel, error) {
 	return task, nil
 }
 
-// Lookup finds a task wherever it is by now: one of the two results is not nil, or the error is ErrNotFound. It reads
-// through tx, and thus from the primary.
+// Lookup finds a task wherever it is by now: one of the two results is not nil, or the error is
+// ErrNotFound. It reads through tx, and thus from the primary.
 func Lookup(tx *gorm.DB, id string) (*TaskModel, *HistoryModel, error) {
 	var task *TaskModel
 	var past *HistoryModel
@@ -148,7 +151,8 @@ func Lookup(tx *gorm.DB, id string) (*TaskModel, *HistoryModel, error) {
 	return task, past, nil
 }
 
-// checkID keeps texts out of statements that a database refuses, which would abort the caller's transaction.
+// checkID keeps texts out of statements that a database refuses, which would abort the caller's
+// transaction.
 func checkID(id string) error {
 	if checkText(id, maxID) != nil {
 		return ErrNotFound
@@ -171,8 +175,9 @@ func change(tx *gorm.DB, opts []ChangeOption, f func(handle, settings) error) er
 	return h.withRetry(func() error { return f(h, s) })
 }
 
-// mustWait fails with ErrNotFound when history has the task. Where reads of an open transaction are of the past, a look for a
-// task to change is one that locks, and for a task that is gone it would lock the gap in which others create theirs.
+// mustWait fails with ErrNotFound when history has the task. Where reads of an open transaction are
+// of the past, a look for a task to change is one that locks, and for a task that is gone it would
+// lock the gap in which others create theirs.
 func (h handle) mustWait(id string) error {
 	if h.store.Dialect.Latest() == "" {
 		return nil

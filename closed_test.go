@@ -19,7 +19,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// A pool that the application closes too early ends Run at once, with an error that says what to do.
+// A pool that the application closes too early ends Run at once, with an error that says what to
+// do.
 func TestPoolClosedBeforeRunEnds(t *testing.T) {
 	for name, stopped := range map[string]bool{"while Run dispatches": false, "while Run drains": true} {
 		t.Run(name, func(t *testing.T) {
@@ -76,7 +77,8 @@ func TestRunWithAnEndedContext(t *testing.T) {
 	})
 }
 
-// A *gorm.DB that is opened on a transaction creates in it; the plugin's own work goes to the pool behind.
+// A *gorm.DB that is opened on a transaction creates in it; the plugin's own work goes to the pool
+// behind.
 func TestGormOnATransaction(t *testing.T) {
 	for name, d := range map[string]struct {
 		pool func(testing.TB) *gorm.DB

@@ -20,7 +20,8 @@ import (
 // Hints lets the external tests see how many transactions and tasks are watched.
 func (p *Plugin) Hints() (transactions, tasks int) { return p.commits.Pending() }
 
-// sqliteFile is a fresh database; testutil imports this package, so its helpers cannot be used here.
+// sqliteFile is a fresh database; testutil imports this package, so its helpers cannot be used
+// here.
 func sqliteFile(t *testing.T) *gorm.DB {
 	t.Helper()
 	dsn := url.URL{Scheme: "file", Path: filepath.ToSlash(filepath.Join(t.TempDir(), "outbox.db")),

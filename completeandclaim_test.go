@@ -93,8 +93,8 @@ func TestCompleteAndClaim(t *testing.T) {
 	}
 }
 
-// losingReplies does what it should, and the reply of every third claim, from the second one on, and of every fourth finish, from
-// the first one on, is lost.
+// losingReplies does what it should, and the reply of every third claim, from the second one on,
+// and of every fourth finish, from the first one on, is lost.
 type losingReplies struct {
 	dialect.Dialect
 	dialect.Completer
@@ -129,7 +129,8 @@ func TestExchangeOfMany(t *testing.T) {
 	var waiting, begun, claims, finishes atomic.Int64
 	leave := make(chan struct{})
 	defer close(leave)
-	// However slow the machine is, many end together, and before a claim is lost, whose tasks would have to be given back first.
+	// However slow the machine is, many end together, and before a claim is lost, whose tasks would
+	// have to be given back first.
 	allRun := make(chan struct{})
 	p := install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("count", func(_ context.Context, a struct{ N int }) error {

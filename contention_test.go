@@ -19,7 +19,8 @@ type counter struct {
 	N  int
 }
 
-// serializable opens a fresh PostgreSQL database whose transactions are serializable unless they say otherwise.
+// serializable opens a fresh PostgreSQL database whose transactions are serializable unless they
+// say otherwise.
 func serializable(t *testing.T) *gorm.DB {
 	t.Helper()
 	dsn := testdb.PostgresDSN(t)

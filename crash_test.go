@@ -23,7 +23,8 @@ import (
 
 const dispatcherEnv = "OUTBOX_TEST_DISPATCHER"
 
-// run is written by every run, outside any transaction of the library; no unique key hides a second one.
+// run is written by every run, outside any transaction of the library; no unique key hides a second
+// one.
 type runRow struct {
 	Task string
 	PID  int
@@ -47,7 +48,8 @@ func crashOptions() outbox.Options {
 	}
 }
 
-// crashHandlers are the same in the child, where "hang" handlers never return, and in the parent, where they do.
+// crashHandlers are the same in the child, where "hang" handlers never return, and in the parent,
+// where they do.
 func crashHandlers(p *outbox.Plugin, db *gorm.DB, hang bool) {
 	mark := func(ctx context.Context, db *gorm.DB) error {
 		task, _ := outbox.TaskFrom(ctx)
@@ -256,8 +258,9 @@ func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
 	}
 }
 
-// deadlocks that the server has found so far. MySQL counts those of all databases together, so nothing is counted on a
-// server that others use; nobody else of this binary uses a server while a test runs that is not parallel.
+// deadlocks that the server has found so far. MySQL counts those of all databases together, so
+// nothing is counted on a server that others use; nobody else of this binary uses a server while a
+// test runs that is not parallel.
 func deadlocks(t *testing.T, db *gorm.DB) int {
 	if db.Name() == "mysql" && os.Getenv("OUTBOX_TEST_MARIADB")+os.Getenv("OUTBOX_TEST_MYSQL") != "" {
 		return 0

@@ -21,8 +21,8 @@ type shopOrder struct {
 
 const cancelOrder = "services.OrderSvc.cancel"
 
-// shop installs the plugin with one function, cancelOrder, beside the application's own table. The ids of its runs
-// arrive in the channel.
+// shop installs the plugin with one function, cancelOrder, beside the application's own table. The
+// ids of its runs arrive in the channel.
 func shop(t *testing.T, db *gorm.DB, opts outbox.Options) (*outbox.Plugin, <-chan string) {
 	t.Helper()
 	ran := make(chan string, 1000)
@@ -297,7 +297,8 @@ func TestManualBeginOnAConnectionIsNotCommitted(t *testing.T) {
 
 func TestNothingRunsBeforeTheCommit(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		// The dispatcher asks the clock for each statement, so the calls count its looks at the table.
+		// The dispatcher asks the clock for each statement, so the calls count its looks at the
+		// table.
 		var looks atomic.Int64
 		p, ran := shop(t, db, outbox.Options{Scan: "@every 10ms", Clock: func() time.Time {
 			looks.Add(1)

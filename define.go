@@ -9,16 +9,16 @@ import (
 	"gorm.io/gorm"
 )
 
-// Definition ties a function's name to the type of its arguments, so that the compiler checks both its creators and its handler.
-// It is a value: make it once with Define, and share it.
+// Definition ties a function's name to the type of its arguments, so that the compiler checks both
+// its creators and its handler. It is a value: make it once with Define, and share it.
 type Definition[A any] struct {
 	function string
 	opts     []CreateOption
 }
 
-// Define names a function whose arguments are A, a struct with JSON tags or Args. The options apply to each Create,
-// before its own. It panics when the name has no valid form, A is of another kind, or an option can never
-// be valid.
+// Define names a function whose arguments are A, a struct with JSON tags or Args. The options apply
+// to each Create, before its own. It panics when the name has no valid form, A is of another kind,
+// or an option can never be valid.
 func Define[A any](function string, opts ...CreateOption) Definition[A] {
 	if err := checkPath(function); err != nil {
 		panic(fmt.Sprintf("outbox: define %s: %v", function, err))
@@ -35,8 +35,8 @@ func Define[A any](function string, opts ...CreateOption) Definition[A] {
 // Function is the function's dotted name.
 func (d Definition[A]) Function() string { return d.function }
 
-// Create is the function Create with the definition's function, arguments and options. Where the function is not
-// registered (Options.ProducerOnly), it still calls Validate, if A has it.
+// Create is the function Create with the definition's function, arguments and options. Where the
+// function is not registered (Options.ProducerOnly), it still calls Validate, if A has it.
 func (d Definition[A]) Create(tx *gorm.DB, args A, opts ...CreateOption) (*TaskModel, error) {
 	return Create(tx, d.function, args, append(d.opts[:len(d.opts):len(d.opts)], opts...)...)
 }

@@ -42,8 +42,9 @@ func TestDependencies(t *testing.T) {
 	}
 }
 
-// The lowest versions with which the tests pass. An application that adds the library gets at least these, so a higher one here changes
-// an application that asked for nothing: raise one only when the code needs it, and say why.
+// The lowest versions with which the tests pass. An application that adds the library gets at least
+// these, so a higher one here changes an application that asked for nothing: raise one only when
+// the code needs it, and say why.
 var requirements = map[string]string{
 	"gorm.io/gorm":              "v1.25.11", // MapColumns, in a test
 	"github.com/google/uuid":    "v1.6.0",   // version 7 in the order of creation

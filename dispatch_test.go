@@ -160,7 +160,8 @@ func (slowToCheck) Validate() error {
 	return nil
 }
 
-// The run has begun before the shutdown, and its handler would start after the grace: the task goes back.
+// The run has begun before the shutdown, and its handler would start after the grace: the task goes
+// back.
 func TestShutdownBeforeTheHandlerStarts(t *testing.T) {
 	eachDBInTurn(t, func(t *testing.T, db *gorm.DB) {
 		opts := quick()
@@ -183,8 +184,8 @@ func TestShutdownBeforeTheHandlerStarts(t *testing.T) {
 	})
 }
 
-// endsLate is a context whose end the handler sees before the contexts that were made from it have ended: for a moment every
-// context is like that.
+// endsLate is a context whose end the handler sees before the contexts that were made from it have
+// ended: for a moment every context is like that.
 type endsLate struct {
 	context.Context
 	done chan struct{}
@@ -201,8 +202,8 @@ func (endsLateHook) OnStart(ctx context.Context, _ *outbox.TaskModel) context.Co
 	return c
 }
 
-// A transactional handler that returns nil because its context has ended has not succeeded, however late its transaction
-// learns of that.
+// A transactional handler that returns nil because its context has ended has not succeeded, however
+// late its transaction learns of that.
 func TestShutdownIsSeenByTheHandlerFirst(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		started := make(chan string, 1)
@@ -225,8 +226,8 @@ func TestShutdownIsSeenByTheHandlerFirst(t *testing.T) {
 	})
 }
 
-// Where one transaction at a time can write, a claim waits for its turn while a transactional handler runs. A shutdown does
-// not wait with it.
+// Where one transaction at a time can write, a claim waits for its turn while a transactional
+// handler runs. A shutdown does not wait with it.
 func TestShutdownWhileAClaimWaitsForItsTurn(t *testing.T) {
 	db := testdb.SQLite(t) // and not in parallel: whose goroutine is it that waits?
 	started, leave := make(chan string, 1), make(chan struct{})
@@ -395,7 +396,8 @@ func TestRunDue(t *testing.T) {
 		create(t, db, "makes", nil)
 		failing := create(t, db, "fails", nil, outbox.MaxAttempts(3))
 		snoozing := create(t, db, "snoozes", nil)
-		// Bounded, because a task that comes back at once on a clock that stands still must not keep it for ever.
+		// Bounded, because a task that comes back at once on a clock that stands still must not
+		// keep it for ever.
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
 		if n, err := p.RunDue(ctx); err != nil || n != 123 {

@@ -12,14 +12,15 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// Run dispatches until ctx is done, then drains: it starts nothing more, gives running handlers Options.ShutdownGrace,
-// then ends their contexts and waits for Options.CancelGrace, and records their outcomes. It returns nil after a clean
-// drain, otherwise an error that says what was left; such tasks are recorded as interrupted.
+// Run dispatches until ctx is done, then drains: it starts nothing more, gives running handlers
+// Options.ShutdownGrace, then ends their contexts and waits for Options.CancelGrace, and records
+// their outcomes. It returns nil after a clean drain, otherwise an error that says what was left;
+// such tasks are recorded as interrupted.
 //
-// One Run at a time per plugin; any number of processes may run on one database. The tables must be there (ErrSchema).
-// A database that cannot be reached, at the start or later, is waited for.
-// A pool that is closed is not: Run then ends with an error, and what ran is taken for interrupted. So close it after Run has
-// returned. When ctx has ended before Run begins, it returns nil.
+// One Run at a time per plugin; any number of processes may run on one database. The tables must be
+// there (ErrSchema). A database that cannot be reached, at the start or later, is waited for. A
+// pool that is closed is not: Run then ends with an error, and what ran is taken for interrupted.
+// So close it after Run has returned. When ctx has ended before Run begins, it returns nil.
 func (p *Plugin) Run(ctx context.Context) error {
 	if !p.running.CompareAndSwap(false, true) {
 		return errors.New("outbox: run: this plugin is running already")

@@ -146,7 +146,8 @@ func TestTimerMeetsStartTimes(t *testing.T) {
 	})
 }
 
-// The start time is over, or has been forgotten in favour of an earlier one, when the transaction commits at last.
+// The start time is over, or has been forgotten in favour of an earlier one, when the transaction
+// commits at last.
 func TestStartTimeOfATransactionThatCommitsLate(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		var ran <-chan string

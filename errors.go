@@ -8,9 +8,11 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// Errors that callers branch on. They come wrapped with what was being done and to which path, task or key.
+// Errors that callers branch on. They come wrapped with what was being done and to which path, task
+// or key.
 var (
-	// ErrNotInstalled: the *gorm.DB does not have the plugin; call db.Use(outbox.New(…)) on the DB that it comes from.
+	// ErrNotInstalled: the *gorm.DB does not have the plugin; call db.Use(outbox.New(…)) on the DB
+	// that it comes from.
 	ErrNotInstalled = errors.New("the outbox plugin is not installed on this *gorm.DB")
 
 	// ErrDryRun: the handle is in DryRun mode, in which nothing can be created or changed.
@@ -22,32 +24,37 @@ var (
 	// ErrUnknownFunc: no handler is registered under the path in this process.
 	ErrUnknownFunc = errors.New("unknown function")
 
-	// ErrBadArgs: the arguments are not JSON, too large or too deep, or do not fit the function's parameters.
+	// ErrBadArgs: the arguments are not JSON, too large or too deep, or do not fit the function's
+	// parameters.
 	ErrBadArgs = dispatch.ErrBadArgs
 
 	// ErrBadOption: an option's value is not valid, such as a start time that does not exist.
 	ErrBadOption = errors.New("bad option")
 
-	// ErrDuplicateKey: an unfinished task holds the key. errors.As with *DuplicateKeyError gives its id.
+	// ErrDuplicateKey: an unfinished task holds the key. errors.As with *DuplicateKeyError gives
+	// its id.
 	ErrDuplicateKey = errors.New("duplicate key")
 
-	// ErrNotFound: no such task is waiting; it has finished, or its history has been pruned, or it never was.
+	// ErrNotFound: no such task is waiting; it has finished, or its history has been pruned, or it
+	// never was.
 	ErrNotFound = errors.New("task not found")
 
 	// ErrRunning: the task is running, so that it can be neither cancelled nor changed.
 	ErrRunning = errors.New("task is running")
 
-	// ErrConflict: the task is not what the caller thinks: its version has moved on, or it has been re-run already.
+	// ErrConflict: the task is not what the caller thinks: its version has moved on, or it has been
+	// re-run already.
 	ErrConflict = errors.New("task has changed")
 
-	// ErrClaimLost: the run's claim was taken over, so its outcome was refused. It is what context.Cause gives a
-	// handler whose process can no longer prove that it is alive.
+	// ErrClaimLost: the run's claim was taken over, so its outcome was refused. It is what
+	// context.Cause gives a handler whose process can no longer prove that it is alive.
 	ErrClaimLost = dispatch.ErrClaimLost
 
 	// ErrTxClosed: a transactional handler's *gorm.DB was used after the handler had returned.
 	ErrTxClosed = dispatch.ErrTxClosed
 
-	// ErrTxGuarded: a transactional handler called Commit or Rollback; return nil or an error instead.
+	// ErrTxGuarded: a transactional handler called Commit or Rollback; return nil or an error
+	// instead.
 	ErrTxGuarded = dispatch.ErrTxGuarded
 
 	// ErrSchema: the tables are missing or of another version.

@@ -29,8 +29,8 @@ func check(err error) {
 	}
 }
 
-// openDB opens a database in a temporary folder, which the returned function removes, with the plugin and its tables.
-// Register handlers with the plugin before.
+// openDB opens a database in a temporary folder, which the returned function removes, with the
+// plugin and its tables. Register handlers with the plugin before.
 func openDB(plugin *outbox.Plugin) (db *gorm.DB, cleanUp func()) {
 	dir, err := os.MkdirTemp("", "outbox")
 	check(err)
@@ -50,7 +50,8 @@ func openDB(plugin *outbox.Plugin) (db *gorm.DB, cleanUp func()) {
 
 var silent = slog.New(slog.DiscardHandler)
 
-// A task is created in the transaction of the order that it belongs to: it exists if and only if that commits.
+// A task is created in the transaction of the order that it belongs to: it exists if and only if
+// that commits.
 func Example() {
 	plugin := outbox.New(outbox.Options{Logger: silent})
 	plugin.Handle("orders.confirm", func(_ context.Context, args struct {
@@ -114,7 +115,8 @@ func ExampleDefine() {
 	// {OrderID:7 Reason:}
 }
 
-// At most one unfinished task has a key. The refusal leaves the transaction usable, on PostgreSQL too.
+// At most one unfinished task has a key. The refusal leaves the transaction usable, on PostgreSQL
+// too.
 func ExampleKey() {
 	plugin := outbox.New(outbox.Options{Logger: silent})
 	plugin.Handle("reports.build", func(context.Context) error { return nil })
@@ -146,7 +148,8 @@ func ExampleCancel() {
 		if err := tx.Model(&order).Update("status", "paid").Error; err != nil {
 			return err
 		}
-		// It may have started or ended already. That does not matter: the handler looks at the order's status.
+		// It may have started or ended already. That does not matter: the handler looks at the
+		// order's status.
 		err := outbox.Cancel(tx, task.ID)
 		if errors.Is(err, outbox.ErrRunning) || errors.Is(err, outbox.ErrNotFound) {
 			return nil
@@ -227,8 +230,8 @@ func ExampleRerun() {
 	// success "sent" true
 }
 
-// A handler that takes a *gorm.DB runs in the transaction that finishes its task: what it writes and the end of the task
-// commit together.
+// A handler that takes a *gorm.DB runs in the transaction that finishes its task: what it writes
+// and the end of the task commit together.
 func ExamplePlugin_Handle_transactional() {
 	plugin := outbox.New(outbox.Options{Logger: silent})
 	plugin.Handle("orders.checkAndCancel", func(_ context.Context, tx *gorm.DB, args ConfirmOrder) error {

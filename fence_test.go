@@ -16,15 +16,16 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// Each statement that changes state is run against rows of every kind, and must change exactly those that its WHERE names.
+// Each statement that changes state is run against rows of every kind, and must change exactly
+// those that its WHERE names.
 
 var (
 	fenceNow  = time.Now().UTC().Truncate(time.Second)
 	fenceLane = []dialect.Partition{{Queue: "default", Priority: 2}}
 )
 
-// fenceRows are rows of every kind: a state, a function, a queue, a priority, due or not, of a live process, of a dead one
-// or of none.
+// fenceRows are rows of every kind: a state, a function, a queue, a priority, due or not, of a live
+// process, of a dead one or of none.
 func fenceRows(t *testing.T, db *gorm.DB) map[string]outbox.TaskModel {
 	t.Helper()
 	for id, m := range map[string]outbox.ProcessModel{
@@ -80,8 +81,8 @@ func isDue(m outbox.TaskModel) bool { return m.RunAt.Before(fenceNow) }
 
 func inLane(m outbox.TaskModel) bool { return m.Queue == "default" && m.Priority == 2 }
 
-// atFive are fences for all rows: right for those of version 5 that a live process runs, wrong for those of version 6 and
-// those of other processes.
+// atFive are fences for all rows: right for those of version 5 that a live process runs, wrong for
+// those of version 6 and those of other processes.
 func atFive(rows map[string]outbox.TaskModel) (outcomes []dialect.Outcome, requeued []dialect.Requeued) {
 	five := int64(5)
 	for _, id := range slices.Sorted(maps.Keys(rows)) {
@@ -294,7 +295,8 @@ func TestOrphansAreThoseOfNoProcess(t *testing.T) {
 	})
 }
 
-// reborn has a process come back at the worst moment: when the take-over has found its tasks, and before it has looked again.
+// reborn has a process come back at the worst moment: when the take-over has found its tasks, and
+// before it has looked again.
 type reborn struct {
 	dialect.Dialect
 	process string
@@ -343,8 +345,8 @@ func (b between) Orphans(ctx context.Context, c dialect.Conn, limit int, each fu
 	return err
 }
 
-// The owner of a task, which was thought dead, finishes it while the take-over is half done; so does a second take-over,
-// which has seen the same dead process.
+// The owner of a task, which was thought dead, finishes it while the take-over is half done; so
+// does a second take-over, which has seen the same dead process.
 func TestTakeOverHalfDone(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, outbox.Options{}, nil)

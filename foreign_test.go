@@ -13,8 +13,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// shardPool is the pool of gorm.io/sharding: what it wraps, with a Commit and a Rollback that do nothing and a BeginTx that
-// gives the pool back where it wraps a *sql.DB.
+// shardPool is the pool of gorm.io/sharding: what it wraps, with a Commit and a Rollback that do
+// nothing and a BeginTx that gives the pool back where it wraps a *sql.DB.
 type shardPool struct{ gorm.ConnPool }
 
 func (p *shardPool) BeginTx(ctx context.Context, opts *sql.TxOptions) (gorm.ConnPool, error) {
@@ -55,7 +55,8 @@ func through(tx *gorm.DB, wrap func(gorm.ConnPool) gorm.ConnPool) *gorm.DB {
 	return tx
 }
 
-// Commit and Rollback make no transaction of a pool: what is to be all or nothing needs one of its own.
+// Commit and Rollback make no transaction of a pool: what is to be all or nothing needs one of its
+// own.
 func TestPoolThatIsNoTransaction(t *testing.T) {
 	shard := func(c gorm.ConnPool) gorm.ConnPool { return &shardPool{c} }
 	eachDB(t, func(t *testing.T, db *gorm.DB) {

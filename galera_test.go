@@ -21,8 +21,8 @@ type galeraArgs struct {
 	Text string `json:"text"`
 }
 
-// Two dispatchers work on one node each of a cluster that bounds its transactions. A node knows of the other's locks only when
-// it commits, so that they conflict.
+// Two dispatchers work on one node each of a cluster that bounds its transactions. A node knows of
+// the other's locks only when it commits, so that they conflict.
 func TestGalera(t *testing.T) {
 	t.Parallel()
 	nodes := testdb.StartGalera(t, 2, "--wsrep-max-ws-rows=30", "--wsrep-max-ws-size=65536")

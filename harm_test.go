@@ -20,7 +20,8 @@ import (
 
 // What one task, one row or one caller does must harm only itself.
 
-// refuse makes history refuse the row of one task: for its data, or with an error that says nothing of the cause.
+// refuse makes history refuse the row of one task: for its data, or with an error that says nothing
+// of the cause.
 func refuse(t *testing.T, db *gorm.DB, id string, data bool) {
 	t.Helper()
 	if db.Dialector.Name() == "sqlite" {
@@ -119,7 +120,8 @@ func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 				}
 				if data {
 					receiveGivenUp(t, finished) // at once, for waiting would not help
-					// Nor does it keep the dispatcher from giving back what it has claimed without knowing.
+					// Nor does it keep the dispatcher from giving back what it has claimed without
+					// knowing.
 					process := processRow(t, db, "").ID
 					if err := db.Create(&outbox.TaskModel{ID: "stray", Func: "good", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, RunAt: time.Now(),
 						State: outbox.StateRunning, Attempt: 1, MaxAttempts: 1, Version: 2, CreatedAt: time.Now(), ProcessID: &process}).Error; err != nil {
@@ -232,7 +234,8 @@ func TestRowThatHistoryHasAlreadyHarmsOnlyItself(t *testing.T) {
 	})
 }
 
-// deferredSQLite opens a database whose transactions take the write lock with their first write, not when they begin.
+// deferredSQLite opens a database whose transactions take the write lock with their first write,
+// not when they begin.
 func deferredSQLite(t *testing.T) *gorm.DB {
 	t.Helper()
 	dsn := testdb.SQLiteDSN(t)
@@ -402,8 +405,8 @@ func TestParkLocksOnlyWhatItParks(t *testing.T) {
 	})
 }
 
-// A row that somebody has locked, as in a console that is left open, must stall neither the other outcomes of its group nor
-// the next tasks.
+// A row that somebody has locked, as in a console that is left open, must stall neither the other
+// outcomes of its group nor the next tasks.
 func TestLockedRowKeepsNoOther(t *testing.T) {
 	t.Parallel()
 	for name, attempts := range map[string]int{"that succeeded": 1, "that goes back": 2} {
@@ -456,8 +459,8 @@ func TestLockedRowKeepsNoOther(t *testing.T) {
 	}
 }
 
-// single is a database that loses the connection whenever more than one outcome is to be written at a time, as when they
-// are more than a packet may hold.
+// single is a database that loses the connection whenever more than one outcome is to be written at
+// a time, as when they are more than a packet may hold.
 type single struct{ dialect.Dialect }
 
 func (s single) Move(ctx context.Context, c dialect.Conn, from dialect.From, rows []dialect.Outcome) ([]string, error) {

@@ -27,8 +27,8 @@ var databases = []struct {
 // mysqlServers are those that understand MySQL's dialect.
 var mysqlServers = map[string]func(testing.TB) *gorm.DB{"mariadb": testdb.MariaDB, "mysql": testdb.MySQL}
 
-// eachDB runs a test on a fresh database of each kind, without the plugin, on all kinds at a time and after the test's own
-// function has returned.
+// eachDB runs a test on a fresh database of each kind, without the plugin, on all kinds at a time
+// and after the test's own function has returned.
 func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
 	t.Helper()
 	for _, d := range databases {
@@ -66,7 +66,8 @@ func install(t *testing.T, db *gorm.DB, opts outbox.Options, setup func(*outbox.
 	return p
 }
 
-// start runs the plugin until the test ends, or until the returned function is called, which waits for the drain.
+// start runs the plugin until the test ends, or until the returned function is called, which waits
+// for the drain.
 func start(t *testing.T, p *outbox.Plugin) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())

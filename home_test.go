@@ -13,8 +13,9 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// elsewhere makes tables like the library's that a session comes to see in their place, as a tenant's schema may hold. It
-// returns the statement that leads a session there, and the prefix of the tables.
+// elsewhere makes tables like the library's that a session comes to see in their place, as a
+// tenant's schema may hold. It returns the statement that leads a session there, and the prefix of
+// the tables.
 func elsewhere(t *testing.T, db *gorm.DB) (lead []string, prefix string) {
 	t.Helper()
 	here := ""
@@ -47,8 +48,8 @@ func elsewhere(t *testing.T, db *gorm.DB) (lead []string, prefix string) {
 	return lead, there + "."
 }
 
-// A tenant's search_path, a USE, a temporary table: whatever a session has set, tasks land where the dispatcher looks, and
-// a run finishes the task that it was claimed from.
+// A tenant's search_path, a USE, a temporary table: whatever a session has set, tasks land where
+// the dispatcher looks, and a run finishes the task that it was claimed from.
 func TestSessionSeesOtherTables(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		ranTx := make(chan string, 10)
@@ -157,8 +158,8 @@ func TestTablesInALaterSchema(t *testing.T) {
 	}
 }
 
-// A database that is away at db.Use is asked for the schema when it is there; never by a caller who holds the pool's last
-// connection.
+// A database that is away at db.Use is asked for the schema when it is there; never by a caller who
+// holds the pool's last connection.
 func TestUseWhileTheDatabaseIsAway(t *testing.T) {
 	for _, d := range databases {
 		if d.name == "sqlite" {

@@ -11,8 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// An import of somebody's own may write SQLite's times as numbers, which sort before every text. The task is not early for
-// it, and not lost.
+// An import of somebody's own may write SQLite's times as numbers, which sort before every text.
+// The task is not early for it, and not lost.
 func TestStartTimeImportedAsANumber(t *testing.T) {
 	for unit, number := range map[string]func(time.Time) int64{
 		"s": time.Time.Unix, "ms": time.Time.UnixMilli, "µs": time.Time.UnixMicro, "ns": time.Time.UnixNano,

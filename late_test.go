@@ -38,7 +38,8 @@ func TestSlowOnStartIsNotPartOfTheTimeLimit(t *testing.T) {
 	})
 }
 
-// A run may wait for a hook, or for its turn. When its process is declared dead meanwhile, its handler is not called.
+// A run may wait for a hook, or for its turn. When its process is declared dead meanwhile, its
+// handler is not called.
 func TestRunThatWaitedIsStillOurs(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		waiting, leave := make(chan string, 1), make(chan struct{})
@@ -240,7 +241,8 @@ type newer struct {
 	Extra string `json:"extra,omitempty"`
 }
 
-// In a rolling deploy an old process meets arguments that only a newer one knows. It leaves them to it.
+// In a rolling deploy an old process meets arguments that only a newer one knows. It leaves them to
+// it.
 func TestNewArgumentsWaitForANewProcess(t *testing.T) {
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) {

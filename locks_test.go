@@ -23,7 +23,8 @@ func eachDBWithRowLocks(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
 	})
 }
 
-// On MySQL who could not create a task because of its key has locked that key until the transaction ends, but not its row.
+// On MySQL who could not create a task because of its key has locked that key until the transaction
+// ends, but not its row.
 func TestHeldKeyKeepsNoOther(t *testing.T) {
 	t.Parallel()
 	eachDBWithRowLocks(t, func(t *testing.T, db *gorm.DB) {
@@ -78,8 +79,8 @@ func TestHeldKeyKeepsNoOther(t *testing.T) {
 	})
 }
 
-// A transaction that would cancel or move a task that has ended, as of an order that is paid late, keeps nobody from creating
-// others, at any level.
+// A transaction that would cancel or move a task that has ended, as of an order that is paid late,
+// keeps nobody from creating others, at any level.
 func TestGoneTaskLocksNobody(t *testing.T) {
 	t.Parallel()
 	eachDBWithRowLocks(t, func(t *testing.T, db *gorm.DB) {
@@ -90,8 +91,8 @@ func TestGoneTaskLocksNobody(t *testing.T) {
 		done := create(t, db, "f", nil, outbox.Key("key"))
 		ended(t, db, done.ID)
 		if db.Name() == "mysql" {
-			// Until the server has purged the row that is gone, it is that and not the gap that is locked. Others' transactions may
-			// keep it from purging.
+			// Until the server has purged the row that is gone, it is that and not the gap that is
+			// locked. Others' transactions may keep it from purging.
 			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 			defer cancel()
 			_ = db.WithContext(ctx).Exec("SET GLOBAL innodb_max_purge_lag_wait = 0").Error
@@ -125,7 +126,8 @@ func TestGoneTaskLocksNobody(t *testing.T) {
 	})
 }
 
-// What has no transaction of the caller's that would be undone with it is tried again after a deadlock.
+// What has no transaction of the caller's that would be undone with it is tried again after a
+// deadlock.
 func TestDeadlockOutsideOfATransactionIsRunAgain(t *testing.T) {
 	t.Parallel()
 	eachDBWithRowLocks(t, func(t *testing.T, db *gorm.DB) {
@@ -144,8 +146,9 @@ func TestDeadlockOutsideOfATransactionIsRunAgain(t *testing.T) {
 	})
 }
 
-// batchIsUndone makes a deadlock between a batch without a transaction and a transaction. It reports whether the server has undone
-// the batch: PostgreSQL undoes who notices first, which after a second of waiting looks once, and may have been too early.
+// batchIsUndone makes a deadlock between a batch without a transaction and a transaction. It
+// reports whether the server has undone the batch: PostgreSQL undoes who notices first, which after
+// a second of waiting looks once, and may have been too early.
 func batchIsUndone(t *testing.T, db *gorm.DB) bool {
 	t.Helper()
 	tx := db.Begin()

@@ -33,8 +33,9 @@ func TestMigrateEndsWithItsContext(t *testing.T) {
 	})
 }
 
-// Migrate's context ends while it has the lock and waits for a table that another session has locked.
-// MySQL's lock is the session's: in the pool, the connection would keep every later Migrate away.
+// Migrate's context ends while it has the lock and waits for a table that another session has
+// locked. MySQL's lock is the session's: in the pool, the connection would keep every later Migrate
+// away.
 func TestMigrateThatIsCutShortLeavesNoLock(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		lock, unlock := []string{"BEGIN", "LOCK TABLE outbox_schema IN ACCESS EXCLUSIVE MODE"}, "ROLLBACK"
@@ -67,7 +68,8 @@ func TestMigrateThatIsCutShortLeavesNoLock(t *testing.T) {
 		if _, err := holder.ExecContext(t.Context(), unlock); err != nil {
 			t.Fatal(err)
 		}
-		// Another session: the one that has the lock could take it again. The lock is waited for for 10 s.
+		// Another session: the one that has the lock could take it again. The lock is waited for
+		// for 10 s.
 		again, cancel := context.WithTimeout(t.Context(), 8*time.Second)
 		defer cancel()
 		var idle []interface{ Close() error }

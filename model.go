@@ -49,14 +49,16 @@ const (
 	ReasonSnoozed     Reason = "snoozed"     // of a run, for Hooks only: the handler returned Snooze
 )
 
-// The models name their columns, because a naming strategy that is not GORM's own would name them otherwise, and what
-// AutoMigrate would change in some database if they did not: a precision of times, and the unique index of the key, whose
-// name "composite" makes the one that Migrate gives it.
+// The models name their columns, because a naming strategy that is not GORM's own would name them
+// otherwise, and what AutoMigrate would change in some database if they did not: a precision of
+// times, and the unique index of the key, whose name "composite" makes the one that Migrate gives
+// it.
 
 // TaskModel is a task that has not finished: a row of outbox_tasks.
 //
-// Applications read it, with GORM or SQL; they change it through Cancel, Reschedule and their neighbours only, which keep
-// Version. Times are instants, in UTC at microseconds (milliseconds on SQLite, for times that the database computes).
+// Applications read it, with GORM or SQL; they change it through Cancel, Reschedule and their
+// neighbours only, which keep Version. Times are instants, in UTC at microseconds (milliseconds on
+// SQLite, for times that the database computes).
 type TaskModel struct {
 	ID          string     `gorm:"column:id;primaryKey;size:36"`                   // UUIDv7
 	Func        string     `gorm:"column:func;size:255;not null"`                  // dotted path of the function
@@ -81,7 +83,8 @@ type TaskModel struct {
 	StartedAt   *time.Time `gorm:"column:started_at;size:64;precision:6"`
 }
 
-// HistoryModel is a task that has ended: a row of outbox_history. It never changes, but for RerunID.
+// HistoryModel is a task that has ended: a row of outbox_history. It never changes, but for
+// RerunID.
 type HistoryModel struct {
 	ID          string     `gorm:"column:id;primaryKey;size:36"`
 	Func        string     `gorm:"column:func;size:255;not null"`
@@ -123,8 +126,9 @@ type ProcessModel struct {
 	Beats     int64     `gorm:"column:beats;not null"`                       // heartbeats so far; a process whose count stands still is dead
 }
 
-// AuditModel is one change that an administrator made to one task: a row of outbox_audit. It is written in the change's
-// transaction, by package admin, and never changes; nothing prunes it. Ids are UUIDv7, so their order is that of the rows.
+// AuditModel is one change that an administrator made to one task: a row of outbox_audit. It is
+// written in the change's transaction, by package admin, and never changes; nothing prunes it. Ids
+// are UUIDv7, so their order is that of the rows.
 type AuditModel struct {
 	ID     string    `gorm:"column:id;primaryKey;size:36"`
 	At     time.Time `gorm:"column:at;size:64;precision:6;not null"` // by the database's clock
@@ -236,8 +240,8 @@ func (m *Meta) read(column *string) {
 	}
 }
 
-// GormDBDataType makes the columns json on PostgreSQL and text elsewhere: text that is stored and read as it was given,
-// while the binary and numeric types of some databases lose digits.
+// GormDBDataType makes the columns json on PostgreSQL and text elsewhere: text that is stored and
+// read as it was given, while the binary and numeric types of some databases lose digits.
 func (JSON) GormDBDataType(db *gorm.DB, _ *schema.Field) string     { return jsonType(db) }
 func (Attempts) GormDBDataType(db *gorm.DB, _ *schema.Field) string { return jsonType(db) }
 func (Meta) GormDBDataType(db *gorm.DB, _ *schema.Field) string     { return jsonType(db) }
@@ -260,8 +264,9 @@ func columnBytes(src any) ([]byte, error) {
 	return nil, fmt.Errorf("outbox: scan: a JSON column holds %T", src)
 }
 
-// scanJSON reads a column that only this library writes. What somebody else made of it must not stop the dispatcher, so
-// a document of another shape reads as empty; a finish that does not touch the column leaves it as it is.
+// scanJSON reads a column that only this library writes. What somebody else made of it must not
+// stop the dispatcher, so a document of another shape reads as empty; a finish that does not touch
+// the column leaves it as it is.
 func scanJSON[T any](src any, dst *T) error {
 	var zero T
 	*dst = zero

@@ -167,8 +167,8 @@ func characterSet(t *testing.T, newDSN func(testing.TB) string) {
 	}
 }
 
-// A lock that another transaction keeps for longer than the server waits undoes one statement; the whole transaction is run
-// again, within one attempt.
+// A lock that another transaction keeps for longer than the server waits undoes one statement; the
+// whole transaction is run again, within one attempt.
 func TestLockWaitIsRunAgain(t *testing.T) { eachMySQL(t, lockWait) }
 
 func lockWait(t *testing.T, newDSN func(testing.TB) string) {
@@ -201,7 +201,8 @@ func lockWait(t *testing.T, newDSN func(testing.TB) string) {
 	}
 }
 
-// MariaDB's innodb_snapshot_isolation undoes a transaction that would overwrite what it has not seen.
+// MariaDB's innodb_snapshot_isolation undoes a transaction that would overwrite what it has not
+// seen.
 func TestSnapshotIsolationOfMariaDBIsRunAgain(t *testing.T) {
 	db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+"&innodb_snapshot_isolation=1", &gorm.Config{})
 	counters(t, db)

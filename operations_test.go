@@ -17,7 +17,8 @@ import (
 
 // What docs/operations.md says and no other test tries.
 
-// The name of the isolation level's variable differs: MySQL has transaction_isolation, MariaDB before 11.1 tx_isolation.
+// The name of the isolation level's variable differs: MySQL has transaction_isolation, MariaDB
+// before 11.1 tx_isolation.
 func TestIsolationInTheDSN(t *testing.T) {
 	for server, open := range map[string]func(testing.TB) *gorm.DB{"mysql": testdb.MySQL, "mariadb": testdb.MariaDB} {
 		t.Run(server, func(t *testing.T) {
@@ -50,7 +51,8 @@ func TestIsolationInTheDSN(t *testing.T) {
 	}
 }
 
-// Two dispatchers in one process, each with a handle and a plugin of its own, share the tasks of their database.
+// Two dispatchers in one process, each with a handle and a plugin of its own, share the tasks of
+// their database.
 func TestTwoDispatchersInOneProcess(t *testing.T) {
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) {
@@ -92,7 +94,8 @@ func TestTwoDispatchersInOneProcess(t *testing.T) {
 	}
 }
 
-// A foreign key of the application's on the task table: the end of a task deletes the row that is referenced.
+// A foreign key of the application's on the task table: the end of a task deletes the row that is
+// referenced.
 func TestForeignKeyOnTheTaskTable(t *testing.T) {
 	for action, want := range map[string]struct {
 		ends              bool

@@ -8,8 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// CreateOption is a choice for Create, CreateBatch, Define and Rerun. Where two of a kind are given,
-// the later one holds. A value that is not valid is ErrBadOption.
+// CreateOption is a choice for Create, CreateBatch, Define and Rerun. Where two of a kind are
+// given, the later one holds. A value that is not valid is ErrBadOption.
 type CreateOption interface {
 	RerunOption
 	forCreate()
@@ -81,8 +81,8 @@ func resolve[O RerunOption](p *Plugin, opts []O) (settings, error) {
 	return s, nil
 }
 
-// StartAt makes the task due at t. A time that is not in the future by this process's clock means now, by the
-// database's. The zero Time is an error.
+// StartAt makes the task due at t. A time that is not in the future by this process's clock means
+// now, by the database's. The zero Time is an error.
 func StartAt(t time.Time) CreateOption {
 	return createOption{"StartAt", func(s *settings, _ *Plugin) error {
 		if err := checkTime(t); err != nil {
@@ -93,8 +93,8 @@ func StartAt(t time.Time) CreateOption {
 	}}
 }
 
-// StartAfter makes the task due d after its creation, by the database's clock. Zero means at once; a negative d is an
-// error.
+// StartAfter makes the task due d after its creation, by the database's clock. Zero means at once;
+// a negative d is an error.
 func StartAfter(d time.Duration) CreateOption {
 	return createOption{"StartAfter", func(s *settings, _ *Plugin) error {
 		if d < 0 {
@@ -105,8 +105,9 @@ func StartAfter(d time.Duration) CreateOption {
 	}}
 }
 
-// StartTime makes the task due at a wall-clock time of the form "2006-01-02 15:04:05" in Options.Location. A time that
-// the location skips, or has twice, when clocks are changed is an error: use StartAt to say which instant is meant.
+// StartTime makes the task due at a wall-clock time of the form "2006-01-02 15:04:05" in
+// Options.Location. A time that the location skips, or has twice, when clocks are changed is an
+// error: use StartAt to say which instant is meant.
 func StartTime(text string) CreateOption {
 	return createOption{"StartTime", func(s *settings, p *Plugin) error {
 		location := time.UTC // Define asks for the form only
@@ -122,8 +123,9 @@ func StartTime(text string) CreateOption {
 	}}
 }
 
-// MaxAttempts allows n runs in all, the first included, from 1 (the default: no automatic retry) to 10,000. A run that
-// returns an error, panics, or whose process dies is followed by another after Options.Backoff while runs are left.
+// MaxAttempts allows n runs in all, the first included, from 1 (the default: no automatic retry) to
+// 10,000. A run that returns an error, panics, or whose process dies is followed by another after
+// Options.Backoff while runs are left.
 func MaxAttempts(n int) CreateOption {
 	return createOption{"MaxAttempts", func(s *settings, _ *Plugin) error {
 		if n < 1 || n > maxMaxAttempts {
@@ -134,9 +136,10 @@ func MaxAttempts(n int) CreateOption {
 	}}
 }
 
-// Timeout limits one run; it is rounded up to milliseconds. The handler's context ends then; a run that has not
-// returned when Options.CancelGrace is over too ends as error, reason timeout, outcome unknown, and is not retried. Its
-// slot stays taken until the handler returns, whose outcome is refused. Zero, the default, means no limit.
+// Timeout limits one run; it is rounded up to milliseconds. The handler's context ends then; a run
+// that has not returned when Options.CancelGrace is over too ends as error, reason timeout, outcome
+// unknown, and is not retried. Its slot stays taken until the handler returns, whose outcome is
+// refused. Zero, the default, means no limit.
 func Timeout(d time.Duration) CreateOption {
 	return createOption{"Timeout", func(s *settings, _ *Plugin) error {
 		if d < 0 {
@@ -147,9 +150,9 @@ func Timeout(d time.Duration) CreateOption {
 	}}
 }
 
-// Key allows at most one unfinished task per key, across functions; running counts as unfinished. So a handler cannot
-// create a task with its own key, and work that arrives while it runs is refused with ErrDuplicateKey: put a version
-// into the key if that matters. 1 to 255 bytes.
+// Key allows at most one unfinished task per key, across functions; running counts as unfinished.
+// So a handler cannot create a task with its own key, and work that arrives while it runs is
+// refused with ErrDuplicateKey: put a version into the key if that matters. 1 to 255 bytes.
 //
 // Create may have to wait for another transaction that holds the key and has not ended.
 func Key(key string) CreateOption {
@@ -162,10 +165,11 @@ func Key(key string) CreateOption {
 	}}
 }
 
-// Queue puts the task into a queue, "default" by default; Options.Queues says which ones a process serves. Queues take turns:
-// each claim of a process gives its free slots to the queues with due tasks in equal shares, and begins with another one. So a
-// queue with many tasks does not keep the others waiting, whatever its priorities. A queue for each tenant is a good use.
-// The name has 1 to 64 bytes.
+// Queue puts the task into a queue, "default" by default; Options.Queues says which ones a process
+// serves. Queues take turns: each claim of a process gives its free slots to the queues with due
+// tasks in equal shares, and begins with another one. So a queue with many tasks does not keep the
+// others waiting, whatever its priorities. A queue for each tenant is a good use. The name has 1 to
+// 64 bytes.
 func Queue(name string) CreateOption {
 	return createOption{"Queue", func(s *settings, _ *Plugin) error {
 		if err := checkText(name, maxQueue); err != nil {
@@ -176,9 +180,9 @@ func Queue(name string) CreateOption {
 	}}
 }
 
-// Priority orders the due tasks of a queue: 1 to 4, lower first, 2 by default; among equals the earlier start time goes
-// first. It is strict: while tasks of priority 1 are due, none of priority 2 of that queue starts. It says nothing about
-// other queues: those take turns, see [Queue].
+// Priority orders the due tasks of a queue: 1 to 4, lower first, 2 by default; among equals the
+// earlier start time goes first. It is strict: while tasks of priority 1 are due, none of priority
+// 2 of that queue starts. It says nothing about other queues: those take turns, see [Queue].
 func Priority(n int) CreateOption {
 	return createOption{"Priority", func(s *settings, _ *Plugin) error {
 		if n < 1 || n > 4 {

@@ -348,7 +348,8 @@ func TestRollingDeploy(t *testing.T) {
 	})
 }
 
-// late is a park by somebody who looked before this process was known, which ends just after this one has looked.
+// late is a park by somebody who looked before this process was known, which ends just after this
+// one has looked.
 type late struct {
 	dialect.Dialect
 	done   *atomic.Bool

@@ -15,8 +15,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// The pool keeps connections whose sessions take no writes, as those to a primary that has become a standby, or cannot be
-// read. Tasks end all the same, and no attempt is spent on them.
+// The pool keeps connections whose sessions take no writes, as those to a primary that has become a
+// standby, or cannot be read. Tasks end all the same, and no attempt is spent on them.
 func TestSessionsThatDoNotServeAreLeft(t *testing.T) {
 	mysqlDSN := func(dsn func(testing.TB) string) func(t testing.TB) gorm.Dialector {
 		return func(t testing.TB) gorm.Dialector { return mysql.Open(dsn(t)) }

@@ -29,8 +29,8 @@ const pluginName = "outbox"
 
 // Options of a plugin. Every zero value is a useful default.
 type Options struct {
-	// Logger gets Debug per task, Info for start and stop, Warn for what will be tried again, Error for what ended as
-	// error; never arguments or results. Nil means slog.Default().
+	// Logger gets Debug per task, Info for start and stop, Warn for what will be tried again, Error
+	// for what ended as error; never arguments or results. Nil means slog.Default().
 	Logger *slog.Logger
 
 	// Concurrency is the number of slots: tasks that this process runs at a time. Zero means 10.
@@ -38,12 +38,12 @@ type Options struct {
 	// Each running transactional handler holds a connection; on SQLite they run one at a time.
 	Concurrency int
 
-	// Scan says when to look for due tasks: a cron spec of five fields, or six with seconds, or "@every 500ms". Empty
-	// means "@every 1s". A task is started within one scan of its start time at the latest; the earliest start time
-	// that a scan saw is met to the millisecond.
+	// Scan says when to look for due tasks: a cron spec of five fields, or six with seconds, or
+	// "@every 500ms". Empty means "@every 1s". A task is started within one scan of its start time
+	// at the latest; the earliest start time that a scan saw is met to the millisecond.
 	//
-	// A cron spec follows this machine's clock and time zone, "@every" does not look at the clock. Whatever the
-	// clock does, no scan comes later than it was to when the wait for it began.
+	// A cron spec follows this machine's clock and time zone, "@every" does not look at the clock.
+	// Whatever the clock does, no scan comes later than it was to when the wait for it began.
 	Scan string
 
 	// Queues are those that this process serves. Empty means all.
@@ -51,67 +51,73 @@ type Options struct {
 
 	// Heartbeat is how often this process proves that it is alive. Zero means 10 s.
 	Heartbeat time.Duration
-	// HeartbeatLimit is how long a heartbeat must have stood still for the process to be dead, whereupon others take
-	// its tasks over. Zero means three Heartbeats; it must be at least that.
+	// HeartbeatLimit is how long a heartbeat must have stood still for the process to be dead,
+	// whereupon others take its tasks over. Zero means three Heartbeats; it must be at least that.
 	HeartbeatLimit time.Duration
 
-	// SingleProcess says that no other process dispatches on this database. Run then takes over the tasks of a crashed
-	// predecessor at once, where it would else wait for HeartbeatLimit.
+	// SingleProcess says that no other process dispatches on this database. Run then takes over the
+	// tasks of a crashed predecessor at once, where it would else wait for HeartbeatLimit.
 	//
-	// Run takes a lock, which the crash of its holder releases, and fails when another process has it, with that
-	// one's host and pid. A server's lock is that of a session: it keeps one connection of the pool, and needs a
-	// pooler in session mode. SQLite's is a file beside the database, whose name ends in "-outbox-lock".
+	// Run takes a lock, which the crash of its holder releases, and fails when another process has
+	// it, with that one's host and pid. A server's lock is that of a session: it keeps one
+	// connection of the pool, and needs a pooler in session mode. SQLite's is a file beside the
+	// database, whose name ends in "-outbox-lock".
 	//
-	// A process without SingleProcess, or a RunDue, that dispatches nevertheless is declared dead: its claims are
-	// lost, its outcomes refused.
+	// A process without SingleProcess, or a RunDue, that dispatches nevertheless is declared dead:
+	// its claims are lost, its outcomes refused.
 	SingleProcess bool
 
-	// ShutdownGrace is how long running handlers may go on undisturbed when Run's context is done; then their contexts
-	// end. Zero means 10 s, negative none.
+	// ShutdownGrace is how long running handlers may go on undisturbed when Run's context is done;
+	// then their contexts end. Zero means 10 s, negative none.
 	ShutdownGrace time.Duration
-	// CancelGrace is how long a handler whose context has ended, by the shutdown or by its Timeout, may take to return.
-	// Zero means 5 s, negative none.
+	// CancelGrace is how long a handler whose context has ended, by the shutdown or by its Timeout,
+	// may take to return. Zero means 5 s, negative none.
 	CancelGrace time.Duration
 
-	// RetainSuccess is how long history keeps tasks that succeeded or were cancelled. Zero means 7 days, negative for
-	// ever.
+	// RetainSuccess is how long history keeps tasks that succeeded or were cancelled. Zero means 7
+	// days, negative for ever.
 	RetainSuccess time.Duration
-	// RetainErrors is how long history keeps tasks that ended as error. Zero means 90 days, negative for ever.
+	// RetainErrors is how long history keeps tasks that ended as error. Zero means 90 days,
+	// negative for ever.
 	RetainErrors time.Duration
 
 	// Location of StartTime's wall-clock times. Nil means time.Local.
 	Location *time.Location
 
-	// MaxArgsBytes, MaxResultBytes and MaxErrorBytes limit the arguments (refused beyond), the result (dropped beyond, with a note)
-	// and the error text (cut beyond), in bytes. Zero means 64 KiB each.
+	// MaxArgsBytes, MaxResultBytes and MaxErrorBytes limit the arguments (refused beyond), the
+	// result (dropped beyond, with a note) and the error text (cut beyond), in bytes. Zero means 64
+	// KiB each.
 	MaxArgsBytes, MaxResultBytes, MaxErrorBytes int
 
-	// Backoff is the pause before the next attempt of a task whose attempt, counted from 1, has failed. Nil means
-	// DefaultBackoff, which also stands in when it panics or takes more than a second. It must be safe for concurrent use.
+	// Backoff is the pause before the next attempt of a task whose attempt, counted from 1, has
+	// failed. Nil means DefaultBackoff, which also stands in when it panics or takes more than a
+	// second. It must be safe for concurrent use.
 	Backoff func(attempt int) time.Duration
 
 	// ProducerOnly lets Create accept paths that are not registered in this process.
 	ProducerOnly bool
 
-	// RequireTx makes Create and CreateBatch refuse a handle that is not in a transaction, with ErrNoTransaction: it finds
-	// the outer *gorm.DB that was used inside a transaction by mistake. A BEGIN made by hand on a connection is not seen,
-	// so it is refused as well.
+	// RequireTx makes Create and CreateBatch refuse a handle that is not in a transaction, with
+	// ErrNoTransaction: it finds the outer *gorm.DB that was used inside a transaction by mistake.
+	// A BEGIN made by hand on a connection is not seen, so it is refused as well.
 	RequireTx bool
 
 	// Hooks are told of each task's creation, start and finish, in this order.
 	Hooks []Hooks
 
-	// Wakers carry wake-ups between processes, such as pgnotify.New(pgnotify.Options{}). Without any, a task that another process created
-	// starts at the next scan; one that this process created starts at once all the same.
+	// Wakers carry wake-ups between processes, such as pgnotify.New(pgnotify.Options{}). Without
+	// any, a task that another process created starts at the next scan; one that this process
+	// created starts at once all the same.
 	Wakers []Waker
 
-	// Clock replaces the database's clock. It is for tests only: see testutil.Clock. It goes with RunDue; beside a Run
-	// whose heartbeats it dates, moving it far makes that process look dead to RunDue.
+	// Clock replaces the database's clock. It is for tests only: see testutil.Clock. It goes with
+	// RunDue; beside a Run whose heartbeats it dates, moving it far makes that process look dead to
+	// RunDue.
 	Clock func() time.Time
 }
 
-// Plugin is an outbox on one database: a gorm.Plugin. Its methods are safe for concurrent use, but for the registration
-// of handlers, which belongs before Run.
+// Plugin is an outbox on one database: a gorm.Plugin. Its methods are safe for concurrent use, but
+// for the registration of handlers, which belongs before Run.
 type Plugin struct {
 	opts     Options
 	schedule cron.Schedule
@@ -196,13 +202,14 @@ func New(opts Options) *Plugin {
 // Name is part of gorm.Plugin.
 func (p *Plugin) Name() string { return pluginName }
 
-// Initialize is part of gorm.Plugin: call db.Use(p). It binds the plugin to the database, and asks it in which schema the
-// tables are, for two seconds at most. From then on every statement of the library names that schema, whatever search_path
-// a session has set or database it uses. Initialize starts nothing. GORM calls it again for every replica of dbresolver
-// and for a *gorm.Config that opens a second database; the plugin stays bound to the first.
+// Initialize is part of gorm.Plugin: call db.Use(p). It binds the plugin to the database, and asks
+// it in which schema the tables are, for two seconds at most. From then on every statement of the
+// library names that schema, whatever search_path a session has set or database it uses. Initialize
+// starts nothing. GORM calls it again for every replica of dbresolver and for a *gorm.Config that
+// opens a second database; the plugin stays bound to the first.
 //
-// A db that was opened on a *sql.Tx creates tasks in it, while Migrate and Run use the pool behind. One on a *sql.Conn is
-// refused.
+// A db that was opened on a *sql.Tx creates tasks in it, while Migrate and Run use the pool behind.
+// One on a *sql.Conn is refused.
 func (p *Plugin) Initialize(db *gorm.DB) error {
 	if p.err != nil {
 		return p.err
@@ -225,7 +232,8 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 	if err != nil {
 		return fmt.Errorf("outbox: use: %w", err)
 	}
-	// Not an error: the database may be down, or not be one yet. It is asked again when it is needed.
+	// Not an error: the database may be down, or not be one yet. It is asked again when it is
+	// needed.
 	if !s.Placed() {
 		if placed, err := s.Place(context.Background()); err == nil {
 			s = placed
@@ -235,8 +243,8 @@ func (p *Plugin) Initialize(db *gorm.DB) error {
 	return nil
 }
 
-// onPool is the application's DB for handlers. One that was opened on a *sql.Tx, of which GORM tells the pool, would be of no
-// use once that transaction is over.
+// onPool is the application's DB for handlers. One that was opened on a *sql.Tx, of which GORM
+// tells the pool, would be of no use once that transaction is over.
 func onPool(db *gorm.DB, pool *sql.DB) *gorm.DB {
 	s := db.Session(&gorm.Session{NewDB: true, Context: context.Background()})
 	if isTx(db.ConnPool) {
@@ -273,8 +281,8 @@ func (p *Plugin) placed(ctx context.Context) (*store.Store, error) {
 	return p.store, nil
 }
 
-// placedForCaller is placed for a caller who may hold the pool's last connection, and must not wait for another. Unless the
-// schema is known, the caller's session decides where its statements go.
+// placedForCaller is placed for a caller who may hold the pool's last connection, and must not wait
+// for another. Unless the schema is known, the caller's session decides where its statements go.
 func (p *Plugin) placedForCaller(ctx context.Context) (*store.Store, error) {
 	s, err := p.bound()
 	if err != nil || s.Placed() {
@@ -306,8 +314,8 @@ func init() {
 	}
 }
 
-// Migrate creates the tables, or brings them to this version; when they are up to date it does nothing. Any number of
-// processes may call it at once. Schema prints what it executes.
+// Migrate creates the tables, or brings them to this version; when they are up to date it does
+// nothing. Any number of processes may call it at once. Schema prints what it executes.
 //
 // It returns soon after ctx has ended; on SQLite, a statement that waits for the file's lock first
 // waits for the connection's busy timeout.
@@ -322,8 +330,9 @@ func (p *Plugin) Migrate(ctx context.Context) error {
 	return nil
 }
 
-// Schema is the SQL that Migrate executes on a database ("mysql", "postgres", "sqlite"), for tools that keep versioned
-// migrations. Its names are those of the *gorm.DB's naming strategy, or GORM's default before db.Use.
+// Schema is the SQL that Migrate executes on a database ("mysql", "postgres", "sqlite"), for tools
+// that keep versioned migrations. Its names are those of the *gorm.DB's naming strategy, or GORM's
+// default before db.Use.
 func (p *Plugin) Schema(database string) (string, error) {
 	var namer schema.Namer = schema.NamingStrategy{}
 	if _, err := p.bound(); err == nil {

@@ -14,7 +14,8 @@ func (p *Plugin) Bury(ctx context.Context, id string, beats int64) (bool, error)
 	return p.store.Expire(ctx, id, beats)
 }
 
-// Park is what a process does that finds nothing to claim in the default partition, as a part of a longer transaction.
+// Park is what a process does that finds nothing to claim in the default partition, as a part of a
+// longer transaction.
 func (p *Plugin) Park(ctx context.Context, tx dialect.Conn) ([]string, error) {
 	return p.store.Dialect.Park(ctx, tx, []dialect.Partition{{Queue: defaultQueue, Priority: defaultPriority}}, store.MaxRows)
 }

@@ -19,8 +19,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// lossy is a driver that can swallow the reply to one claim, which takes effect, and be without its database from then on;
-// or be so after an INSERT, whose reply comes.
+// lossy is a driver that can swallow the reply to one claim, which takes effect, and be without its
+// database from then on; or be so after an INSERT, whose reply comes.
 type lossy struct {
 	real           driver.Driver
 	dsn            string
@@ -159,8 +159,9 @@ func (c *lossyConn) QueryContext(ctx context.Context, query string, args []drive
 	return c.lose(armed, query, rows, err)
 }
 
-// lose loses the reply to a claim that has found something, if it was sent when that was wanted: the statement that finishes
-// one task may claim the next, and what it did is seen before its reply is here.
+// lose loses the reply to a claim that has found something, if it was sent when that was wanted:
+// the statement that finishes one task may claim the next, and what it did is seen before its reply
+// is here.
 func (c *lossyConn) lose(armed bool, query string, rows driver.Rows, err error) (driver.Rows, error) {
 	if err != nil || !armed || !isClaim(query) {
 		return rows, err
@@ -190,8 +191,8 @@ func (c *lossyConn) CheckNamedValue(v *driver.NamedValue) error {
 	return driver.ErrSkip
 }
 
-// On MySQL an INSERT returns nothing. A creation that has taken effect does not fail because of what would have been asked
-// after it.
+// On MySQL an INSERT returns nothing. A creation that has taken effect does not fail because of
+// what would have been asked after it.
 func TestCreationIsOverWithTheInsert(t *testing.T) {
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) {

@@ -213,7 +213,8 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 		for i := range ordinary + transactional {
 			task := outbox.NewTask{Func: "ordinary"}
 			if i%7 < 2 {
-				// An error that the handler returns counts, also when it comes from a connection that is gone.
+				// An error that the handler returns counts, also when it comes from a connection
+				// that is gone.
 				task.Func, task.Options = "transactional", []outbox.CreateOption{outbox.MaxAttempts(3 * kills)}
 			}
 			batch = append(batch, task)
@@ -322,8 +323,8 @@ func TestDatabaseIsDownAtTheStart(t *testing.T) {
 	})
 }
 
-// A heartbeat that waits for the only write lock does not end the handlers, however short the limit is: whoever holds the lock
-// keeps the others from taking over.
+// A heartbeat that waits for the only write lock does not end the handlers, however short the limit
+// is: whoever holds the lock keeps the others from taking over.
 func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
 	dsn := testdb.SQLiteDSN(t)
 	db, other := processDB(t, dsn), processDB(t, dsn)

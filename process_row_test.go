@@ -278,8 +278,8 @@ func TestRunDueBesideOthers(t *testing.T) {
 	}
 }
 
-// A handler that ignores its time limit keeps its slot; RunDue says so, and does not wait for it for ever, also where it has
-// the only slot.
+// A handler that ignores its time limit keeps its slot; RunDue says so, and does not wait for it
+// for ever, also where it has the only slot.
 func TestRunDueLeavesAHandlerThatIgnoresItsTimeout(t *testing.T) {
 	t.Parallel()
 	for _, slots := range []int{1, 2} {

@@ -23,9 +23,10 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// processEnv makes the test binary a dispatcher that its parent steers: it says on its standard output which runs start
-// and finish, and lets them go when its standard input says so. Signs through the database would have to wait for
-// SQLite's write lock, which a transactional handler holds.
+// processEnv makes the test binary a dispatcher that its parent steers: it says on its standard
+// output which runs start and finish, and lets them go when its standard input says so. Signs
+// through the database would have to wait for SQLite's write lock, which a transactional handler
+// holds.
 const processEnv = "OUTBOX_TEST_PROCESS"
 
 const processLimit = 2 * time.Second
@@ -37,7 +38,8 @@ func processOptions(hooks ...outbox.Hooks) outbox.Options {
 	}
 }
 
-// heldHandlers say that they have started and return their process's id when they are let go, whatever their context says.
+// heldHandlers say that they have started and return their process's id when they are let go,
+// whatever their context says.
 func heldHandlers(p *outbox.Plugin, started func(id string), release <-chan struct{}) {
 	held := func(ctx context.Context) (int, error) {
 		task, _ := outbox.TaskFrom(ctx)
@@ -324,8 +326,8 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 		freeze := func(*gorm.DB) error { zombie.freeze(t); return nil }
 		if kind == "transactional" && strings.HasPrefix(dsn, "file:") {
 			_ = freeze(nil)
-			// The zombie's transaction keeps everybody from writing, so nobody can take its task over. When it wakes up
-			// it has to give way by itself.
+			// The zombie's transaction keeps everybody from writing, so nobody can take its task
+			// over. When it wakes up it has to give way by itself.
 			<-time.After(processLimit)
 			zombie.signal(t, syscall.SIGCONT)
 			zombie.letGo(t)
@@ -335,7 +337,8 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 			}
 			return
 		}
-		// In a transaction of our own, so that it is not stopped while it has SQLite's write lock for a heartbeat.
+		// In a transaction of our own, so that it is not stopped while it has SQLite's write lock
+		// for a heartbeat.
 		if err := db.Transaction(freeze); err != nil {
 			t.Fatal(err)
 		}
@@ -371,7 +374,8 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 	})
 }
 
-// As when a container is frozen, or a machine suspended: nobody could beat, so nobody's silence proves anything.
+// As when a container is frozen, or a machine suspended: nobody could beat, so nobody's silence
+// proves anything.
 func TestFrozenTogetherNobodyIsDeclaredDead(t *testing.T) {
 	eachDSN(t, []string{"ordinary"}, func(t *testing.T, dsn, kind string) {
 		db := processDB(t, dsn)

@@ -69,7 +69,8 @@ func TestPriorityIsOfAQueueAndQueuesTakeTurns(t *testing.T) {
 	})
 }
 
-// A claim of few slots asks few of many queues, and those that are empty do not end the dispatching.
+// A claim of few slots asks few of many queues, and those that are empty do not end the
+// dispatching.
 func TestManyQueues(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		const queues = 150

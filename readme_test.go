@@ -62,7 +62,8 @@ var (
 )
 `
 
-// The Go code of the documents compiles. Nothing is written into the module: the compiler sees the snippets in an overlay.
+// The Go code of the documents compiles. Nothing is written into the module: the compiler sees the
+// snippets in an overlay.
 func TestSnippetsCompile(t *testing.T) {
 	documents, err := filepath.Glob("docs/*.md")
 	if err != nil {
@@ -144,8 +145,8 @@ func goBlocks(t *testing.T, document string) []snippet {
 	return found
 }
 
-// complete makes a file of a snippet: of a whole one, of declarations or of statements. A //line directive lets the
-// compiler's messages name the document's line.
+// complete makes a file of a snippet: of a whole one, of declarations or of statements. A //line
+// directive lets the compiler's messages name the document's line.
 func complete(s snippet) (text string, fragment bool, err error) {
 	line := fmt.Sprintf("//line %s:%d\n", s.document, s.line)
 	if _, err := parser.ParseFile(token.NewFileSet(), "", s.text, parser.PackageClauseOnly); err == nil {

@@ -44,13 +44,15 @@ type registry struct {
 // HandlerOption is a choice for Handle, made by Idempotent or Isolation.
 type HandlerOption struct{ apply func(*handler) }
 
-// Idempotent says that running the handler again after an interrupted run does no harm: such a run then does not count
-// as one of MaxAttempts; the third such run ends the task. Transactional handlers are treated so anyway.
+// Idempotent says that running the handler again after an interrupted run does no harm: such a run
+// then does not count as one of MaxAttempts; the third such run ends the task. Transactional
+// handlers are treated so anyway.
 func Idempotent() HandlerOption { return HandlerOption{func(h *handler) { h.idempotent = true }} }
 
-// Isolation sets the level of a transactional handler's transaction; the default is the database's. The handler cannot set
-// it by itself, because the transaction has begun. A serialization failure is run again, see Handle. On SQLite, where every
-// transaction is serializable, it makes no difference.
+// Isolation sets the level of a transactional handler's transaction; the default is the database's.
+// The handler cannot set it by itself, because the transaction has begun. A serialization failure
+// is run again, see Handle. On SQLite, where every transaction is serializable, it makes no
+// difference.
 func Isolation(level sql.IsolationLevel) HandlerOption {
 	return HandlerOption{func(h *handler) { h.isolation = &level }}
 }
@@ -102,16 +104,18 @@ or returns (R, error), where A is a struct with JSON tags, a pointer to one, or 
 //
 //	func(ctx context.Context[, tx *gorm.DB][, args A]) ([R,] error)
 //
-// where A is a struct with JSON tags, a pointer to one, or Args. With tx it is transactional: it runs inside the
-// transaction that finishes the task, so its writes, the task's removal and the history row commit together or not at
-// all; when the database asks for it (a serialization failure, a deadlock) the transaction is run again at once, up to ten
-// times within the one attempt. R, if not nil, is stored as the result, in JSON.
+// where A is a struct with JSON tags, a pointer to one, or Args. With tx it is transactional: it
+// runs inside the transaction that finishes the task, so its writes, the task's removal and the
+// history row commit together or not at all; when the database asks for it (a serialization
+// failure, a deadlock) the transaction is run again at once, up to ten times within the one
+// attempt. R, if not nil, is stored as the result, in JSON.
 //
-// The keys of a task's arguments and the fields of A must match: a key that no field takes, and a missing key whose
-// field is neither a pointer nor omitempty or omitzero, is an error. If A has a method Validate() error, it is called.
+// The keys of a task's arguments and the fields of A must match: a key that no field takes, and a
+// missing key whose field is neither a pointer nor omitempty or omitzero, is an error. If A has a
+// method Validate() error, it is called.
 //
-// Handle panics on a wiring mistake: a path that is taken or has no valid form, a function of another signature, an option
-// that does not go with it, a call while Run is running.
+// Handle panics on a wiring mistake: a path that is taken or has no valid form, a function of
+// another signature, an option that does not go with it, a call while Run is running.
 func (p *Plugin) Handle(path string, fn any, opts ...HandlerOption) {
 	h, err := newHandler(path, reflect.ValueOf(fn))
 	if err == nil {
@@ -123,10 +127,11 @@ func (p *Plugin) Handle(path string, fn any, opts ...HandlerOption) {
 	p.registry.add(h)
 }
 
-// Register registers the named methods of a service: Register("services.OrderSvc", svc, "CheckAndCancel") registers
-// svc.CheckAndCancel as "services.OrderSvc.checkAndCancel"; only the first letter is lowered. At least one must be
-// named, because a row of the task table must not be able to call what nobody meant to expose; none panics with a list
-// of those that fit. It panics on wiring mistakes as Handle does.
+// Register registers the named methods of a service: Register("services.OrderSvc", svc,
+// "CheckAndCancel") registers svc.CheckAndCancel as "services.OrderSvc.checkAndCancel"; only the
+// first letter is lowered. At least one must be named, because a row of the task table must not be
+// able to call what nobody meant to expose; none panics with a list of those that fit. It panics on
+// wiring mistakes as Handle does.
 func (p *Plugin) Register(path string, svc any, methods ...string) {
 	v := reflect.ValueOf(svc)
 	if !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
@@ -148,9 +153,10 @@ func (p *Plugin) Register(path string, svc any, methods ...string) {
 	}
 }
 
-// Alias lets tasks that were created under an old path run by the handler of the current one, so that a function can be
-// renamed while its tasks wait. It panics when old is taken or a path has no valid form; Run reports a current path that
-// nobody registered. After a second renaming both old paths are aliases of the newest one.
+// Alias lets tasks that were created under an old path run by the handler of the current one, so
+// that a function can be renamed while its tasks wait. It panics when old is taken or a path has no
+// valid form; Run reports a current path that nobody registered. After a second renaming both old
+// paths are aliases of the newest one.
 func (p *Plugin) Alias(old, current string) {
 	r := &p.registry
 	r.mu.Lock()

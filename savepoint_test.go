@@ -28,7 +28,8 @@ func (u unanswered) ExecContext(ctx context.Context, query string, params ...any
 	return u.ConnPool.ExecContext(ctx, query, params...)
 }
 
-// The caller's context ends while a creation that was refused is undone in the caller's transaction.
+// The caller's context ends while a creation that was refused is undone in the caller's
+// transaction.
 func TestRollbackToTheSavepointEndsWithItsContext(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		install(t, db, outbox.Options{ProducerOnly: true}, nil)

@@ -12,8 +12,9 @@ import (
 // minScan keeps a slip of the pen from becoming a busy loop.
 const minScan = 10 * time.Millisecond
 
-// parseSchedule reads a cron spec, with three things that cron.Parse does not do: intervals below a second, an error in
-// place of a panic ("TZ=UTC" without a spec), and an error for a spec that never comes ("0 0 31 2 *").
+// parseSchedule reads a cron spec, with three things that cron.Parse does not do: intervals below a
+// second, an error in place of a panic ("TZ=UTC" without a spec), and an error for a spec that
+// never comes ("0 0 31 2 *").
 func parseSchedule(spec string) (s cron.Schedule, err error) {
 	defer func() {
 		if v := recover(); v != nil {

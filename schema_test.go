@@ -52,7 +52,8 @@ func openConfig(t *testing.T, kind, dsn string, config *gorm.Config) *gorm.DB {
 
 func quiet() outbox.Options { return outbox.Options{Logger: slog.New(slog.DiscardHandler)} }
 
-// catalog lists what a database holds, without the name of the schema that is in the way of a comparison.
+// catalog lists what a database holds, without the name of the schema that is in the way of a
+// comparison.
 func catalog(t *testing.T, db *gorm.DB) string {
 	t.Helper()
 	query := "SELECT type || ' ' || name || ': ' || coalesce(sql, '') FROM sqlite_master ORDER BY 1"
@@ -110,7 +111,8 @@ func TestSchemaByNamingStrategy(t *testing.T) {
 					Logger: logger.New(log.New(&out, "", 0), logger.Config{LogLevel: logger.Info})})
 				p, ran := shop(t, db, outbox.Options{})
 				for _, model := range []any{&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}, &outbox.AuditModel{}} {
-					// Not HasTable, which looks for MySQL's table "schema.name" in the connection's own schema.
+					// Not HasTable, which looks for MySQL's table "schema.name" in the connection's
+					// own schema.
 					if err := db.Session(&gorm.Session{Logger: logger.Discard}).Limit(1).Find(model).Error; err != nil {
 						t.Fatalf("no table for %T: %v", model, err)
 					}

@@ -36,7 +36,8 @@ func sharing(t *testing.T, db *gorm.DB) *gorm.DB {
 	return other
 }
 
-// refuses wants Migrate, Run and RunDue to refuse the tables, each naming what differs, and to change nothing.
+// refuses wants Migrate, Run and RunDue to refuse the tables, each naming what differs, and to
+// change nothing.
 func refuses(t *testing.T, db *gorm.DB, says ...string) {
 	t.Helper()
 	p := outbox.New(quiet())

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// What one task costs this process, without a database: compare with benchstat. What the statements cost is for make bench.
+// What one task costs this process, without a database: compare with benchstat. What the statements
+// cost is for make bench.
 
 type speedArgs struct {
 	OrderID  int64     `json:"orderId"`

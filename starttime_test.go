@@ -114,7 +114,8 @@ func TestParseStartTimeAroundEveryChange(t *testing.T) {
 					}
 				}
 			}
-			// Kolkata never changes; everywhere else both must have been met, or the test proves nothing.
+			// Kolkata never changes; everywhere else both must have been met, or the test proves
+			// nothing.
 			if changes := !slices.Contains([]string{"Asia/Kolkata", "Pacific/Kiritimati"}, zone); changes && (unique == 0 || gaps == 0 || overlaps == 0) {
 				t.Errorf("%d unique times, %d gaps, %d overlaps", unique, gaps, overlaps)
 			}

@@ -9,8 +9,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// Where a driver prepares a statement each time, those of the dispatcher are prepared once; also on a pool that has a single
-// connection, which is taken while a transaction is open.
+// Where a driver prepares a statement each time, those of the dispatcher are prepared once; also on
+// a pool that has a single connection, which is taken while a transaction is open.
 func TestStatementsAreKeptPrepared(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, quick(), func(p *outbox.Plugin) {

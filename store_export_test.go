@@ -31,7 +31,8 @@ func (p *Plugin) TakeOver(ctx context.Context) (ids []string, err error) {
 	return ids, err
 }
 
-// Finish writes an outcome as the process that ran the task does, and returns the ids that the fence let through.
+// Finish writes an outcome as the process that ran the task does, and returns the ids that the
+// fence let through.
 func (p *Plugin) Finish(ctx context.Context, o dialect.Outcome) ([]string, error) {
 	done, err := p.store.Complete(ctx, []dialect.Outcome{o}, nil)
 	return slices.Collect(maps.Keys(done)), err

@@ -11,9 +11,10 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// What Create takes is read back as it was given: from the task table, and from history. What it refuses leaves no row.
-// On SQLite only, where thousands of rows a second can be tried: most of what is found is in checks that all databases share.
-// What a server makes of odd values is the tables' of values_test.go.
+// What Create takes is read back as it was given: from the task table, and from history. What it
+// refuses leaves no row. On SQLite only, where thousands of rows a second can be tried: most of
+// what is found is in checks that all databases share. What a server makes of odd values is the
+// tables' of values_test.go.
 func FuzzStoredRow(f *testing.F) {
 	at := time.Date(2031, 3, 4, 5, 6, 7, 0, time.UTC).UnixMicro()
 	for _, args := range []string{

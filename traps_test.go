@@ -166,7 +166,8 @@ func TestSubSecondScanFindsWhatNoWakeUpTold(t *testing.T) {
 	})
 }
 
-// The application's NowFunc, hooks of its own and logger have no say in what is written or when it is due.
+// The application's NowFunc, hooks of its own and logger have no say in what is written or when it
+// is due.
 func TestApplicationsConfigHasNoSay(t *testing.T) {
 	for _, d := range databases {
 		t.Run(d.name, func(t *testing.T) {
@@ -295,8 +296,8 @@ func TestOnCreate(t *testing.T) {
 	})
 }
 
-// A re-run's hooks see the finished task's Meta. They set keys anew; what they leave out is kept, also by a hook that makes
-// a new map.
+// A re-run's hooks see the finished task's Meta. They set keys anew; what they leave out is kept,
+// also by a hook that makes a new map.
 func TestOnCreateOfARerun(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		var shown outbox.Meta

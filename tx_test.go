@@ -190,7 +190,8 @@ func TestOutcomeOfALostClaimIsRefused(t *testing.T) {
 		start(t, p)
 		task := create(t, db, "slow", nil, outbox.StartAt(time.Now()))
 		receive(t, started)
-		// Another has it now. Otherwise a heartbeat would find a claim of this process without a run.
+		// Another has it now. Otherwise a heartbeat would find a claim of this process without a
+		// run.
 		other := outbox.ProcessModel{ID: "other", Functions: outbox.JSON("[]"), StartedAt: time.Now(), BeatAt: time.Now(), Beats: 1}
 		if err := db.Create(&other).Error; err != nil {
 			t.Fatal(err)
@@ -219,8 +220,8 @@ func (f finishing) Move(ctx context.Context, c dialect.Conn, from dialect.From, 
 	return f.Dialect.Move(ctx, c, from, outcomes)
 }
 
-// The handle is closed from the handler's return on, thus also while the run still works on the transaction, where what a
-// goroutine of the handler's wrote would be committed.
+// The handle is closed from the handler's return on, thus also while the run still works on the
+// transaction, where what a goroutine of the handler's wrote would be committed.
 func TestClosedTransaction(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		const write, read = "INSERT INTO effects (task, what) VALUES ('late', 'late')", "SELECT 1"

@@ -15,8 +15,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// unfinishable is a database on which a run's transaction cannot be finished: fail is called for each finish in a
-// transaction, with the number of those before.
+// unfinishable is a database on which a run's transaction cannot be finished: fail is called for
+// each finish in a transaction, with the number of those before.
 type unfinishable struct {
 	dialect.Dialect
 	fail func(ctx context.Context, c dialect.Conn, before int32) error
@@ -38,8 +38,9 @@ type sqlState string
 func (s sqlState) Error() string    { return "SQLSTATE " + string(s) }
 func (s sqlState) SQLState() string { return string(s) }
 
-// A transaction that does not come to its end while the database works is the task's own trouble: its handler is called three
-// times at most, each time is logged and kept, and the task ends as error.
+// A transaction that does not come to its end while the database works is the task's own trouble:
+// its handler is called three times at most, each time is logged and kept, and the task ends as
+// error.
 func TestTransactionThatNeverEndsIsGivenUp(t *testing.T) {
 	for name, fail := range map[string]func(ctx context.Context, c dialect.Conn, before int32) error{
 		"its tables are not found":  func(context.Context, dialect.Conn, int32) error { return sqlState("42P01") },
@@ -75,7 +76,8 @@ func TestTransactionThatNeverEndsIsGivenUp(t *testing.T) {
 	}
 }
 
-// refusing is a database that refuses a run's transaction for good, as drivers do some levels of isolation.
+// refusing is a database that refuses a run's transaction for good, as drivers do some levels of
+// isolation.
 type refusing struct{ dialect.Dialect }
 
 func (d refusing) Begin(ctx context.Context, c dialect.Conn) error {

@@ -261,7 +261,8 @@ func (quietWaker) Listen(ctx context.Context, _ *sql.DB, _ func()) error {
 	return nil
 }
 
-// A wake-up that fails fails no creation, whose row is in: neither in a transaction nor outside. It is said once.
+// A wake-up that fails fails no creation, whose row is in: neither in a transaction nor outside. It
+// is said once.
 func TestFailingWaker(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		var said logBuffer
@@ -319,7 +320,8 @@ func (l listening) Listen(context.Context, *sql.DB, func()) error {
 	return l.err
 }
 
-// A Permanent error of Listen is said once, as what it is, and Listen is not called again; after another error it is.
+// A Permanent error of Listen is said once, as what it is, and Listen is not called again; after
+// another error it is.
 func TestWakerThatCannotListen(t *testing.T) {
 	db := testdb.SQLite(t)
 	var said logBuffer

@@ -1,11 +1,13 @@
-// Package admin is the administrator's pages: an http.Handler that shows what waits, what runs, what failed and why, and
-// lets those who may do something about it. Mount it under any prefix with http.StripPrefix:
+// Package admin is the administrator's pages: an http.Handler that shows what waits, what runs,
+// what failed and why, and lets those who may do something about it. Mount it under any prefix with
+// http.StripPrefix:
 //
 //	pages, err := admin.New(plugin, admin.Options{Authorize: authorize})
 //	mux.Handle("/admin/", http.StripPrefix("/admin", pages))
 //
-// Every request is asked of Options.Authorize, with the action that it needs; there is no default that lets anybody in.
-// The pages are plain HTML with forms and work without JavaScript; beside them is a JSON API. See docs/admin.md.
+// Every request is asked of Options.Authorize, with the action that it needs; there is no default
+// that lets anybody in. The pages are plain HTML with forms and work without JavaScript; beside
+// them is a JSON API. See docs/admin.md.
 package admin
 
 import (
@@ -25,7 +27,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// Action is what a request wants to do. Whoever may not is not shown the button, and refused all the same.
+// Action is what a request wants to do. Whoever may not is not shown the button, and refused all
+// the same.
 type Action string
 
 const (
@@ -42,28 +45,31 @@ const (
 // Actor is who sends a request. The name goes into the audit.
 type Actor struct{ Name string }
 
-// ErrUnauthenticated, returned by Authorize, means that the request does not say who sends it: 401. Every other error
-// means that the sender may not do it: 403. The errors' texts are not shown.
+// ErrUnauthenticated, returned by Authorize, means that the request does not say who sends it: 401.
+// Every other error means that the sender may not do it: 403. The errors' texts are not shown.
 var ErrUnauthenticated = errors.New("admin: not authenticated")
 
 // Options of the pages.
 type Options struct {
-	// Authorize says who sends a request, or refuses the action. It is required. It is asked with View first, then with
-	// what the request wants to do, and for each button that a page may show; so it should be quick. It must be safe for
-	// concurrent use.
+	// Authorize says who sends a request, or refuses the action. It is required. It is asked with
+	// View first, then with what the request wants to do, and for each button that a page may show;
+	// so it should be quick. It must be safe for concurrent use.
 	Authorize func(*http.Request, Action) (Actor, error)
 
-	// Redact returns what may be shown of a task's arguments, a JSON object, or of its result; nil shows nothing. Whatever
-	// shows or searches them goes through it. Error texts do not: they are the handlers' own. Nil shows everything.
+	// Redact returns what may be shown of a task's arguments, a JSON object, or of its result; nil
+	// shows nothing. Whatever shows or searches them goes through it. Error texts do not: they are
+	// the handlers' own. Nil shows everything.
 	Redact func(path string, args []byte) []byte
 
 	// Title is the name at the top of each page. Empty means "Outbox".
 	Title string
 
-	// TrustedOrigins ("https://admin.example.com") may send forms although a proxy has rewritten the Host.
+	// TrustedOrigins ("https://admin.example.com") may send forms although a proxy has rewritten
+	// the Host.
 	TrustedOrigins []string
 
-	// QueryTimeout is how long one page may keep the database busy before it says so instead. Zero means 5 s.
+	// QueryTimeout is how long one page may keep the database busy before it says so instead. Zero
+	// means 5 s.
 	QueryTimeout time.Duration
 
 	// Logger gets errors of the database, which pages do not show. Nil means slog.Default().
@@ -86,8 +92,8 @@ type site struct {
 	cached map[string]*cached
 }
 
-// New returns the pages of a plugin that db.Use has been called with. It fails without Options.Authorize. The handler is
-// safe for concurrent use, and starts nothing.
+// New returns the pages of a plugin that db.Use has been called with. It fails without
+// Options.Authorize. The handler is safe for concurrent use, and starts nothing.
 func New(p *outbox.Plugin, opts Options) (http.Handler, error) {
 	if p == nil {
 		return nil, errors.New("admin: new: the plugin is nil")

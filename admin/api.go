@@ -60,7 +60,8 @@ func (r row) json(at time.Time) taskJSON {
 	return t
 }
 
-// json answers with a document; times in it that tell only when it was asked for are no part of its tag.
+// json answers with a document; times in it that tell only when it was asked for are no part of its
+// tag.
 func (q *request) json(v any, times ...string) error {
 	var out bytes.Buffer
 	if err := json.NewEncoder(&out).Encode(v); err != nil { // which escapes what HTML would take for its own

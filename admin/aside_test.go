@@ -13,7 +13,8 @@ import (
 	"github.com/gorm-outbox/outbox/admin"
 )
 
-// TestWhatFailsAsideIsLogged: a page that can do without a figure is shown, and says what it lacks; the log says why.
+// TestWhatFailsAsideIsLogged: a page that can do without a figure is shown, and says what it lacks;
+// the log says why.
 func TestWhatFailsAsideIsLogged(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
@@ -35,7 +36,8 @@ func TestWhatFailsAsideIsLogged(t *testing.T) {
 
 var pageTime = regexp.MustCompile(`this page is of <time datetime="([^"]+)">`)
 
-// TestPagesHaveTheDatabasesTime: all that a page says of time is by one clock, and that is the database's.
+// TestPagesHaveTheDatabasesTime: all that a page says of time is by one clock, and that is the
+// database's.
 func TestPagesHaveTheDatabasesTime(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})

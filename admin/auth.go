@@ -21,7 +21,8 @@ const (
 	realm      = `Basic realm="outbox", charset="UTF-8"`
 )
 
-// maxWaiting is how many requests wait for a password to be tried; each costs some tenths of a second.
+// maxWaiting is how many requests wait for a password to be tried; each costs some tenths of a
+// second.
 const maxWaiting = 16
 
 // errBusy is for those beyond.
@@ -30,7 +31,8 @@ var errBusy = errors.New("admin: too many passwords wait to be tried")
 // errBasic makes the browser ask for a password; the application's own way to sign in must not.
 var errBasic = fmt.Errorf("%w: basic", ErrUnauthenticated)
 
-// HashPassword makes what BasicAuth takes of a password: PBKDF2 with SHA-256, 600,000 iterations and a random salt.
+// HashPassword makes what BasicAuth takes of a password: PBKDF2 with SHA-256, 600,000 iterations
+// and a random salt.
 func HashPassword(password string) (string, error) {
 	salt := make([]byte, 16)
 	rand.Read(salt)
@@ -42,12 +44,14 @@ func HashPassword(password string) (string, error) {
 	return strings.Join([]string{hashScheme, strconv.Itoa(iterations), enc(salt), enc(sum)}, "$"), nil
 }
 
-// BasicAuth is an Options.Authorize for small teams: users, each with a hash that HashPassword made, who may do
-// everything. It panics without users or on what is no such hash. Serve the pages with TLS only: the browser sends the
-// password with every request.
+// BasicAuth is an Options.Authorize for small teams: users, each with a hash that HashPassword
+// made, who may do everything. It panics without users or on what is no such hash. Serve the pages
+// with TLS only: the browser sends the password with every request.
 //
-// Names and passwords are compared in constant time, one at a time, so that guessing cannot take all processors; who is
-// in already does not wait for it, and of others at most 16 do: who comes then is told to try again (503). It does not slow down who guesses otherwise. To let some users do less, wrap it:
+// Names and passwords are compared in constant time, one at a time, so that guessing cannot take
+// all processors; who is in already does not wait for it, and of others at most 16 do: who comes
+// then is told to try again (503). It does not slow down who guesses otherwise. To let some users
+// do less, wrap it:
 //
 //	basic := admin.BasicAuth(users)
 //	authorize := func(r *http.Request, a admin.Action) (admin.Actor, error) {

@@ -62,7 +62,8 @@ func TestSlowAuthorizeLeavesThePageItsTime(t *testing.T) {
 	status(t, d.get(""), 200)
 }
 
-// TestGuessingHoldsUpNobody has twenty wrong passwords wait to be tried while a user who is in already asks for a page.
+// TestGuessingHoldsUpNobody has twenty wrong passwords wait to be tried while a user who is in
+// already asks for a page.
 func TestGuessingHoldsUpNobody(t *testing.T) {
 	salt := make([]byte, 16)
 	sum, err := pbkdf2.Key(sha256.New, "right", salt, 200_000, sha256.Size)
@@ -100,7 +101,8 @@ func TestGuessingHoldsUpNobody(t *testing.T) {
 	guesses.Wait()
 }
 
-// TestMoreGuessesThanWait: beyond those that wait for their turn, who asks is told to come again, and costs nothing.
+// TestMoreGuessesThanWait: beyond those that wait for their turn, who asks is told to come again,
+// and costs nothing.
 func TestMoreGuessesThanWait(t *testing.T) {
 	salt := make([]byte, 16)
 	sum, err := pbkdf2.Key(sha256.New, "right", salt, 200_000, sha256.Size)

@@ -110,7 +110,8 @@ func (q *request) bulk(b bulk) (res result, err error) {
 	return res, q.partly(&res, q.bulkShown(ctx, b, f, &res))
 }
 
-// bulkShown changes what was shown of what a filter finds. What matches by now without having been shown is left as it is.
+// bulkShown changes what was shown of what a filter finds. What matches by now without having been
+// shown is left as it is.
 func (q *request) bulkShown(ctx context.Context, b bulk, f filter, res *result) error {
 	read, met := 0, 0
 	for rows, err := range q.s.walk(ctx, f, b.asOf, batchSize) {
@@ -121,7 +122,8 @@ func (q *request) bulkShown(ctx context.Context, b bulk, f filter, res *result) 
 		for _, r := range rows {
 			switch {
 			case b.action == Reschedule && r.State == outbox.StatePending && r.RunAt.Sub(b.at).Abs() < time.Millisecond:
-				// What has been rescheduled comes again, at its new place: in this walk, or when a change that was cut short is repeated.
+				// What has been rescheduled comes again, at its new place: in this walk, or when a
+				// change that was cut short is repeated.
 			case b.shown == nil || b.shown[markOf(r.ID, r.Version)]:
 				part = append(part, pick{r.ID, r.Version})
 			case len(b.shown) < maxCount: // otherwise there was more than what the set has

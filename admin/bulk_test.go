@@ -72,7 +72,8 @@ func (s *stall) Trace(ctx context.Context, _ time.Time, fc func() (string, int64
 	}
 }
 
-// TestBulkIsCutShort: what takes longer than its limit stops between two transactions, says so, and goes on when repeated.
+// TestBulkIsCutShort: what takes longer than its limit stops between two transactions, says so, and
+// goes on when repeated.
 func TestBulkIsCutShort(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		slow := &stall{Interface: logger.Discard}
@@ -197,8 +198,8 @@ func TestBulk(t *testing.T) {
 	})
 }
 
-// TestBulkStopsHalfWay breaks off a change of many tasks when its second hundred has been read: what was done is reported,
-// and doing it again does the rest.
+// TestBulkStopsHalfWay breaks off a change of many tasks when its second hundred has been read:
+// what was done is reported, and doing it again does the rest.
 func TestBulkStopsHalfWay(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		ctx, stop := context.WithCancel(t.Context())

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// cached is an answer that may be some seconds old, so that many open pages cost the database no more than one.
+// cached is an answer that may be some seconds old, so that many open pages cost the database no
+// more than one.
 type cached struct {
 	turn  chan struct{} // held by the request that asks; the others wait for its answer
 	at    time.Time
@@ -16,7 +17,8 @@ type cached struct {
 
 const cacheAge = 10 * time.Second
 
-// cache returns what is remembered under a key, or asks. With an error it returns what was known last, and since when.
+// cache returns what is remembered under a key, or asks. With an error it returns what was known
+// last, and since when.
 func cache[T any](ctx context.Context, s *site, key string, ask func() (T, error)) (value T, stale time.Time, err error) {
 	s.mu.Lock()
 	c := s.cached[key]

@@ -40,7 +40,8 @@ func checkReason(s string) error {
 	return nil
 }
 
-// apply changes one task and writes the audit, in one transaction. It returns the new task's id, of a re-run.
+// apply changes one task and writes the audit, in one transaction. It returns the new task's id, of
+// a re-run.
 func (s *site) apply(ctx context.Context, actor Actor, c change) (id string, err error) {
 	err = s.inTx(ctx, func(tx *gorm.DB) (err error) {
 		id, err = s.applyIn(ctx, tx, actor, c)
@@ -135,7 +136,8 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 		Reason: c.reason, Before: encode(before), After: encode(after)})
 }
 
-// allows says whether a task is as it was shown, and whether it can be changed like that; if not, the error has what it is.
+// allows says whether a task is as it was shown, and whether it can be changed like that; if not,
+// the error has what it is.
 func (s *site) allows(ctx context.Context, tx *gorm.DB, task *outbox.TaskModel, past *outbox.HistoryModel, c change) error {
 	var is now
 	if task != nil {

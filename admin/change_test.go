@@ -204,7 +204,8 @@ func (refusing) OnCreate(context.Context, *outbox.TaskModel) error {
 	return errors.New("inner secret at /srv/app.go:7")
 }
 
-// TestErrorsStayInside: what is nobody's fault but the application's is a 500 whose reason is in the log only.
+// TestErrorsStayInside: what is nobody's fault but the application's is a 500 whose reason is in
+// the log only.
 func TestErrorsStayInside(t *testing.T) {
 	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad := d.failed()

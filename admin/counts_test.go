@@ -11,7 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox/admin"
 )
 
-// The failed and the handled are counted together, up to a limit: beyond it the rarer of them must not be lost.
+// The failed and the handled are counted together, up to a limit: beyond it the rarer of them must
+// not be lost.
 func TestCountsOfFailures(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})

@@ -95,7 +95,8 @@ func (q *request) from(text string) error {
 // Back is the link to the list.
 func (d detail) Back() string { return d.List.url() }
 
-// Head is the beginning of the error, and Stack what follows it in the traces of panics and their like.
+// Head is the beginning of the error, and Stack what follows it in the traces of panics and their
+// like.
 func (d detail) Head() string  { head, _ := fold(d.Past.Error); return head }
 func (d detail) Stack() string { _, rest := fold(d.Past.Error); return rest }
 

@@ -9,8 +9,9 @@ import (
 	"strings"
 )
 
-// unchanged answers a request for what the sender has already: 304. A page that refreshes itself asks with the tag of
-// what it got last. Parts that tell the time of asking are not part of the tag.
+// unchanged answers a request for what the sender has already: 304. A page that refreshes itself
+// asks with the tag of what it got last. Parts that tell the time of asking are not part of the
+// tag.
 func (q *request) unchanged(body []byte, times ...string) bool {
 	if q.r.Method != http.MethodGet && q.r.Method != http.MethodHead {
 		return false

@@ -18,7 +18,8 @@ type exporter interface {
 	last(why string)
 }
 
-// export streams what a list shows, all of its pages, up to maxCount tasks, as CSV or as one JSON document a line.
+// export streams what a list shows, all of its pages, up to maxCount tasks, as CSV or as one JSON
+// document a line.
 func (q *request) export() error {
 	v := q.r.URL.Query()
 	if err := only(v, append(slices.Clone(findParams), "format")...); err != nil {
@@ -95,9 +96,9 @@ func (q *request) stream(out exporter, f filter, p page, at time.Time) (err erro
 	}
 }
 
-// breakOff ends an export whose beginning has been sent. The last record says that the rest is missing, and so does, where
-// it can be had, a connection that ends without the end of the answer. It must not panic as http.ErrAbortHandler does it:
-// not every server recovers.
+// breakOff ends an export whose beginning has been sent. The last record says that the rest is
+// missing, and so does, where it can be had, a connection that ends without the end of the answer.
+// It must not panic as http.ErrAbortHandler does it: not every server recovers.
 func (q *request) breakOff(out exporter, err error) {
 	if q.r.Context().Err() != nil {
 		return // nobody is there any more

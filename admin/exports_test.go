@@ -12,7 +12,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// TestExportEnds: an export that holds less than the filter finds says so in its last record, and one that holds all does not.
+// TestExportEnds: an export that holds less than the filter finds says so in its last record, and
+// one that holds all does not.
 func TestExportEnds(t *testing.T) {
 	db := testdb.SQLite(t)
 	d := open(t, db, admin.Options{})

@@ -27,7 +27,8 @@ const (
 
 var states = []string{all, pending, scheduled, running, parked, failed, handled, done, cancelled}
 
-// filter is what a list shows. All of it is in the URL, so that a URL shows the same to everybody who may see it.
+// filter is what a list shows. All of it is in the URL, so that a URL shows the same to everybody
+// who may see it.
 type filter struct {
 	State, Func, Queue, Key, ID string
 	Process                     string
@@ -60,7 +61,8 @@ var (
 // noticeParams say what the last form has done; see notice.
 var noticeParams = []string{"did", "n", "skipped"}
 
-// only refuses parameters, or fields of a form, other than these, and those that are given twice; pick is a list.
+// only refuses parameters, or fields of a form, other than these, and those that are given twice;
+// pick is a list.
 func only(v url.Values, names ...string) error {
 	for name, values := range v {
 		switch {

@@ -81,7 +81,8 @@ func (q *request) changeForm(id string, action Action) error {
 	return q.see(to + "?" + query.Encode())
 }
 
-// startOf reads the new start, which belongs to Reschedule. Other buttons of the same form send theirs empty or not.
+// startOf reads the new start, which belongs to Reschedule. Other buttons of the same form send
+// theirs empty or not.
 func startOf(action Action, text string) (time.Time, error) {
 	if action != Reschedule {
 		return time.Time{}, nil

@@ -24,15 +24,16 @@ type function struct {
 	P50       *time.Duration `json:"p50_ns,omitempty"`
 	P95       *time.Duration `json:"p95_ns,omitempty"`
 
-	// Trend has the medians of eight equal parts of the last successes, the oldest first; Pace is in a word what it shows.
+	// Trend has the medians of eight equal parts of the last successes, the oldest first; Pace is
+	// in a word what it shows.
 	Trend []time.Duration `json:"trend_ns,omitempty"`
 	Pace  string          `json:"pace,omitempty"` // slower, faster or steady
 
 	durations []time.Duration // the newest first
 }
 
-// listFunctions tells of every path that is registered, or that a process or a task names. Counts of waiting tasks come from
-// a sample of 10,000, durations and failures from the last ends.
+// listFunctions tells of every path that is registered, or that a process or a task names. Counts
+// of waiting tasks come from a sample of 10,000, durations and failures from the last ends.
 func (s *site) listFunctions(ctx context.Context, processes []process) ([]function, error) {
 	found := map[string]*function{}
 	get := func(path string) *function {
@@ -89,7 +90,8 @@ func (s *site) listFunctions(ctx context.Context, processes []process) ([]functi
 	return list, nil
 }
 
-// unfinished counts the tasks of a state by function: of those that wait the first of each partition, maxCount in all.
+// unfinished counts the tasks of a state by function: of those that wait the first of each
+// partition, maxCount in all.
 func (s *site) unfinished(ctx context.Context, state outbox.State) (map[string]int, error) {
 	switch state {
 	case outbox.StateParked:
@@ -114,8 +116,8 @@ func (s *site) unfinished(ctx context.Context, state outbox.State) (map[string]i
 	return total, nil
 }
 
-// parkedByFunc goes along the index of parked tasks. Of a function with more than maxCount it reads no more than that, and
-// goes on behind it, so that it hides no other.
+// parkedByFunc goes along the index of parked tasks. Of a function with more than maxCount it reads
+// no more than that, and goes on behind it, so that it hides no other.
 func (s *site) parkedByFunc(ctx context.Context) (map[string]int, error) {
 	total := map[string]int{}
 	after := ""

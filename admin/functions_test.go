@@ -26,7 +26,8 @@ func (d *desk) functions() map[string]functionJSON {
 	return found
 }
 
-// TestFunctionsBesideABacklog: many tasks of one function hide neither what runs nor what is parked of another.
+// TestFunctionsBesideABacklog: many tasks of one function hide neither what runs nor what is parked
+// of another.
 func TestFunctionsBesideABacklog(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
@@ -70,7 +71,8 @@ func TestFailedOfAFunction(t *testing.T) {
 	})
 }
 
-// TestFunctionsLinkWhereAnIndexServes: the names of functions lead to lists that do not walk a table.
+// TestFunctionsLinkWhereAnIndexServes: the names of functions lead to lists that do not walk a
+// table.
 func TestFunctionsLinkWhereAnIndexServes(t *testing.T) {
 	d := open(t, testdb.SQLite(t), admin.Options{})
 	d.failed()

@@ -44,7 +44,8 @@ const (
 	ofTasks    = columns + ", state"
 	ofHistory  = columns + ", status, reason, substr(error, 1, 400) AS error, finished_at, rerun_id"
 
-	// searchCap is how many rows a search reads that the database cannot do, since it must not see behind the redactor.
+	// searchCap is how many rows a search reads that the database cannot do, since it must not see
+	// behind the redactor.
 	searchCap = 2000
 )
 
@@ -58,7 +59,8 @@ type source struct {
 	desc    bool
 }
 
-// sources of a state. Waiting tasks come partition by partition, because that is how the index has them in the order of start.
+// sources of a state. Waiting tasks come partition by partition, because that is how the index has
+// them in the order of start.
 func (s *site) sources(ctx context.Context, f filter, at time.Time) ([]source, error) {
 	tasks := func(where ...string) source {
 		return source{model: &outbox.TaskModel{}, columns: ofTasks, where: where, order: "id", desc: true}
@@ -243,7 +245,8 @@ func (s *site) ordered(ctx context.Context, src source, f filter, c *cursor) *go
 		tx = tx.Order("id" + direction)
 	} else {
 		if c != nil {
-			// The first condition says nothing new, but from it every database finds where to begin in the index.
+			// The first condition says nothing new, but from it every database finds where to begin
+			// in the index.
 			tx = tx.Where(src.order+" "+sign+"= "+s.d.Instant(), s.d.Time(c.at)).
 				Where("("+src.order+", id) "+sign+" ("+s.d.Instant()+", ?)", s.d.Time(c.at), c.id)
 		}
@@ -289,7 +292,8 @@ func (s *site) matches(ctx context.Context, r row, part string) bool {
 	return bytes.Contains(bytes.ToLower(s.redact(r.Func, raw)), bytes.ToLower([]byte(part)))
 }
 
-// args are the arguments of a row of a list, which has only small ones; of a task that is gone by now there are none.
+// args are the arguments of a row of a list, which has only small ones; of a task that is gone by
+// now there are none.
 func (s *site) args(ctx context.Context, r row) ([]byte, error) {
 	if r.Args != nil {
 		return []byte(*r.Args), nil
@@ -346,8 +350,9 @@ func (s *site) counts(ctx context.Context, at time.Time) (map[string]int, error)
 	return m, err
 }
 
-// failures counts the failed and the handled in one reading: no index tells them apart, and where the rows are not in memory,
-// reading them is what takes long. When there are more than it reads, the smaller count may be missing.
+// failures counts the failed and the handled in one reading: no index tells them apart, and where
+// the rows are not in memory, reading them is what takes long. When there are more than it reads,
+// the smaller count may be missing.
 func (s *site) failures(ctx context.Context) (map[string]int, error) {
 	const limit = 2*maxCount + 1
 	var read struct{ Ended, Handled int }

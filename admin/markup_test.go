@@ -15,7 +15,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// TestMarkup looks at what every page owes those who do not see it. What axe-core finds in a browser is in browsertest.
+// TestMarkup looks at what every page owes those who do not see it. What axe-core finds in a
+// browser is in browsertest.
 func TestMarkup(t *testing.T) {
 	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad, again := d.failed(), d.failed()
@@ -143,7 +144,8 @@ func asset(t *testing.T, name string) string {
 	return string(b)
 }
 
-// TestContrast computes what WCAG 2.2 asks for, of every colour of either theme on whatever it stands.
+// TestContrast computes what WCAG 2.2 asks for, of every colour of either theme on whatever it
+// stands.
 func TestContrast(t *testing.T) {
 	css := asset(t, "admin.css")
 	blocks := regexp.MustCompile(`--bg:[^}]*`).FindAllString(css, -1)

@@ -17,7 +17,8 @@ import (
 // walking marks what no index serves: it is measured, and docs/admin.md says so.
 const walking = "walks: tasks?"
 
-// TestMillion measures the pages on a million tasks and a million rows of history: make bench-admin.
+// TestMillion measures the pages on a million tasks and a million rows of history: make
+// bench-admin.
 func TestMillion(t *testing.T) {
 	rows := os.Getenv("OUTBOX_ADMIN_ROWS")
 	if rows == "" {
@@ -41,7 +42,8 @@ func TestMillion(t *testing.T) {
 			}
 			slices.Sort(took)
 			t.Logf("%-40s best %v, median %v, worst %v", cmp.Or(page, "overview"), took[0].Round(time.Millisecond), took[2].Round(time.Millisecond), took[4].Round(time.Millisecond))
-			// MySQL keeps rows in the order of their ids, so each failed one is on another page, of more than its buffer holds.
+			// MySQL keeps rows in the order of their ids, so each failed one is on another page, of
+			// more than its buffer holds.
 			scattered := db.Name() == "mysql" && strings.Contains(page, "state=failed")
 			if took[2] > 300*time.Millisecond && !strings.HasPrefix(page, walking) && !scattered {
 				t.Errorf("%s takes %v", page, took[2])
@@ -50,8 +52,9 @@ func TestMillion(t *testing.T) {
 	})
 }
 
-// fill writes rows: tasks that are due and later, in two queues, and history of the last week, one of a hundred failed. The order
-// of the ids is that of time, as it is with the library's: a database may keep its rows by them.
+// fill writes rows: tasks that are due and later, in two queues, and history of the last week, one
+// of a hundred failed. The order of the ids is that of time, as it is with the library's: a
+// database may keep its rows by them.
 func fill(t *testing.T, db *gorm.DB, rows string) {
 	t.Helper()
 	tasks := `INSERT INTO outbox_tasks (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms, repeatable, version, created_at)

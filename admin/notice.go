@@ -11,7 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// notice says what the last form has done. It comes from the URL, so it holds words and numbers that we know, no text.
+// notice says what the last form has done. It comes from the URL, so it holds words and numbers
+// that we know, no text.
 type notice struct {
 	Did     Action
 	N       int
@@ -19,8 +20,8 @@ type notice struct {
 	More    bool
 }
 
-// noticed reads what the last form has done, and keeps it if the audit knows that the sender has just done it: a link from
-// somebody else, or the URL of yesterday, tells nothing.
+// noticed reads what the last form has done, and keeps it if the audit knows that the sender has
+// just done it: a link from somebody else, or the URL of yesterday, tells nothing.
 func (q *request) noticed(v url.Values) error {
 	n, err := parseNotice(v)
 	if err != nil || n == nil || n.N == 0 {

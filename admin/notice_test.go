@@ -11,7 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox/admin"
 )
 
-// TestNoticesAreTrue: what a URL says was done is shown to whom the audit knows to have just done it.
+// TestNoticesAreTrue: what a URL says was done is shown to whom the audit knows to have just done
+// it.
 func TestNoticesAreTrue(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		user := "alice"

@@ -15,7 +15,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// TestTheWayBackKeepsTheFilter: from a task to the list that it was opened from, also after the task has been discarded.
+// TestTheWayBackKeepsTheFilter: from a task to the list that it was opened from, also after the
+// task has been discarded.
 func TestTheWayBackKeepsTheFilter(t *testing.T) {
 	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad, other := d.failed(), d.failed()
@@ -65,7 +66,8 @@ func TestWhereTasksRun(t *testing.T) {
 	})
 }
 
-// TestLongErrorsAreFolded: the first lines are read at once, the stack of a panic by whoever wants it.
+// TestLongErrorsAreFolded: the first lines are read at once, the stack of a panic by whoever wants
+// it.
 func TestLongErrorsAreFolded(t *testing.T) {
 	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad := d.failed()
@@ -81,7 +83,8 @@ func TestLongErrorsAreFolded(t *testing.T) {
 	hasNot(t, set("one\ntwo\nthree"), `id="stack"`)
 }
 
-// TestParkedTasksAreCancelledFirst, since until a process runs their function there is little else to do.
+// TestParkedTasksAreCancelledFirst, since until a process runs their function there is little else
+// to do.
 func TestParkedTasksAreCancelledFirst(t *testing.T) {
 	d := open(t, testdb.SQLite(t), admin.Options{})
 	task := d.create()

@@ -281,7 +281,8 @@ func TestExportOfLargeArguments(t *testing.T) {
 	})
 }
 
-// TestStaleFigures: who has the overview open sees the last figures, and of when they are, also right after a change.
+// TestStaleFigures: who has the overview open sees the last figures, and of when they are, also
+// right after a change.
 func TestStaleFigures(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})

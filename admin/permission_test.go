@@ -128,7 +128,8 @@ func TestRedact(t *testing.T) {
 	})
 }
 
-// TestLogsHoldNoArguments breaks what writes and reads: the log says that it failed, and nothing of what tasks hold.
+// TestLogsHoldNoArguments breaks what writes and reads: the log says that it failed, and nothing of
+// what tasks hold.
 func TestLogsHoldNoArguments(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})

@@ -40,12 +40,12 @@ func (l *listener) take() []string {
 	return said
 }
 
-// walks finds, in a database's plan, a table that is read from its beginning: PostgreSQL's Seq Scan, SQLite's SCAN without an
-// index, and MariaDB's ALL.
+// walks finds, in a database's plan, a table that is read from its beginning: PostgreSQL's Seq
+// Scan, SQLite's SCAN without an index, and MariaDB's ALL.
 var walks = regexp.MustCompile(`(?m)Seq Scan on outbox_(?:tasks|history).*|SCAN outbox_(?:tasks|history)(?: *$)|^outbox_(?:tasks|history) ALL.*`)
 
-// TestPlans asks the database how it answers each page: there is an index for all that a page reads of the two big tables,
-// and counts end.
+// TestPlans asks the database how it answers each page: there is an index for all that a page reads
+// of the two big tables, and counts end.
 func TestPlans(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		heard := &listener{Interface: db.Logger}
@@ -103,8 +103,8 @@ func explain(t *testing.T, db *gorm.DB, text string) string {
 	must(t, err)
 	defer conn.Close()
 	if db.Name() == "postgres" {
-		// Where nearly all rows match, the beginning of the table is cheaper than the index, and right. What matters is
-		// whether there is an index for the day on which few match.
+		// Where nearly all rows match, the beginning of the table is cheaper than the index, and
+		// right. What matters is whether there is an index for the day on which few match.
 		_, err := conn.ExecContext(t.Context(), "SET enable_seqscan = off")
 		must(t, err)
 		defer conn.ExecContext(context.WithoutCancel(t.Context()), "RESET enable_seqscan")

@@ -36,7 +36,8 @@ func fail(status int, format string, args ...any) *problem {
 	return &problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: fmt.Sprintf(format, args...)}
 }
 
-// explain makes of an error what the sender may see of it; logged says that the rest belongs into the log.
+// explain makes of an error what the sender may see of it; logged says that the rest belongs into
+// the log.
 func (s *site) explain(err error, limit time.Duration) (p *problem, logged bool) {
 	var big *http.MaxBytesError
 	switch {

@@ -14,7 +14,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// TestApplicationsCallbacks: what an application does to its own queries does not change what the pages show.
+// TestApplicationsCallbacks: what an application does to its own queries does not change what the
+// pages show.
 func TestApplicationsCallbacks(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})

@@ -16,7 +16,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// TestRefusalsAreLogged with the action and Authorize's error, and nothing of what the request has for a password.
+// TestRefusalsAreLogged with the action and Authorize's error, and nothing of what the request has
+// for a password.
 func TestRefusalsAreLogged(t *testing.T) {
 	var said strings.Builder
 	refusal := error(nil)

@@ -213,7 +213,8 @@ func (q *request) can(a Action) bool {
 	return may
 }
 
-// see sends the browser on, relative to the root of the pages: http.Redirect would go wrong under a prefix.
+// see sends the browser on, relative to the root of the pages: http.Redirect would go wrong under a
+// prefix.
 func (q *request) see(target string) error {
 	q.w.Header().Set("Location", q.up+target)
 	q.w.WriteHeader(http.StatusSeeOther)

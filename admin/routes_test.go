@@ -77,8 +77,8 @@ func everyRoute(waits, bad string) []route {
 		route{path: "api/v1/tasks/gone/rerun", json: `{"version":1,"args":{}}`, needs: edit, status: 404})
 }
 
-// TestEveryRoute asks for every route with every method and every set of permissions of at most three: all that is needed
-// lets in, and nothing less.
+// TestEveryRoute asks for every route with every method and every set of permissions of at most
+// three: all that is needed lets in, and nothing less.
 func TestEveryRoute(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		may := map[admin.Action]bool{}
@@ -185,7 +185,8 @@ func TestNothingIsIgnored(t *testing.T) {
 	d.task(waits.ID)
 }
 
-// TestWhatWasTypedStays: arguments that do not fit come back with the reason why, and so does what was said.
+// TestWhatWasTypedStays: arguments that do not fit come back with the reason why, and so does what
+// was said.
 func TestWhatWasTypedStays(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
@@ -198,7 +199,8 @@ func TestWhatWasTypedStays(t *testing.T) {
 		has(t, status(t, d.post("tasks/bulk", url.Values{"action": {"rerun"}, "filter": {"state=failed&func=mail.send"}}), 400), "No task is picked", "Failed tasks</h1>", `name="func" value="mail.send"`)
 		hasNot(t, status(t, d.post("tasks/nope/cancel", form(1)), 404), "tasks/nope")
 
-		// Stored arguments that do not fit any more: why may quote them, so it is said to those who may see them.
+		// Stored arguments that do not fit any more: why may quote them, so it is said to those who
+		// may see them.
 		must(t, db.Model(&outbox.HistoryModel{}).Where("id = ?", bad.ID).Update("args", outbox.JSON(`{"secret":1,"to":"a"}`)).Error)
 		has(t, status(t, d.post("tasks/"+bad.ID+"/rerun", form(bad.Version)), 422), "secret")
 		for _, opts := range []admin.Options{{Authorize: func(_ *http.Request, a admin.Action) (admin.Actor, error) {

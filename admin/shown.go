@@ -15,8 +15,9 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// shown is the set of tasks that somebody has seen, each at its version: what a change of "all that match" may touch. A
-// form has to carry it, so of each it has only some bytes of a hash: of a million foreign tasks one in a hundred passes.
+// shown is the set of tasks that somebody has seen, each at its version: what a change of "all that
+// match" may touch. A form has to carry it, so of each it has only some bytes of a hash: of a
+// million foreign tasks one in a hundred passes.
 type shown map[mark]bool
 
 type mark [5]byte
@@ -59,8 +60,8 @@ func parseShown(text string) (shown, error) {
 	return set, nil
 }
 
-// seen is the set of what a filter finds, of maxCount tasks at most and in the order of walk, and how many it finds, up to one
-// more than that.
+// seen is the set of what a filter finds, of maxCount tasks at most and in the order of walk, and
+// how many it finds, up to one more than that.
 func (s *site) seen(ctx context.Context, f filter, at time.Time) (set string, n int, err error) {
 	list, err := s.sources(ctx, f, at)
 	if err != nil {
@@ -97,8 +98,8 @@ func (s *site) scan(tx *gorm.DB, marks *[]mark) error {
 	return errors.Join(rows.Err(), rows.Close())
 }
 
-// walk reads all that a filter finds, some rows at a time: table by table and partition by partition, each in the order of its index,
-// and of each task only what a change needs.
+// walk reads all that a filter finds, some rows at a time: table by table and partition by
+// partition, each in the order of its index, and of each task only what a change needs.
 func (s *site) walk(ctx context.Context, f filter, at time.Time, size int) iter.Seq2[[]row, error] {
 	return func(yield func([]row, error) bool) {
 		list, err := s.sources(ctx, f, at)

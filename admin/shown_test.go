@@ -14,7 +14,8 @@ import (
 	"github.com/gorm-outbox/outbox/admin"
 )
 
-// TestBulkTouchesOnlyWhatWasShown: one of two tasks goes and another comes to match, so the number is the same.
+// TestBulkTouchesOnlyWhatWasShown: one of two tasks goes and another comes to match, so the number
+// is the same.
 func TestBulkTouchesOnlyWhatWasShown(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
@@ -69,7 +70,8 @@ func TestBulkTouchesOnlyWhatWasShown(t *testing.T) {
 	})
 }
 
-// TestBulkOfMoreThanIsShown: of more than 10,000 the first form takes those that its list has seen, and says that there is more.
+// TestBulkOfMoreThanIsShown: of more than 10,000 the first form takes those that its list has seen,
+// and says that there is more.
 func TestBulkOfMoreThanIsShown(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
@@ -92,7 +94,8 @@ func TestBulkOfMoreThanIsShown(t *testing.T) {
 	})
 }
 
-// TestFilterFormIsWhole: a change of all that match takes no part of a list, and tells what it needs.
+// TestFilterFormIsWhole: a change of all that match takes no part of a list, and tells what it
+// needs.
 func TestFilterFormIsWhole(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})

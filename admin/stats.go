@@ -137,10 +137,12 @@ func (s *site) figures(ctx context.Context, span string) (f figures, err error) 
 
 func utc(t time.Time) *time.Time { t = t.UTC(); return &t }
 
-// settled is how long after its end a bar of the chart is counted no more: what ended in it has been committed.
+// settled is how long after its end a bar of the chart is counted no more: what ended in it has
+// been committed.
 const settled = time.Minute
 
-// throughput counts what ended. Bars that were settled when the chart was asked for last are as they were.
+// throughput counts what ended. Bars that were settled when the chart was asked for last are as
+// they were.
 func (s *site) throughput(ctx context.Context, span string, at time.Time) ([]bucket, error) {
 	last, _ := remembered[figures](s, "overview "+span)
 	counted := map[time.Time]bucket{}

@@ -55,7 +55,8 @@ func (q *request) list() error {
 	return q.showList(http.StatusOK, v, again{})
 }
 
-// listAgain shows the list with the form that was not taken, so that nobody has to tick and type twice.
+// listAgain shows the list with the form that was not taken, so that nobody has to tick and type
+// twice.
 func (q *request) listAgain(filter, form url.Values, p *problem) error {
 	a := again{Refused: p.Detail, Reason: form.Get("reason"), Picked: form["pick"], All: form.Get("all") != ""}
 	if at, err := parseTime(form.Get("at")); err == nil {

@@ -28,7 +28,8 @@ func TestReasonsAreCountedInCharacters(t *testing.T) {
 	})
 }
 
-// TestFormsComeBack: what cannot be done as it was typed is shown again as it was typed, with the reason.
+// TestFormsComeBack: what cannot be done as it was typed is shown again as it was typed, with the
+// reason.
 func TestFormsComeBack(t *testing.T) {
 	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad, a, b := d.failed(), d.create(outbox.StartAfter(time.Hour)), d.create(outbox.StartAfter(time.Hour))

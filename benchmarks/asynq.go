@@ -14,7 +14,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// redisAddr is where asynq's Redis is; the environment variable names one, else the standard port is tried.
+// redisAddr is where asynq's Redis is; the environment variable names one, else the standard port
+// is tried.
 func redisAddr(ctx context.Context) (string, error) {
 	addr := os.Getenv("OUTBOX_BENCH_REDIS")
 	asked := addr != ""
@@ -32,8 +33,8 @@ func redisAddr(ctx context.Context) (string, error) {
 	return addr, nil
 }
 
-// asynqQueue is asynq in a queue of its own in a Redis that others may use. It has no history: a task that is gone has
-// finished.
+// asynqQueue is asynq in a queue of its own in a Redis that others may use. It has no history: a
+// task that is gone has finished.
 type asynqQueue struct {
 	redis     asynq.RedisClientOpt
 	config    asynq.Config

@@ -13,9 +13,9 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// bare is the least that our tables allow: connections of pgx each of which claims a group with one statement, runs it in a
-// row and finishes it with one statement. It has no fence, no time limits, no slots and no heartbeat; what it does a second
-// is what the database can do.
+// bare is the least that our tables allow: connections of pgx each of which claims a group with one
+// statement, runs it in a row and finishes it with one statement. It has no fence, no time limits,
+// no slots and no heartbeat; what it does a second is what the database can do.
 type bare struct {
 	*ours
 	dsn          string

@@ -13,8 +13,9 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// bareMySQL is bare on MariaDB: one connection, two transactions of two statements a group. Each claim begins where the last one
-// ended, for what is gone stays in the index until the server purges it.
+// bareMySQL is bare on MariaDB: one connection, two transactions of two statements a group. Each
+// claim begins where the last one ended, for what is gone stays in the index until the server
+// purges it.
 type bareMySQL struct {
 	*ours
 	conn  *sql.DB

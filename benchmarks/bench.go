@@ -47,8 +47,8 @@ type measure struct {
 	rounds int // in the first ones only; 0 means all
 }
 
-// interleave lets everybody take part in every round, so that whatever happens to the machine happens to all, and begins
-// each round with another one.
+// interleave lets everybody take part in every round, so that whatever happens to the machine
+// happens to all, and begins each round with another one.
 func (b *bench) interleave(ctx context.Context, rounds int, list []measure) ([]row, error) {
 	rows := make([]row, len(list))
 	for i, m := range list {
@@ -122,7 +122,8 @@ func (b *bench) onFile(open func(ctx context.Context, path string) (contestant, 
 	}
 }
 
-// workOffs opens the entrants, has them work off their tasks round by round beside what else is measured, and closes them.
+// workOffs opens the entrants, has them work off their tasks round by round beside what else is
+// measured, and closes them.
 func (b *bench) workOffs(ctx context.Context, limit time.Duration, entrants []entrant, more ...measure) ([]row, error) {
 	var list []measure
 	for i, e := range entrants {

@@ -140,8 +140,8 @@ func (c *child) say(format string, args ...any) {
 	c.out.Flush()
 }
 
-// count says how many have run, though not each by itself. It sleeps where there is nothing to say, for an idle process's
-// use of the processor is measured too.
+// count says how many have run, though not each by itself. It sleeps where there is nothing to say,
+// for an idle process's use of the processor is measured too.
 func (c *child) count(over <-chan struct{}) {
 	for {
 		select {

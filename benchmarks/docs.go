@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// render writes the figures of the file into a document, between its markers <!-- NAME --> and <!-- /NAME -->, and draws
-// the charts beside it. So no figure is in the document that was not measured.
+// render writes the figures of the file into a document, between its markers <!-- NAME --> and <!--
+// /NAME -->, and draws the charts beside it. So no figure is in the document that was not measured.
 func render(file, document string) error {
 	all, err := readRecords(file)
 	if err != nil {

@@ -9,7 +9,8 @@ import (
 	"testing"
 )
 
-// The document holds what was measured, as it was measured: figures that somebody edits, or forgets to put in, show here.
+// The document holds what was measured, as it was measured: figures that somebody edits, or forgets
+// to put in, show here.
 func TestDocument(t *testing.T) {
 	all, err := readRecords(resultsFile)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -11,7 +11,8 @@ import (
 	"maragu.dev/goqite/jobs"
 )
 
-// goqiteQueue is goqite with its job runner, on SQLite. It has no history: a message that is gone has been processed.
+// goqiteQueue is goqite with its job runner, on SQLite. It has no history: a message that is gone
+// has been processed.
 type goqiteQueue struct {
 	pool   *sql.DB
 	queue  *goqite.Queue
@@ -30,8 +31,8 @@ create trigger goqite_updated_timestamp after update on goqite begin
 end;
 create index goqite_queue_priority_created_idx on goqite (queue, priority desc, created)`
 
-// openGoqite has one connection, as goqite's examples do. A message's timeout is long, so that no task runs twice because
-// the machine is slow.
+// openGoqite has one connection, as goqite's examples do. A message's timeout is long, so that no
+// task runs twice because the machine is slow.
 func openGoqite(ctx context.Context, path string, runner jobs.NewRunnerOpts) (*goqiteQueue, error) {
 	pool, err := openSQLite(path)
 	if err != nil {

@@ -11,10 +11,12 @@ import (
 	"time"
 )
 
-// creator is a contestant that also creates single tasks, each in a transaction of the application's.
+// creator is a contestant that also creates single tasks, each in a transaction of the
+// application's.
 type creator interface {
 	contestant
-	// create creates task i, due at once or at a time, and returns when the transaction has been committed.
+	// create creates task i, due at once or at a time, and returns when the transaction has been
+	// committed.
 	create(ctx context.Context, i int, at time.Time) error
 }
 
@@ -82,8 +84,8 @@ func elsewhere(c contestant, j job) dispatcher {
 	}
 }
 
-// fromCommit creates tasks at a rate while the dispatcher has nothing else to do, and returns how long each took from its
-// commit to its handler's first line.
+// fromCommit creates tasks at a rate while the dispatcher has nothing else to do, and returns how
+// long each took from its commit to its handler's first line.
 func (w watch) fromCommit(ctx context.Context, c creator, dispatch dispatcher) (latencies, error) {
 	committed := make([]time.Time, w.n)
 	runs, err := w.run(ctx, c, dispatch, func(i int) error {
@@ -104,7 +106,8 @@ func (w watch) fromCommit(ctx context.Context, c creator, dispatch dispatcher) (
 	return l, nil
 }
 
-// commits takes the time of single INSERTs, each with its commit, at a rate: every claim holds one such wait for the disk.
+// commits takes the time of single INSERTs, each with its commit, at a rate: every claim holds one
+// such wait for the disk.
 func (w watch) commits(ctx context.Context, pool *sql.DB) (latencies, error) {
 	if _, err := pool.ExecContext(ctx, "CREATE TABLE IF NOT EXISTS commits (body text)"); err != nil {
 		return nil, err

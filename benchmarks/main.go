@@ -3,9 +3,10 @@
 //	go run . [-quick] [-n TASKS] [-rounds N] [-json FILE] TABLE… | all
 //	go run . -render
 //
-// It starts a PostgreSQL, a MariaDB and a MySQL of its own, with the durable settings of a real one, and lets the contestants take turns. Each
-// of them checks that every task ran once and is finished in the database before its clock stops. -render
-// writes the tables and charts of docs/benchmarks.md from what -json has written.
+// It starts a PostgreSQL, a MariaDB and a MySQL of its own, with the durable settings of a real
+// one, and lets the contestants take turns. Each of them checks that every task ran once and is
+// finished in the database before its clock stops. -render writes the tables and charts of
+// docs/benchmarks.md from what -json has written.
 package main
 
 import (

@@ -158,7 +158,8 @@ func emptyTables(ctx context.Context, database string, pool *sql.DB, tables ...s
 	return nil
 }
 
-// settle lets every round begin alike: with fresh statistics, and no checkpoint due that the round before has caused.
+// settle lets every round begin alike: with fresh statistics, and no checkpoint due that the round
+// before has caused.
 func settle(ctx context.Context, database string, pool *sql.DB) error {
 	statements := []string{"VACUUM (ANALYZE)", "CHECKPOINT"}
 	switch database {

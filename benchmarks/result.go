@@ -47,8 +47,8 @@ func (w row) cell(i int) cell {
 	return w.Cells[i]
 }
 
-// goal is a row of the table of what is to be reached. Its samples are those of each round, for what varies from one to
-// the next is the machine, which the contestants of a round share.
+// goal is a row of the table of what is to be reached. Its samples are those of each round, for
+// what varies from one to the next is the machine, which the contestants of a round share.
 type goal struct {
 	Text    string  `json:"text"`
 	Samples cell    `json:"samples"`

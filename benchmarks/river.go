@@ -25,7 +25,8 @@ func riverTuned(config *river.Config, workers int) {
 	config.Queues = map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: workers}}
 }
 
-// riverDefaults leaves everything as it is; MaxWorkers has no default, and 100 is what River's examples have.
+// riverDefaults leaves everything as it is; MaxWorkers has no default, and 100 is what River's
+// examples have.
 func riverDefaults(config *river.Config) {
 	config.Queues = map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 100}}
 }
@@ -135,7 +136,8 @@ func (r *riverQueue[TTx]) start(ctx context.Context, ran func(int)) (func() erro
 	return func() error { return client.Stop(ctx) }, nil
 }
 
-// create uses the client that works, which so learns at once of what it has inserted, as far as its driver lets it.
+// create uses the client that works, which so learns at once of what it has inserted, as far as its
+// driver lets it.
 func (r *riverQueue[TTx]) create(ctx context.Context, i int, at time.Time) error {
 	var opts *river.InsertOpts
 	if !at.IsZero() {

@@ -13,10 +13,12 @@ import (
 	_ "github.com/jackc/pgx/v5/stdlib"
 )
 
-// durable undoes what testutil does to make its servers fast, and says nothing else: all the rest is PostgreSQL's default.
+// durable undoes what testutil does to make its servers fast, and says nothing else: all the rest
+// is PostgreSQL's default.
 var durable = []string{"fsync = on", "synchronous_commit = on", "full_page_writes = on", "timezone = 'UTC'"}
 
-// server is a throwaway PostgreSQL that is started at its first use. Each contestant has a database of its own in it.
+// server is a throwaway PostgreSQL that is started at its first use. Each contestant has a database
+// of its own in it.
 type server struct {
 	host     *host
 	settings []string

@@ -26,8 +26,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Every contestant works off a few tasks: whoever loses one, or cannot be started at all, is found here and not in a run
-// of many minutes.
+// Every contestant works off a few tasks: whoever loses one, or cannot be started at all, is found
+// here and not in a run of many minutes.
 func TestContestants(t *testing.T) {
 	b := testBench(t)
 	n := 300

@@ -12,7 +12,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// defaults lets everybody work as they come out of the box. Rates are what count, so that the slow ones get fewer tasks.
+// defaults lets everybody work as they come out of the box. Rates are what count, so that the slow
+// ones get fewer tasks.
 func (b *bench) defaults(ctx context.Context) (*result, error) {
 	entrants := []entrant{
 		b.enterOurs("outbox", b.tasks(20_000), outbox.Options{}, 0),

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// idle lets dispatchers wait for work, each in a child process, all at once, for none of them does much.
+// idle lets dispatchers wait for work, each in a child process, all at once, for none of them does
+// much.
 func (b *bench) idle(ctx context.Context) (*result, error) {
 	pg := &server{host: b.host, settings: []string{"shared_preload_libraries = 'pg_stat_statements'", "pg_stat_statements.track_utility = on"}}
 	kinds := []struct {

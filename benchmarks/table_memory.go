@@ -15,7 +15,8 @@ SELECT gen_random_uuid()::text, $2, '{"n":0}', 'default', 2, now() - interval '1
 	false, 1, now()
 FROM generate_series(1, $1::int) i`
 
-// memory shows what a process with 100 slots has at its peak, with a short backlog and with a long one.
+// memory shows what a process with 100 slots has at its peak, with a short backlog and with a long
+// one.
 func (b *bench) memory(ctx context.Context) (*result, error) {
 	var list []measure
 	for i, n := range []int{10_000, b.tasks(1_000_000)} {

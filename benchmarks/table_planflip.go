@@ -70,8 +70,8 @@ func (b *bench) planflip(ctx context.Context) (*result, error) {
 	}, nil
 }
 
-// flood starts the contestant on one task that is due next year, with the statistics of that, and then creates n. What has
-// not run when the limit is over counts as not run.
+// flood starts the contestant on one task that is due next year, with the statistics of that, and
+// then creates n. What has not run when the limit is over counts as not run.
 func flood(ctx context.Context, c creator, n int, limit time.Duration, create func() error) (rate, first float64, err error) {
 	if err := c.load(ctx, 0); err != nil {
 		return 0, 0, err

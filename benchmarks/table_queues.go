@@ -8,7 +8,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// spread is ours with its tasks in some queues, beside tasks that are another's, or with many functions.
+// spread is ours with its tasks in some queues, beside tasks that are another's, or with many
+// functions.
 type spread struct {
 	*ours
 	queues    int  // in turn; 0 is the default queue alone
@@ -121,7 +122,8 @@ func (b *bench) manyQueues(ctx context.Context) (*result, error) {
 	return r, nil
 }
 
-// others measures what tasks cost that are due and that another process is to run, and functions that have no task.
+// others measures what tasks cost that are due and that another process is to run, and functions
+// that have no task.
 func (b *bench) others(ctx context.Context) (*result, error) {
 	n, theirs := b.tasks(10_000), b.tasks(100_000)
 	mine := outbox.Options{Concurrency: 100, Queues: []string{"default"}}

@@ -11,7 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// slots is River's concurrency where its documentation is after throughput, and so everybody's in that table.
+// slots is River's concurrency where its documentation is after throughput, and so everybody's in
+// that table.
 const slots = 2000
 
 // conns is the size of our pool: the dispatcher itself needs few.

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// contestant works off tasks. Its handlers decode a number from the task's arguments, report it, and that is all.
+// contestant works off tasks. Its handlers decode a number from the task's arguments, report it,
+// and that is all.
 type contestant interface {
 	// load replaces whatever there is by n due tasks, numbered from 0.
 	load(ctx context.Context, n int) error
@@ -19,8 +20,8 @@ type contestant interface {
 	close() error
 }
 
-// workOff times one contestant from its start to the moment when the database says that all tasks have finished, and
-// returns tasks a second.
+// workOff times one contestant from its start to the moment when the database says that all tasks
+// have finished, and returns tasks a second.
 func workOff(ctx context.Context, c contestant, n int, limit time.Duration) (rate float64, err error) {
 	if err := c.load(ctx, n); err != nil {
 		return 0, fmt.Errorf("load: %w", err)

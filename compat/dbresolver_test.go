@@ -12,7 +12,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// resolved opens a primary with a replica that is another, empty database: whatever is sent there fails, or finds nothing.
+// resolved opens a primary with a replica that is another, empty database: whatever is sent there
+// fails, or finds nothing.
 func resolved(t *testing.T, d database, config gorm.Config, order string) (db, replica *gorm.DB, p *outbox.Plugin) {
 	t.Helper()
 	dsn := d.dsn(t)
@@ -33,7 +34,8 @@ func resolved(t *testing.T, d database, config gorm.Config, order string) (db, r
 	if err := p.Migrate(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	// The application reads its orders on the primary; AutoMigrate would look for them on the replica.
+	// The application reads its orders on the primary; AutoMigrate would look for them on the
+	// replica.
 	for _, on := range []*gorm.DB{db.Clauses(dbresolver.Write), replica} {
 		if err := on.AutoMigrate(&orderTable{}); err != nil {
 			t.Fatal(err)
@@ -62,7 +64,8 @@ func closePools(t testing.TB, r *dbresolver.DBResolver) {
 	})
 }
 
-// eachOrder runs a test with the plugins used in either order, with and without prepared statements.
+// eachOrder runs a test with the plugins used in either order, with and without prepared
+// statements.
 func eachOrder(t *testing.T, test func(t *testing.T, db, replica *gorm.DB, p *outbox.Plugin)) {
 	t.Helper()
 	eachDB(t, func(t *testing.T, d database) {
@@ -187,8 +190,9 @@ func TestResolverSources(t *testing.T) {
 		if elsewhere.Migrator().HasTable(&outbox.TaskModel{}) {
 			t.Error("the source has tables")
 		}
-		// A transaction that was begun on a source of another database cannot hold a task, and says so. In another schema of
-		// the same database it can: the task lands where the dispatcher looks, if the transaction commits.
+		// A transaction that was begun on a source of another database cannot hold a task, and says
+		// so. In another schema of the same database it can: the task lands where the dispatcher
+		// looks, if the transaction commits.
 		tx := db.Clauses(dbresolver.Use("audits"), dbresolver.Write).Begin()
 		defer tx.Rollback()
 		task, err := outbox.Create(tx, update, orderArgs{})

@@ -103,7 +103,8 @@ const (
 
 var errFail = errors.New("no such luck")
 
-// install uses the plugin with the handlers above, and migrates the application's table and its own.
+// install uses the plugin with the handlers above, and migrates the application's table and its
+// own.
 func install(t *testing.T, db *gorm.DB, opts outbox.Options) *outbox.Plugin {
 	t.Helper()
 	p := newPlugin(db, opts)

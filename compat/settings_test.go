@@ -106,7 +106,8 @@ func TestNamingStrategy(t *testing.T) {
 	}
 }
 
-// A *gorm.Config that opens a second database carries the plugin there: it stays bound to the first.
+// A *gorm.Config that opens a second database carries the plugin there: it stays bound to the
+// first.
 func TestReusedConfig(t *testing.T) {
 	eachDB(t, func(t *testing.T, d database) {
 		config := &gorm.Config{}

@@ -13,7 +13,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// eachSQLite runs a test with both drivers for SQLite: they take other parameters, and give other errors.
+// eachSQLite runs a test with both drivers for SQLite: they take other parameters, and give other
+// errors.
 func eachSQLite(t *testing.T, test func(t *testing.T, d database)) {
 	t.Helper()
 	for _, d := range []database{mattn, pure} {
@@ -67,12 +68,14 @@ func TestRetry(t *testing.T) {
 	})
 }
 
-// Somebody else's write lock is waited for: nothing is lost, no attempt is counted, and nobody is alarmed.
+// Somebody else's write lock is waited for: nothing is lost, no attempt is counted, and nobody is
+// alarmed.
 func TestForeignWriteLock(t *testing.T) {
 	eachSQLite(t, func(t *testing.T, d database) {
 		dsn := d.dsn(t)
 		foreign := d.openDSN(t, dsn, nil)
-		// The lock outlasts the busy timeout, so that every step of the dispatcher meets the error itself.
+		// The lock outlasts the busy timeout, so that every step of the dispatcher meets the error
+		// itself.
 		db := d.openDSN(t, strings.Replace(dsn, "5000", "20", 1), nil)
 		var said logs
 		p := newPlugin(db, outbox.Options{Logger: said.logger(slog.LevelWarn), Concurrency: 2, Scan: "@every 20ms",

@@ -28,7 +28,8 @@ func (f *fatal) Fatalf(format string, args ...any) {
 	runtime.Goexit()
 }
 
-// On go-txdb's pool, which is one transaction, Drain would hang; it says so. What was created can be looked at.
+// On go-txdb's pool, which is one transaction, Drain would hang; it says so. What was created can
+// be looked at.
 func TestDrainOnTxdb(t *testing.T) {
 	dsn := testdb.PostgresDSN(t)
 	install(t, pgx.openDSN(t, dsn, nil), outbox.Options{})

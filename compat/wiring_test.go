@@ -40,7 +40,8 @@ func fxRecipe(lc fx.Lifecycle, shutdown fx.Shutdowner, plugin *outbox.Plugin) {
 	})
 }
 
-// A handler that needs longer than fx's own fifteen seconds has its grace, and its end is recorded before fx has stopped.
+// A handler that needs longer than fx's own fifteen seconds has its grace, and its end is recorded
+// before fx has stopped.
 func TestFx(t *testing.T) {
 	d := mattn
 	db := d.open(t, nil)

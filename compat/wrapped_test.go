@@ -115,7 +115,8 @@ func stdlibPool(t *testing.T, dsn string) *sql.DB {
 	return stdlib.OpenDB(*config)
 }
 
-// gorm.io/sharding leaves a pool in the handles that it has seen which has Commit and Rollback and is no transaction.
+// gorm.io/sharding leaves a pool in the handles that it has seen which has Commit and Rollback and
+// is no transaction.
 func TestSharding(t *testing.T) {
 	db := pgx.open(t, nil)
 	if err := db.Use(sharding.Register(sharding.Config{ShardingKey: "id", NumberOfShards: 4,

@@ -19,8 +19,9 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// A child process is this test binary again, with a role. It says on its standard output what it does, and its parent lets
-// it go on through its standard input, at whose end it dies: signs through the database would have to wait for locks.
+// A child process is this test binary again, with a role. It says on its standard output what it
+// does, and its parent lets it go on through its standard input, at whose end it dies: signs
+// through the database would have to wait for locks.
 const (
 	roleEnv     = "OUTBOX_FAULTS_ROLE"
 	databaseEnv = "OUTBOX_FAULTS_DATABASE"
@@ -142,8 +143,8 @@ func (c *child) signal(t testing.TB, s syscall.Signal) {
 	}
 }
 
-// freeze returns when every thread of it stands still; until then one may still take a lock. It happens in a transaction of
-// ours, so that it does not have SQLite's write lock when it stops.
+// freeze returns when every thread of it stands still; until then one may still take a lock. It
+// happens in a transaction of ours, so that it does not have SQLite's write lock when it stops.
 func (c *child) freeze(t testing.TB, db *gorm.DB) {
 	t.Helper()
 	err := db.Transaction(func(*gorm.DB) error {

@@ -25,8 +25,8 @@ func clocked(t *testing.T, d database, dsn string, offset *atomic.Int64, change 
 	}
 }
 
-// Processes whose clocks are an hour apart, more than anything that could be put down to the database's: nobody is declared
-// dead, since beats are counted and not dated.
+// Processes whose clocks are an hour apart, more than anything that could be put down to the
+// database's: nobody is declared dead, since beats are counted and not dated.
 func TestClocksThatDisagree(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		offsets := make([]atomic.Int64, 3)
@@ -65,7 +65,8 @@ func TestClocksThatDisagree(t *testing.T) {
 	})
 }
 
-// The caller's own clock is off: "now" is the database's, and a time that the caller means by its own clock is kept.
+// The caller's own clock is off: "now" is the database's, and a time that the caller means by its
+// own clock is kept.
 func TestCallersClockIsOff(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
@@ -82,8 +83,8 @@ func TestCallersClockIsOff(t *testing.T) {
 	})
 }
 
-// The database's clock is moved between restarts, and under a running process: what is due starts, what is not waits, and a
-// live process stays alive.
+// The database's clock is moved between restarts, and under a running process: what is due starts,
+// what is not waits, and a live process stays alive.
 func TestDatabasesClockMoves(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)

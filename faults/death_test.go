@@ -52,7 +52,8 @@ func effectHandlers(p *outbox.Plugin, db *gorm.DB) {
 	p.Handle("transactional", leave)
 }
 
-// A process dies at each point of a run. Each has a task and a queue of its own; when all are dead one process takes over.
+// A process dies at each point of a run. Each has a task and a queue of its own; when all are dead
+// one process takes over.
 func TestKilledAtEachPoint(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
@@ -201,7 +202,8 @@ func TestKilledCreator(t *testing.T) {
 			if c := spawn(t, d, dsn, "creates", tt.when); c.wait().Signal() != syscall.SIGKILL {
 				t.Fatalf("the child was not killed: %v", c.ProcessState)
 			}
-			// The server may take a moment to notice that its client is gone; what comes next is created after that.
+			// The server may take a moment to notice that its client is gone; what comes next is
+			// created after that.
 			later := create(t, db, "ordinary", nil, outbox.Priority(4))
 			ended(t, db, later.ID)
 			if tt.tasks > 0 {

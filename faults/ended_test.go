@@ -22,8 +22,9 @@ const soon = 12 * time.Second
 
 var definition = outbox.Define[outbox.Args]("defined")
 
-// Every call that takes a context returns soon after the context ends, also when the database does not
-// answer: without a free connection, from a server that accepts and says nothing, from a locked file.
+// Every call that takes a context returns soon after the context ends, also when the database does
+// not answer: without a free connection, from a server that accepts and says nothing, from a locked
+// file.
 func TestCallReturnsSoonAfterItsContext(t *testing.T) {
 	idle := func(o *outbox.Options) { o.Heartbeat, o.HeartbeatLimit, o.ShutdownGrace = 0, 0, time.Second }
 	each(t, func(t *testing.T, d database, dsn string) {

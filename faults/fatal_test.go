@@ -54,8 +54,8 @@ func init() {
 	}
 }
 
-// A process is started again each time that a handler has ended it, as by systemd. Every task has its end, within the runs
-// that it is allowed.
+// A process is started again each time that a handler has ended it, as by systemd. Every task has
+// its end, within the runs that it is allowed.
 func TestHandlerEndsItsProcess(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)

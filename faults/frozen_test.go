@@ -48,8 +48,8 @@ func init() {
 	}
 }
 
-// A process is stopped for longer than the heartbeat limit, and wakes up while the second run goes on. Its outcome, whether
-// it is a success or an error, changes nothing.
+// A process is stopped for longer than the heartbeat limit, and wakes up while the second run goes
+// on. Its outcome, whether it is a success or an error, changes nothing.
 func TestZombieCannotWrite(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		for _, kind := range []string{"ordinary", "transactional"} {

@@ -15,8 +15,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// What a handler may do to the transaction that it is given. It has written an effect before, and writes another after;
-// kept are those that stay.
+// What a handler may do to the transaction that it is given. It has written an effect before, and
+// writes another after; kept are those that stay.
 func TestHandlerEndsItsTransaction(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		for _, tt := range []struct {
@@ -100,7 +100,8 @@ func TestHandlerEndsItsTransaction(t *testing.T) {
 	})
 }
 
-// A deadlock that the handler swallows has undone its transaction. Nothing of it stays, and the task may be tried again.
+// A deadlock that the handler swallows has undone its transaction. Nothing of it stays, and the
+// task may be tried again.
 func TestSwallowedDeadlock(t *testing.T) {
 	on(t, "postgres", func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
@@ -154,8 +155,9 @@ func TestSwallowedDeadlock(t *testing.T) {
 	})
 }
 
-// On MySQL a statement that follows a deadlock would be committed by itself, so the handler's are refused from there on. The
-// run is not retried: of a COMMIT of the handler's own the library would see the same.
+// On MySQL a statement that follows a deadlock would be committed by itself, so the handler's are
+// refused from there on. The run is not retried: of a COMMIT of the handler's own the library would
+// see the same.
 func TestSwallowedDeadlockOfMySQL(t *testing.T) {
 	servers(t, func(t *testing.T, d database, dsn string) {
 		if d.driver != "mysql" {
@@ -227,7 +229,8 @@ func waiting(db *gorm.DB, statement string) bool {
 	return err == nil && n > 0
 }
 
-// A full disk undoes the whole transaction on SQLite, and the next statement would be committed by itself.
+// A full disk undoes the whole transaction on SQLite, and the next statement would be committed by
+// itself.
 func TestSwallowedFullDisk(t *testing.T) {
 	on(t, "sqlite", func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
@@ -266,7 +269,8 @@ func TestSwallowedFullDisk(t *testing.T) {
 	})
 }
 
-// An interruption of a writing statement undoes the whole transaction on SQLite; the handler's own time limit is one.
+// An interruption of a writing statement undoes the whole transaction on SQLite; the handler's own
+// time limit is one.
 func TestSwallowedInterrupt(t *testing.T) {
 	on(t, "sqlite", func(t *testing.T, d database, dsn string) {
 		var tp tap
@@ -305,8 +309,8 @@ func TestSwallowedInterrupt(t *testing.T) {
 	})
 }
 
-// A goroutine of the handler goes on writing when the handler has returned: what it wrote in time commits with the task, the
-// rest is refused.
+// A goroutine of the handler goes on writing when the handler has returned: what it wrote in time
+// commits with the task, the rest is refused.
 func TestTransactionKeptInAGoroutine(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)

@@ -38,7 +38,8 @@ var databases = []database{
 		func(pool *sql.DB) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) }},
 }
 
-// interpolated has the driver put parameters into the text, so that what passes a tap or a proxy is a whole statement.
+// interpolated has the driver put parameters into the text, so that what passes a tap or a proxy is
+// a whole statement.
 const interpolated = "&interpolateParams=true&multiStatements=true"
 
 func named(name string) database {
@@ -50,7 +51,8 @@ func named(name string) database {
 	panic("no database " + name)
 }
 
-// each runs a test on a fresh database of each kind. They run in parallel, because they mostly wait.
+// each runs a test on a fresh database of each kind. They run in parallel, because they mostly
+// wait.
 func each(t *testing.T, test func(t *testing.T, d database, dsn string)) {
 	t.Parallel()
 	for _, d := range databases {
@@ -82,8 +84,8 @@ func servers(t *testing.T, test func(t *testing.T, d database, dsn string)) {
 	}
 }
 
-// plain is a statement as all databases have it: without MySQL's backticks, its alias before a column, and the schema before
-// a table.
+// plain is a statement as all databases have it: without MySQL's backticks, its alias before a
+// column, and the schema before a table.
 func plain(statement string) string {
 	return schemaBefore.ReplaceAllString(mysqlWriting.Replace(statement), `"outbox_`)
 }

@@ -24,8 +24,8 @@ type load struct {
 	created []oracle.Expect
 }
 
-// newLoad makes an oracle; runs are recorded in a database of their own where a handler's transaction keeps all others from
-// writing.
+// newLoad makes an oracle; runs are recorded in a database of their own where a handler's
+// transaction keeps all others from writing.
 func newLoad(t testing.TB, d database, db *gorm.DB, runsDSN string) *load {
 	t.Helper()
 	var runs *gorm.DB
@@ -64,7 +64,8 @@ func (l *load) expect(fate oracle.Fate, tasks ...*outbox.TaskModel) {
 	}
 }
 
-// create makes tasks in transactions until ctx ends: most commit, some roll back, and of some nobody knows.
+// create makes tasks in transactions until ctx ends: most commit, some roll back, and of some
+// nobody knows.
 func (l *load) create(ctx context.Context, seed int) {
 	undo := errors.New("rolled back")
 	for i := seed; ctx.Err() == nil; i++ {
@@ -142,7 +143,8 @@ func (l *load) check(t testing.TB, q oracle.Question) {
 	}
 }
 
-// Two processes under load while the server crashes and comes back, again and again, and sessions are ended in between.
+// Two processes under load while the server crashes and comes back, again and again, and sessions
+// are ended in between.
 func TestServerCrashesUnderLoad(t *testing.T) {
 	t.Parallel()
 	// A commit is durable, or a crash would lose what it had committed.
@@ -253,7 +255,8 @@ func init() {
 	}
 }
 
-// A transaction that inserts first and commits last: its task is older than one that has run already.
+// A transaction that inserts first and commits last: its task is older than one that has run
+// already.
 func TestOlderTaskCommitsLater(t *testing.T) {
 	servers(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)

@@ -25,7 +25,8 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// leftGoroutines are those with a function of the library on their stack, some seconds after the tests.
+// leftGoroutines are those with a function of the library on their stack, some seconds after the
+// tests.
 func leftGoroutines() string {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()

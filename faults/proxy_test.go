@@ -25,8 +25,8 @@ const (
 	halfOpen         // as hole, but the server's side is closed: it has gone, or has given up
 )
 
-// proxy stands between clients and a server, and understands just enough of their protocol to know which statement a message
-// carries and when it has taken effect.
+// proxy stands between clients and a server, and understands just enough of their protocol to know
+// which statement a message carries and when it has taken effect.
 type proxy struct {
 	listener net.Listener
 	server   string
@@ -105,7 +105,8 @@ func (p *proxy) set(see func(statement string) action) {
 	p.see = see
 }
 
-// once acts on the first statement that contains all of these, in whatever case, and tells when it has.
+// once acts on the first statement that contains all of these, in whatever case, and tells when it
+// has.
 func (p *proxy) once(a action, parts ...string) <-chan struct{} {
 	done := make(chan struct{})
 	p.set(func(statement string) action {
@@ -226,7 +227,8 @@ func (l *link) act(statement string) {
 	}
 }
 
-// postgresProtocol is version 3. A client's first message has no type: it starts the session, or asks to cancel a statement.
+// postgresProtocol is version 3. A client's first message has no type: it starts the session, or
+// asks to cancel a statement.
 type postgresProtocol struct{}
 
 func (postgresProtocol) read(r io.Reader, first bool) ([]byte, error) {
@@ -286,8 +288,8 @@ func (l *link) fromServer() {
 	}
 }
 
-// mysqlProtocol is that of clients that interpolate parameters. The first packet of a reply, which says that all is well or
-// begins the rows, shows that the statement has taken effect.
+// mysqlProtocol is that of clients that interpolate parameters. The first packet of a reply, which
+// says that all is well or begins the rows, shows that the statement has taken effect.
 type mysqlProtocol struct{}
 
 func (mysqlProtocol) read(r io.Reader, _ bool) ([]byte, error) {

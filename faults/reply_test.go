@@ -13,7 +13,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// lostReplies are statements of a run whose reply is lost, with or without their having taken effect.
+// lostReplies are statements of a run whose reply is lost, with or without their having taken
+// effect.
 var lostReplies = []struct {
 	name, kind string
 	parts      []string // of the statement
@@ -30,15 +31,16 @@ var lostReplies = []struct {
 	{"heartbeat", "ordinary", []string{"beats = beats + 1"}, 0},
 }
 
-// A connection fails at each statement of a run, in each way. One process lives through it: nothing is lost, nothing is
-// done twice, and it goes on.
+// A connection fails at each statement of a run, in each way. One process lives through it: nothing
+// is lost, nothing is done twice, and it goes on.
 func TestConnectionFailsAtEachStatement(t *testing.T) {
 	servers(t, func(t *testing.T, d database, _ string) {
 		for how, a := range map[string]action{"cut": cut, "reply lost": dropReply, "hole": hole, "half open": halfOpen} {
 			for _, r := range lostReplies {
 				t.Run(how+"/"+r.name, func(t *testing.T) {
 					t.Parallel()
-					// A server whose client has gone without a word keeps the locks of its transaction, until this.
+					// A server whose client has gone without a word keeps the locks of its
+					// transaction, until this.
 					px, through := startProxy(t, d, d.dsn(t)+map[string]string{
 						"postgres": "&idle_in_transaction_session_timeout=2000", "mariadb": "&idle_transaction_timeout=2", "mysql": "&wait_timeout=2"}[d.name])
 					db := d.open(t, through, nil)
@@ -48,7 +50,8 @@ func TestConnectionFailsAtEachStatement(t *testing.T) {
 					start(t, p)
 					ended(t, db, create(t, db, r.kind, nil).ID) // it is running, and its connections are open
 					happened := px.once(a, d.words(r.parts)...)
-					// Where the handler was in the middle of it, it is the handler's own error and time.
+					// Where the handler was in the middle of it, it is the handler's own error and
+					// time.
 					task := create(t, db, r.kind, nil, outbox.MaxAttempts(2), outbox.Timeout(r.limit))
 					receive(t, happened)
 					h := ended(t, db, task.ID)
@@ -148,7 +151,8 @@ func TestReplyToTheCreatorsCommitIsLost(t *testing.T) {
 	})
 }
 
-// Only the heartbeat's connection fails: the handlers are told, another process takes over, and the late outcome is refused.
+// Only the heartbeat's connection fails: the handlers are told, another process takes over, and the
+// late outcome is refused.
 func TestOnlyTheHeartbeatFails(t *testing.T) {
 	servers(t, func(t *testing.T, d database, _ string) {
 		for how, a := range map[string]action{"cut": cut, "hole": hole} {

@@ -11,8 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// Somebody changes a task's row by hand while it runs. The run's outcome is refused or finds its row; nothing of a refused
-// transactional run stays, and the others go on.
+// Somebody changes a task's row by hand while it runs. The run's outcome is refused or finds its
+// row; nothing of a refused transactional run stays, and the others go on.
 func TestRowChangesWhileItRuns(t *testing.T) {
 	each(t, func(t *testing.T, d database, _ string) {
 		for _, tt := range []struct {

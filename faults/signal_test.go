@@ -39,8 +39,8 @@ func init() {
 	}
 }
 
-// SIGTERM while a handler runs: whatever the handler does, the process ends in time, and the task has its end there or goes
-// back.
+// SIGTERM while a handler runs: whatever the handler does, the process ends in time, and the task
+// has its end there or goes back.
 func TestTerminated(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)

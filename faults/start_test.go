@@ -16,8 +16,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// Run's context ends before Run, at each statement with which it starts, or twice; or Run was never called. It returns, and
-// leaves neither a process row nor a claimed task.
+// Run's context ends before Run, at each statement with which it starts, or twice; or Run was never
+// called. It returns, and leaves neither a process row nor a claimed task.
 func TestStopDuringStart(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		var tp tap
@@ -68,7 +68,8 @@ func TestStopDuringStart(t *testing.T) {
 	})
 }
 
-// Run's context ends while the process row is written: whoever cut that short would not know whether the row is there.
+// Run's context ends while the process row is written: whoever cut that short would not know
+// whether the row is there.
 func TestStopWhileItRegisters(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		var tp tap
@@ -96,7 +97,8 @@ func TestStopWhileItRegisters(t *testing.T) {
 	})
 }
 
-// When Run ends, the connection that it gets may be one that the end of a heartbeat's context has broken.
+// When Run ends, the connection that it gets may be one that the end of a heartbeat's context has
+// broken.
 func TestStopOnABrokenConnection(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		var tp tap
@@ -118,7 +120,8 @@ func TestStopOnABrokenConnection(t *testing.T) {
 	})
 }
 
-// A pool that cannot serve the slots beside the dispatcher's own statements is warned of when Run starts, with the numbers.
+// A pool that cannot serve the slots beside the dispatcher's own statements is warned of when Run
+// starts, with the numbers.
 func TestPoolThatIsTooSmall(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		for _, tt := range []struct {
@@ -184,8 +187,9 @@ func (l *lockedBuilder) String() string {
 	return l.b.String()
 }
 
-// Somebody holds SQLite's write lock while Run starts, and later while a handler runs, for longer than any limit: Run waits,
-// and the handler is left in peace, since nobody else can beat or take over either.
+// Somebody holds SQLite's write lock while Run starts, and later while a handler runs, for longer
+// than any limit: Run waits, and the handler is left in peace, since nobody else can beat or take
+// over either.
 func TestStartUnderAForeignWriteLock(t *testing.T) {
 	on(t, "sqlite", func(t *testing.T, d database, dsn string) {
 		for _, busy := range []string{"100", "5000"} { // below and above the limit of one statement, 3 s

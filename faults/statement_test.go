@@ -30,7 +30,8 @@ var refusals = []refusal{
 			if err := db.Raw("SELECT current_schema()").Row().Scan(&schema); err != nil {
 				t.Fatal(err)
 			}
-			// As on a standby, every write is refused with 25006; here by a trigger, because the server is others' too.
+			// As on a standby, every write is refused with 25006; here by a trigger, because the
+			// server is others' too.
 			for _, table := range []string{"outbox_tasks", "outbox_history", "outbox_processes"} {
 				if value == "on" {
 					run(t, db, "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'read-only' USING ERRCODE = '25006'; END $$")
@@ -114,8 +115,9 @@ func raise(t *testing.T, db *gorm.DB, number int, tables ...string) func() {
 	}
 }
 
-// The database refuses what the dispatcher asks of it, while handlers run and while more is due; the process lives on. Then
-// everything ends as it would have: each run once, and nothing ran without a claim.
+// The database refuses what the dispatcher asks of it, while handlers run and while more is due;
+// the process lives on. Then everything ends as it would have: each run once, and nothing ran
+// without a claim.
 func TestDatabaseRefusesForAWhile(t *testing.T) {
 	each(t, func(t *testing.T, d database, _ string) {
 		for _, r := range refusals {
@@ -174,7 +176,8 @@ func TestDatabaseRefusesForAWhile(t *testing.T) {
 	})
 }
 
-// SQLite's file may not grow: nothing can be claimed or finished; nothing runs without a claim. With space again all ends.
+// SQLite's file may not grow: nothing can be claimed or finished; nothing runs without a claim.
+// With space again all ends.
 func TestFullDisk(t *testing.T) {
 	on(t, "sqlite", func(t *testing.T, d database, dsn string) {
 		plain := d.open(t, dsn, nil)
@@ -291,7 +294,8 @@ func TestSerializationFailureAtCommit(t *testing.T) {
 	})
 }
 
-// One outcome of a group is refused for its data: the others are durable, and it is stored with its text replaced.
+// One outcome of a group is refused for its data: the others are durable, and it is stored with its
+// text replaced.
 func TestOneBadOutcomeInAGroup(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)

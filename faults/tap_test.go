@@ -13,8 +13,8 @@ type step struct {
 	text  string // the statement; BEGIN, ROLLBACK, or COMMIT with the transaction's last statement behind it
 }
 
-// tap is between database/sql and a driver. What on returns as an error takes the place of the statement (before) or of its
-// reply (after, when it has taken effect).
+// tap is between database/sql and a driver. What on returns as an error takes the place of the
+// statement (before) or of its reply (after, when it has taken effect).
 type tap struct {
 	on atomic.Pointer[func(context.Context, step) error]
 }
@@ -87,7 +87,8 @@ func (s tapStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (dr
 	return s.c.QueryContext(ctx, s.query, args)
 }
 
-// QueryContext reads all rows before it says that the reply has come: some drivers do the work only then.
+// QueryContext reads all rows before it says that the reply has come: some drivers do the work only
+// then.
 func (c *tapConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
 	c.last = query
 	if err := c.tap.hit(ctx, false, query); err != nil {

@@ -76,8 +76,8 @@ func open(t *testing.T, dsn string) *gorm.DB {
 	return db
 }
 
-// start dispatches until the test ends or stop is called, and returns when somebody listens and the first scan is over:
-// from then on only notifications can start a task.
+// start dispatches until the test ends or stop is called, and returns when somebody listens and the
+// first scan is over: from then on only notifications can start a task.
 func (p *pair) start(t *testing.T) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -95,7 +95,8 @@ func (p *pair) start(t *testing.T) (stop func()) {
 	}
 	t.Cleanup(stop)
 	p.listener(t)
-	// Its wake-up, and the scan, may come before this task is committed or after; it has to run either way.
+	// Its wake-up, and the scan, may come before this task is committed or after; it has to run
+	// either way.
 	p.create(t, p.producer, -1)
 	p.expect(t, -1)
 	return stop
@@ -151,8 +152,8 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// count counts notifications with a connection of its own. heard waits until the reminders that are under way have come:
-// until two seconds have brought nothing.
+// count counts notifications with a connection of its own. heard waits until the reminders that are
+// under way have come: until two seconds have brought nothing.
 func (p *pair) count(t *testing.T) (n *atomic.Int32, heard func(*testing.T)) {
 	t.Helper()
 	c, err := pgx.Connect(t.Context(), p.dsn)

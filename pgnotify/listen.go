@@ -20,13 +20,15 @@ var (
 	ErrDriver = errors.New("the pool's driver is not github.com/jackc/pgx/v5/stdlib, which gorm.io/driver/postgres opens, " +
 		"or hides it: give pgnotify a connection of its own with Options.Connect")
 
-	// ErrPool: the pool has a single connection, and the listener would take it from everybody else.
+	// ErrPool: the pool has a single connection, and the listener would take it from everybody
+	// else.
 	ErrPool = errors.New("the pool has a single connection: raise MaxOpenConns, or give pgnotify one of its own with Options.Connect")
 )
 
-// Listen is part of outbox.Waker. It holds a connection of the pool until ctx is done; then the connection goes back,
-// or is closed if it may be listening still. With Options.Connect it opens and closes one of its own. Errors: ErrDriver and
-// ErrPool, both of them Permanent; that the connection is dead, or could not be had.
+// Listen is part of outbox.Waker. It holds a connection of the pool until ctx is done; then the
+// connection goes back, or is closed if it may be listening still. With Options.Connect it opens
+// and closes one of its own. Errors: ErrDriver and ErrPool, both of them Permanent; that the
+// connection is dead, or could not be had.
 func (w *Waker) Listen(ctx context.Context, pool *sql.DB, wake func()) error {
 	on := w.listenOnPool
 	if w.connect != nil {
@@ -78,8 +80,9 @@ var driverConn = reflect.TypeFor[driver.Conn]()
 // maxWrapped is more packages than anybody stacks.
 const maxWrapped = 10
 
-// unwrap looks for pgx's connection behind those that trace or measure; nil when it is not shown. Some have a method for it
-// (otelsql's Raw, dd-trace-go's WrappedConn), others a field Conn (sqlhooks).
+// unwrap looks for pgx's connection behind those that trace or measure; nil when it is not shown.
+// Some have a method for it (otelsql's Raw, dd-trace-go's WrappedConn), others a field Conn
+// (sqlhooks).
 func unwrap(conn any) *stdlib.Conn {
 	for range maxWrapped {
 		var inner any
@@ -138,8 +141,8 @@ func (w *Waker) listen(ctx context.Context, c *pgx.Conn, wake func()) error {
 	})
 }
 
-// wait returns nil when there is a notification. A connection whose other end is gone stays silent for ever, so silence
-// is answered with a question.
+// wait returns nil when there is a notification. A connection whose other end is gone stays silent
+// for ever, so silence is answered with a question.
 func (w *Waker) wait(ctx context.Context, c *pgx.Conn) error {
 	for {
 		limited, cancel := context.WithTimeout(ctx, w.alive)

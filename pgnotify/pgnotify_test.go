@@ -23,7 +23,8 @@ func TestCreatedElsewhere(t *testing.T) {
 		p.start(t)
 		err := p.producer.Transaction(func(tx *gorm.DB) error {
 			p.create(t, tx, 1)
-			// Another transaction's task overtakes it, also after the reminders that the first one may have caused.
+			// Another transaction's task overtakes it, also after the reminders that the first one
+			// may have caused.
 			p.create(t, p.producer, 2)
 			p.expect(t, 2)
 			return nil
@@ -78,7 +79,8 @@ func TestCreatedElsewhere(t *testing.T) {
 	})
 }
 
-// A transaction that has spent the interval's notification and goes on must not silence one that commits before it.
+// A transaction that has spent the interval's notification and goes on must not silence one that
+// commits before it.
 func TestLongTransactionDoesNotSilenceOthers(t *testing.T) {
 	for name, end := range map[string]func(*gorm.DB) *gorm.DB{
 		"when it commits later":    (*gorm.DB).Commit,
@@ -123,7 +125,8 @@ func TestBurst(t *testing.T) {
 	}
 	wg.Wait()
 	took := time.Since(began)
-	// On a machine that stalls, a commit may come after the last reminder of its task; this one's is not.
+	// On a machine that stalls, a commit may come after the last reminder of its task; this one's
+	// is not.
 	p.create(t, p.producer, tasks+1)
 	seen := map[int]bool{}
 	for len(seen) < tasks+1 {

@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Reminders come at growing pauses. A task that needs one must not wait for the end of a pause that others began, nor does
-// it put off one that comes soon.
+// Reminders come at growing pauses. A task that needs one must not wait for the end of a pause that
+// others began, nor does it put off one that comes soon.
 func TestReminderComesSoon(t *testing.T) {
 	for name, test := range map[string]struct{ armed, want time.Duration }{
 		"a late one is brought forward": {time.Hour, time.Minute},

@@ -17,15 +17,16 @@ import (
 	"github.com/gorm-outbox/outbox/internal/oracle"
 )
 
-// Conformance tests the library's promises on databases that you open, with your driver, settings and plugins, so that
-// you can rely on them there:
+// Conformance tests the library's promises on databases that you open, with your driver, settings
+// and plugins, so that you can rely on them there:
 //
 //	func TestOutboxOnOurDatabase(t *testing.T) {
 //		testutil.Conformance(t, func(t testing.TB) *gorm.DB { return openOurs(t) })
 //	}
 //
-// Each call of open must give a new, empty database (or schema), without this library's plugin, which several connections
-// can use; open closes it in t.Cleanup. It takes some seconds. Failures name the promise, with the task's whole story.
+// Each call of open must give a new, empty database (or schema), without this library's plugin,
+// which several connections can use; open closes it in t.Cleanup. It takes some seconds. Failures
+// name the promise, with the task's whole story.
 func Conformance(t *testing.T, open func(testing.TB) *gorm.DB) {
 	for _, c := range []struct {
 		name string
@@ -270,7 +271,8 @@ func conformTwo(_ *testing.T, c *conformance) {
 	c.verdict()
 }
 
-// conformFence lets a handler go on after its process was declared dead, while another process takes the task over.
+// conformFence lets a handler go on after its process was declared dead, while another process
+// takes the task over.
 func conformFence(t *testing.T, c *conformance) {
 	begun, release := make(chan struct{}, 2), make(chan struct{})
 	zombie := outbox.New(outbox.Options{

@@ -17,8 +17,8 @@ import (
 
 // What a test asks for must be what is in the tables, and what cannot work must say so.
 
-// plain is a handle on db's connection without the application's callbacks and plugins: one that caches, filters by tenant
-// or drops errors would hide what is there.
+// plain is a handle on db's connection without the application's callbacks and plugins: one that
+// caches, filters by tenant or drops errors would hide what is there.
 func plain(t testing.TB, db *gorm.DB) *gorm.DB {
 	t.Helper()
 	p, err := gorm.Open(plainDialector{db.Dialector}, &gorm.Config{

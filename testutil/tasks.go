@@ -19,15 +19,16 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// RequireCreated ends the test unless an unfinished task with this path and these arguments is in the task table, and
-// returns it; of several the one that was created last. It reads through db, so with a transaction's handle it sees what
-// that transaction has created.
+// RequireCreated ends the test unless an unfinished task with this path and these arguments is in
+// the task table, and returns it; of several the one that was created last. It reads through db, so
+// with a transaction's handle it sees what that transaction has created.
 //
-// The arguments may be partial: each key given must be there with an equal JSON value, keys not given may have any. Inner
-// objects and arrays must be equal as a whole; numbers are compared by value, with every digit. Nil args match any.
+// The arguments may be partial: each key given must be there with an equal JSON value, keys not
+// given may have any. Inner objects and arrays must be equal as a whole; numbers are compared by
+// value, with every digit. Nil args match any.
 //
-// The failure message shows the path's tasks and in what they differ, how many tasks other paths have, and how many of
-// this path have ended: a task that has run is in history.
+// The failure message shows the path's tasks and in what they differ, how many tasks other paths
+// have, and how many of this path have ended: a task that has run is in history.
 func RequireCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args) *outbox.TaskModel {
 	t.Helper()
 	s := search(t, db, path, args)
@@ -37,8 +38,9 @@ func RequireCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args) *o
 	return &s.matching[len(s.matching)-1]
 }
 
-// RequireNotCreated ends the test if an unfinished task with this path and these arguments is in the task table, and shows
-// the tasks that are. For db and args see [RequireCreated]; nil args mean that the path must have no task at all.
+// RequireNotCreated ends the test if an unfinished task with this path and these arguments is in
+// the task table, and shows the tasks that are. For db and args see [RequireCreated]; nil args mean
+// that the path must have no task at all.
 func RequireNotCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args) {
 	t.Helper()
 	s := search(t, db, path, args)
@@ -52,16 +54,19 @@ func RequireNotCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args)
 // drainLimit is far more than any test's tasks take.
 const drainLimit = time.Minute
 
-// Drain runs all that is due, and what becomes due by that, with Plugin.RunDue again and again until nothing is left to
-// run. It returns the number of runs. What is due later needs a [Clock]: advance it and drain again.
+// Drain runs all that is due, and what becomes due by that, with Plugin.RunDue again and again
+// until nothing is left to run. It returns the number of runs. What is due later needs a [Clock]:
+// advance it and drain again.
 //
-// The test fails, and goes on, for each task that ended as error meanwhile. An attempt that will be retried is no such
-// end. A test that expects an error calls Plugin.RunDue and looks at the history. Parked tasks, for whose path nobody has
-// registered a handler, are named in the test's log.
+// The test fails, and goes on, for each task that ended as error meanwhile. An attempt that will be
+// retried is no such end. A test that expects an error calls Plugin.RunDue and looks at the
+// history. Parked tasks, for whose path nobody has registered a handler, are named in the test's
+// log.
 //
-// Drain ends the test when the database fails, and when it is not done after a minute. Call it after the transaction that
-// creates the tasks: while one is open that has created tasks through the plugin, it ends the test. So it does on a pool of
-// go-txdb, which is one transaction. It cannot be called in a Cleanup function, when the test's context is over.
+// Drain ends the test when the database fails, and when it is not done after a minute. Call it
+// after the transaction that creates the tasks: while one is open that has created tasks through
+// the plugin, it ends the test. So it does on a pool of go-txdb, which is one transaction. It
+// cannot be called in a Cleanup function, when the test's context is over.
 func Drain(t testing.TB, plugin *outbox.Plugin) int {
 	t.Helper()
 	inside, err := bridge.Of(plugin)

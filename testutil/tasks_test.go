@@ -416,7 +416,8 @@ func contains(t *testing.T, text string, parts ...string) {
 	}
 }
 
-// A test that is wrapped in a transaction has nothing that could run, and must not be told that nothing was due.
+// A test that is wrapped in a transaction has nothing that could run, and must not be told that
+// nothing was due.
 func TestDrainInATransaction(t *testing.T) {
 	eachDB(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, nil, map[string]any{"mail.send": ok})

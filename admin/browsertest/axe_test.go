@@ -11,7 +11,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// axe is axe-core as published, under the Mozilla Public License 2.0 (testdata/axe-LICENSE); nothing but this test holds it.
+// axe is axe-core as published, under the Mozilla Public License 2.0 (testdata/axe-LICENSE);
+// nothing but this test holds it.
 //
 //go:embed testdata/axe-4.14.1.min.js
 var axe string
@@ -26,7 +27,8 @@ type violation struct {
 	} `json:"nodes"`
 }
 
-// violations runs axe-core in the page that is open. The browser's debugger may evaluate what the page's own policy forbids.
+// violations runs axe-core in the page that is open. The browser's debugger may evaluate what the
+// page's own policy forbids.
 func violations(t *testing.T, ctx context.Context) []violation {
 	t.Helper()
 	var text string
@@ -39,8 +41,8 @@ func violations(t *testing.T, ctx context.Context) []violation {
 	return list
 }
 
-// TestAxe looks at every page in every state and both themes, the system's and the one that the button sets, with everything
-// unfolded.
+// TestAxe looks at every page in every state and both themes, the system's and the one that the
+// button sets, with everything unfolded.
 func TestAxe(t *testing.T) {
 	t.Parallel()
 	eachScene(t, func(t *testing.T, ctx context.Context, name string, show func()) {

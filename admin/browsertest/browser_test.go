@@ -27,8 +27,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// browser opens a page of a new browser. Whatever the browser complains of, or asks another origin for, fails the test; but
-// for answers that are errors, of paths that end so.
+// browser opens a page of a new browser. Whatever the browser complains of, or asks another origin
+// for, fails the test; but for answers that are errors, of paths that end so.
 func browser(t *testing.T, server *httptest.Server, errors ...string) context.Context {
 	t.Helper()
 	path, err := exec.LookPath("chromium")
@@ -163,8 +163,8 @@ func tab(t *testing.T, ctx context.Context, condition string) {
 	t.Fatalf("the keyboard does not reach %s", condition)
 }
 
-// TestByKeyboard is an operator's night: find the failed task, read its error, re-run it with a reason, see it succeed, find
-// it in the audit.
+// TestByKeyboard is an operator's night: find the failed task, read its error, re-run it with a
+// reason, see it succeed, find it in the audit.
 func TestByKeyboard(t *testing.T) {
 	t.Parallel()
 	s := open(t)

@@ -11,7 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// TestEnterChangesNothing presses it where somebody types a reason and where somebody ticks a row: neither is a button.
+// TestEnterChangesNothing presses it where somebody types a reason and where somebody ticks a row:
+// neither is a button.
 func TestEnterChangesNothing(t *testing.T) {
 	t.Parallel()
 	s := open(t)

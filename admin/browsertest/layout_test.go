@@ -7,8 +7,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// TestNarrow looks at every page in every state at the width of a small phone, which is that of a screen at 400 % too: none
-// may scroll sideways.
+// TestNarrow looks at every page in every state at the width of a small phone, which is that of a
+// screen at 400 % too: none may scroll sideways.
 func TestNarrow(t *testing.T) {
 	t.Parallel()
 	eachScene(t, func(t *testing.T, ctx context.Context, name string, show func()) {
@@ -22,7 +22,8 @@ func TestNarrow(t *testing.T) {
 	})
 }
 
-// TestFocusIsSeen presses the tabulator through every page: whatever has the focus has a thick outline, and is on the screen.
+// TestFocusIsSeen presses the tabulator through every page: whatever has the focus has a thick
+// outline, and is on the screen.
 func TestFocusIsSeen(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -57,7 +58,8 @@ func TestFocusIsSeen(t *testing.T) {
 	}
 }
 
-// TestTargets measures whatever can be pressed: 24 pixels each way, a box with its label; but for links in a line of text.
+// TestTargets measures whatever can be pressed: 24 pixels each way, a box with its label; but for
+// links in a line of text.
 func TestTargets(t *testing.T) {
 	t.Parallel()
 	s := open(t)

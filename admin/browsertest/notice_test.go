@@ -11,7 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// TestNoticeIsSaidOnce: it leaves the URL, so that a reload does not say it again, and stays over a refresh.
+// TestNoticeIsSaidOnce: it leaves the URL, so that a reload does not say it again, and stays over a
+// refresh.
 func TestNoticeIsSaidOnce(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -53,7 +54,8 @@ func TestRefreshOfATaskThatIsGone(t *testing.T) {
 	}
 }
 
-// TestRefreshWithoutAnAnswer: the page to sign in at may be another origin's, where a script cannot follow.
+// TestRefreshWithoutAnAnswer: the page to sign in at may be another origin's, where a script cannot
+// follow.
 func TestRefreshWithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	s := open(t)

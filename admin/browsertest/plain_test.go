@@ -8,7 +8,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// TestWithoutJavaScript searches, opens, re-runs, picks, discards and looks it up, in a browser that runs no script.
+// TestWithoutJavaScript searches, opens, re-runs, picks, discards and looks it up, in a browser
+// that runs no script.
 func TestWithoutJavaScript(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -71,7 +72,8 @@ func TestSameView(t *testing.T) {
 	}
 }
 
-// TestTheme follows the system until the button is pressed; then that stays, and is there before the page is drawn.
+// TestTheme follows the system until the button is pressed; then that stays, and is there before
+// the page is drawn.
 func TestTheme(t *testing.T) {
 	t.Parallel()
 	s := open(t)

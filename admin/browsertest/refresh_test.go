@@ -11,7 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox/admin"
 )
 
-// TestLiveRefreshKeepsWhatIsTyped waits for a refresh, seen by a new task that is counted, and looks at the page then.
+// TestLiveRefreshKeepsWhatIsTyped waits for a refresh, seen by a new task that is counted, and
+// looks at the page then.
 func TestLiveRefreshKeepsWhatIsTyped(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -47,7 +48,8 @@ func TestLiveRefreshKeepsWhatIsTyped(t *testing.T) {
 	}
 }
 
-// TestAllStaysWhatWasTicked: who has ticked all that match has ticked those that were counted then, whatever comes later.
+// TestAllStaysWhatWasTicked: who has ticked all that match has ticked those that were counted then,
+// whatever comes later.
 func TestAllStaysWhatWasTicked(t *testing.T) {
 	t.Parallel()
 	s := open(t)
@@ -72,7 +74,8 @@ func TestAllStaysWhatWasTicked(t *testing.T) {
 	run(t, ctx, chromedp.Click("[name=all]", chromedp.ByQuery), chromedp.WaitVisible(`[name=count][value="2"] ~ .actions`)) // let go, it follows
 }
 
-// TestRefreshStops while it is paused, and when the session is over; it goes on after an error, and says so meanwhile.
+// TestRefreshStops while it is paused, and when the session is over; it goes on after an error, and
+// says so meanwhile.
 func TestRefreshStops(t *testing.T) {
 	t.Parallel()
 	s := open(t)

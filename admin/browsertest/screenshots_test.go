@@ -20,7 +20,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// TestScreenshots takes pictures of the pages of a shop that has been busy for an hour: make screenshots.
+// TestScreenshots takes pictures of the pages of a shop that has been busy for an hour: make
+// screenshots.
 func TestScreenshots(t *testing.T) {
 	dir := os.Getenv("OUTBOX_SCREENSHOTS")
 	if dir == "" {

@@ -39,7 +39,8 @@ func TestTools(t *testing.T) {
 	}
 }
 
-// TestShortcuts goes from page to page by letters, not while somebody types, and not when they are turned off.
+// TestShortcuts goes from page to page by letters, not while somebody types, and not when they are
+// turned off.
 func TestShortcuts(t *testing.T) {
 	t.Parallel()
 	s := open(t)

@@ -63,7 +63,8 @@ var routers = map[string]serve{
 		app := fiber.New(fiber.Config{DisableStartupMessage: true})
 		app.Use("/ops/outbox", adaptor.HTTPHandler(http.StripPrefix("/ops/outbox", pages)))
 		go app.Listener(l)
-		// Not Shutdown: it writes what a context that was derived from a request's may still read, unguarded.
+		// Not Shutdown: it writes what a context that was derived from a request's may still read,
+		// unguarded.
 		t.Cleanup(func() { l.Close() })
 	},
 }

@@ -39,8 +39,8 @@ func byContext(r *http.Request, _ admin.Action) (admin.Actor, error) {
 	return admin.Actor{Name: user}, nil
 }
 
-// Each is an application that signs users in its own way, with a CSRF middleware before everything and the pages at
-// /admin by the recipe. Beside them the same pages are at /unexempted, without.
+// Each is an application that signs users in its own way, with a CSRF middleware before everything
+// and the pages at /admin by the recipe. Beside them the same pages are at /unexempted, without.
 var recipes = map[string]serve{
 	"chi": func(t *testing.T, l net.Listener, pages http.Handler) {
 		r := chi.NewRouter()
@@ -81,8 +81,8 @@ var recipes = map[string]serve{
 	},
 }
 
-// TestRecipes: behind a CSRF middleware the pages work by the recipe, they know the user, and a form from another site is
-// refused by the pages themselves.
+// TestRecipes: behind a CSRF middleware the pages work by the recipe, they know the user, and a
+// form from another site is refused by the pages themselves.
 func TestRecipes(t *testing.T) {
 	for name, serve := range recipes {
 		t.Run(name, func(t *testing.T) {

@@ -131,7 +131,8 @@ func (s *shop) create(t *testing.T) *outbox.TaskModel {
 	return task
 }
 
-// TestRequests sends what a router or an adaptor might spoil: methods, bodies, headers, statuses, escaped paths.
+// TestRequests sends what a router or an adaptor might spoil: methods, bodies, headers, statuses,
+// escaped paths.
 func TestRequests(t *testing.T) {
 	const form, document = "application/x-www-form-urlencoded", "application/json"
 	for name, serve := range routers {
@@ -175,8 +176,8 @@ func TestRequests(t *testing.T) {
 	}
 }
 
-// TestExportThatFails: an export that cannot be finished says so in its last record, breaks the connection off where that
-// is possible, and takes nothing with it.
+// TestExportThatFails: an export that cannot be finished says so in its last record, breaks the
+// connection off where that is possible, and takes nothing with it.
 func TestExportThatFails(t *testing.T) {
 	for name, serve := range routers {
 		t.Run(name, func(t *testing.T) {

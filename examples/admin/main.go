@@ -1,9 +1,11 @@
-// Admin serves the administrator's pages of a busy little shop, which creates, finishes and fails tasks all the time.
+// Admin serves the administrator's pages of a busy little shop, which creates, finishes and fails
+// tasks all the time.
 //
 //	go run ./examples/admin                        # on SQLite in a temporary file, at a free port of 127.0.0.1
 //	go run ./examples/admin -addr 127.0.0.1:8080 -db shop.db
 //
-// It prints the address, a user and a password, which is new with every start. Interrupt it to end it.
+// It prints the address, a user and a password, which is new with every start. Interrupt it to end
+// it.
 package main
 
 import (

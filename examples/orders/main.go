@@ -1,12 +1,13 @@
-// Orders tells what this library is for, on a real database, as it happens: an order is stored together with a task that
-// cancels it unless it is paid in time.
+// Orders tells what this library is for, on a real database, as it happens: an order is stored
+// together with a task that cancels it unless it is paid in time.
 //
 //	go run ./examples/orders                  # on SQLite, in a temporary file
 //	go run ./examples/orders -postgres DSN    # on PostgreSQL, in a schema of its own
 //	go run ./examples/orders -mysql DSN       # on MySQL or MariaDB, in a database of its own
 //	go run ./examples/orders -admin 127.0.0.1:0    # and with the administrator's pages, until it is interrupted
 //
-// Each step is checked in the database. The program ends by itself, with status 1 if the story did not come out as told.
+// Each step is checked in the database. The program ends by itself, with status 1 if the story did
+// not come out as told.
 package main
 
 import (
@@ -52,8 +53,8 @@ func main() {
 	}
 }
 
-// run opens the database, wires the application up, and tells the story. With an address it serves the administrator's pages
-// meanwhile, and afterwards until ctx is done.
+// run opens the database, wires the application up, and tells the story. With an address it serves
+// the administrator's pages meanwhile, and afterwards until ctx is done.
 func run(ctx context.Context, out io.Writer, at place, addr string) (err error) {
 	s := &story{out: out, begun: time.Now()}
 	db, remove, err := open(at, s)
@@ -114,7 +115,8 @@ func open(at place, s *story) (db *gorm.DB, remove func() error, err error) {
 			return nil, nil, err
 		}
 		path := filepath.Join(dir, "shop.db")
-		// Immediate transactions wait for each other; deferred ones would fail as soon as two of them write.
+		// Immediate transactions wait for each other; deferred ones would fail as soon as two of
+		// them write.
 		db, err := gorm.Open(sqlite.Open(path+"?_journal_mode=WAL&_busy_timeout=5000&_txlock=immediate"), config)
 		if err != nil {
 			return nil, nil, errors.Join(err, os.RemoveAll(dir))
@@ -123,7 +125,8 @@ func open(at place, s *story) (db *gorm.DB, remove func() error, err error) {
 		return db, func() error { return errors.Join(closePool(db), os.RemoveAll(dir)) }, nil
 	}
 
-	// The naming strategy puts the application's tables into a schema, and the outbox's follow. MySQL calls it a database.
+	// The naming strategy puts the application's tables into a schema, and the outbox's follow.
+	// MySQL calls it a database.
 	name := "orders_" + strings.ToLower(rand.Text()[:12])
 	config.NamingStrategy = schema.NamingStrategy{TablePrefix: name + "."}
 	dialector, drop, where := postgres.Open(at.postgres), "DROP SCHEMA "+name+" CASCADE", "On PostgreSQL, in the schema"

@@ -10,7 +10,8 @@ import (
 	"github.com/gorm-outbox/outbox/admin"
 )
 
-// servePages shows what the story does to those who keep a shop running. The password is new with every start.
+// servePages shows what the story does to those who keep a shop running. The password is new with
+// every start.
 func (s *story) servePages(plugin *outbox.Plugin, addr string) (stop func() error, err error) {
 	user, password := "demo", rand.Text()[:12]
 	hash, err := admin.HashPassword(password)

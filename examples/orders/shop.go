@@ -42,8 +42,8 @@ type OrderSvc struct {
 	patience time.Duration // how long an order may stay unpaid
 }
 
-// Place stores an order and, in the same transaction, the task that will cancel it unless it has been paid. On an error
-// neither is there.
+// Place stores an order and, in the same transaction, the task that will cancel it unless it has
+// been paid. On an error neither is there.
 func (s *OrderSvc) Place(item string, inStock bool) (*Order, *outbox.TaskModel, error) {
 	order := &Order{Item: item, Status: Unpaid}
 	var task *outbox.TaskModel
@@ -65,7 +65,8 @@ func (s *OrderSvc) Place(item string, inStock bool) (*Order, *outbox.TaskModel, 
 	return order, task, err
 }
 
-// Pay marks an order as paid, takes back the task that would cancel it, and has a receipt sent: all or nothing.
+// Pay marks an order as paid, takes back the task that would cancel it, and has a receipt sent: all
+// or nothing.
 func (s *OrderSvc) Pay(id uint) (receipt *outbox.TaskModel, err error) {
 	err = s.db.Transaction(func(tx *gorm.DB) error {
 		paid := tx.Model(&Order{}).Where("id = ? AND status = ?", id, Unpaid).Update("status", Paid)
@@ -91,8 +92,8 @@ type CancelArgs struct {
 	Reason  string `json:"reason"`
 }
 
-// CheckAndCancel is a transactional handler: as it takes tx, the order's change and the end of the task are committed
-// together, once.
+// CheckAndCancel is a transactional handler: as it takes tx, the order's change and the end of the
+// task are committed together, once.
 func (s *OrderSvc) CheckAndCancel(_ context.Context, tx *gorm.DB, args CancelArgs) error {
 	return tx.Model(&Order{}).Where("id = ? AND status = ?", args.OrderID, Unpaid).
 		Updates(Order{Status: Cancelled, Note: args.Reason}).Error
@@ -112,7 +113,8 @@ type ReceiptArgs struct {
 	OrderID uint `json:"orderId"`
 }
 
-// SendReceipt is an ordinary handler: what it does cannot be rolled back, so it is not tried again by itself.
+// SendReceipt is an ordinary handler: what it does cannot be rolled back, so it is not tried again
+// by itself.
 func (m *Mailer) SendReceipt(_ context.Context, args ReceiptArgs) (string, error) {
 	if m.down.Load() {
 		return "", errors.New("the mail server does not answer")

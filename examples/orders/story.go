@@ -12,8 +12,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// tolerance is for a slow machine: a task starts within milliseconds of its time, at the latest with the next scan, a second
-// later.
+// tolerance is for a slow machine: a task starts within milliseconds of its time, at the latest
+// with the next scan, a second later.
 const tolerance = 3 * time.Second
 
 // story is told line by line; each is printed only after the database has confirmed it.

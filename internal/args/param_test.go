@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// The types that follow are here for the rules of encoding/json about their fields. Embedded ones are named after what
-// is odd about them.
+// The types that follow are here for the rules of encoding/json about their fields. Embedded ones
+// are named after what is odd about them.
 
 type inner struct {
 	City string `json:"city"`

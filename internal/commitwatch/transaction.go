@@ -20,8 +20,8 @@ func Over(tx any) func() bool {
 	if !ok {
 		return nil
 	}
-	// StmtContext first checks whether the transaction is over and then looks at the statement; Close
-	// reports either. The statement belongs to no database, so nothing can be executed.
+	// StmtContext first checks whether the transaction is over and then looks at the statement;
+	// Close reports either. The statement belongs to no database, so nothing can be executed.
 	return func() bool {
 		return errors.Is(a.StmtContext(context.Background(), new(sql.Stmt)).Close(), sql.ErrTxDone)
 	}

@@ -223,7 +223,8 @@ func (w *Watcher[P]) poll(now time.Time) (ask bool, next time.Time) {
 	return ask, next
 }
 
-// advance polls one transaction and reports whether the database should be asked. w.mu must be held.
+// advance polls one transaction and reports whether the database should be asked. w.mu must be
+// held.
 func (w *Watcher[P]) advance(t *pendingTx[P], now time.Time) bool {
 	if !t.ended && t.over != nil {
 		if !t.isOver() {

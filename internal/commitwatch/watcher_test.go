@@ -84,8 +84,8 @@ func (w *Watcher[P]) look(now time.Time) (ask bool, next time.Time) {
 	return ask, next
 }
 
-// drain polls as Watch does, on a clock of its own, until nothing is watched. It counts how often the
-// database was to be asked.
+// drain polls as Watch does, on a clock of its own, until nothing is watched. It counts how often
+// the database was to be asked.
 func (w *Watcher[P]) drain(t *testing.T, now time.Time) (asked int) {
 	t.Helper()
 	for range 1000 {

@@ -1,10 +1,11 @@
-// Package dialect holds everything that differs between databases: the schema, the statements that change state, the
-// database's clock and the meaning of its errors. Each database has files of its name and one SQL template; nothing outside this
-// package names one.
+// Package dialect holds everything that differs between databases: the schema, the statements that
+// change state, the database's clock and the meaning of its errors. Each database has files of its
+// name and one SQL template; nothing outside this package names one.
 //
-// Every statement has a constant text, whatever the number of rows: a group of rows travels as one JSON array in one
-// parameter, so that drivers prepare it once. Only PostgreSQL's claim tells its size, rounded up to a power of two. Inside that
-// array, JSON documents travel as strings, because SQLite's json_each would turn the integers of a nested document into floats.
+// Every statement has a constant text, whatever the number of rows: a group of rows travels as one
+// JSON array in one parameter, so that drivers prepare it once. Only PostgreSQL's claim tells its
+// size, rounded up to a power of two. Inside that array, JSON documents travel as strings, because
+// SQLite's json_each would turn the integers of a nested document into floats.
 package dialect
 
 import (
@@ -29,7 +30,8 @@ type Row interface {
 	Scan(dest ...any) error
 }
 
-// Names are the tables of one plugin, as GORM's naming strategy gives them: unquoted, perhaps qualified by a schema.
+// Names are the tables of one plugin, as GORM's naming strategy gives them: unquoted, perhaps
+// qualified by a schema.
 type Names struct {
 	Tasks, History, Processes, Audit, Version string
 
@@ -40,7 +42,8 @@ type Names struct {
 	Index func(table, what string) string
 }
 
-// place splits a table's name into its schema, empty where that is the session's, and the name in it.
+// place splits a table's name into its schema, empty where that is the session's, and the name in
+// it.
 func (n Names) place(table string) (schema, bare string) {
 	if i := strings.LastIndexByte(table, '.'); i >= 0 {
 		return table[:i], table[i+1:]
@@ -89,7 +92,8 @@ type NewRow struct {
 	Meta        *string `json:"meta,omitempty"`
 }
 
-// Outcome ends a task: its row moves to history. What most outcomes leave empty is left out of the parameter.
+// Outcome ends a task: its row moves to history. What most outcomes leave empty is left out of the
+// parameter.
 type Outcome struct {
 	ID      string  `json:"id"`
 	Version *int64  `json:"version"`           // the fence; nil means any
@@ -123,8 +127,9 @@ type ClaimParams struct {
 	Share      int         // limit of rows from each partition; 0 means Limit
 	Until      string      // only rows due at this time, as Time formats it; empty means now
 
-	// Cursors are where to begin in a partition. A database in which a scan has to walk over the entries of rows that are gone, as
-	// long as some transaction may see them, takes only rows behind the mark; another may ignore it.
+	// Cursors are where to begin in a partition. A database in which a scan has to walk over the
+	// entries of rows that are gone, as long as some transaction may see them, takes only rows
+	// behind the mark; another may ignore it.
 	Cursors map[Partition]Cursor
 }
 
@@ -168,13 +173,16 @@ const (
 type Dialect interface {
 	Name() string
 
-	// Serial reports that one transaction at a time can write, so transactional handlers run one by one.
+	// Serial reports that one transaction at a time can write, so transactional handlers run one by
+	// one.
 	Serial() bool
 
-	// Keep reports that a statement is worth keeping prepared, because drivers prepare it each time that it is executed.
+	// Keep reports that a statement is worth keeping prepared, because drivers prepare it each time
+	// that it is executed.
 	Keep() bool
 
-	// OneStatement reports that Claim and Move are one statement each, which need no transaction to be all or nothing.
+	// OneStatement reports that Claim and Move are one statement each, which need no transaction to
+	// be all or nothing.
 	OneStatement() bool
 
 	// Time formats an instant as a parameter that Instant turns into a value.
@@ -184,16 +192,17 @@ type Dialect interface {
 	Now() string
 	// Instant is an SQL expression of the instant that the next parameter holds, formatted by Time.
 	Instant() string
-	// Rebind turns the question marks of a portable statement into this database's placeholders, and {tasks},
-	// {history}, {processes}, {audit} and {now} into names; {key} and {before} are columns that some database reserves.
+	// Rebind turns the question marks of a portable statement into this database's placeholders,
+	// and {tasks}, {history}, {processes}, {audit} and {now} into names; {key} and {before} are
+	// columns that some database reserves.
 	Rebind(query string) string
 
 	Insert(ctx context.Context, c Conn, rows []NewRow, each func(Row) error) error
 	Poll(ctx context.Context, c Conn) ([]PartitionState, error)
 	Clock(ctx context.Context, c Conn) (string, error)
 	Claim(ctx context.Context, c Conn, p ClaimParams, each func(Row) error) error
-	// Move takes rows from tasks to history and returns the ids that the fence let through. An id that history has
-	// already, as after a restored backup, only leaves the task table.
+	// Move takes rows from tasks to history and returns the ids that the fence let through. An id
+	// that history has already, as after a restored backup, only leaves the task table.
 	Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error)
 	Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error)
 	Park(ctx context.Context, c Conn, partitions []Partition, limit int) ([]string, error)
@@ -201,46 +210,53 @@ type Dialect interface {
 	Orphans(ctx context.Context, c Conn, limit int, each func(Row) error) error
 	Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error)
 
-	// Lock makes a transaction the only one that migrates, until it has ended and Unlock was called on its connection. It
-	// may fail as Busy.
+	// Lock makes a transaction the only one that migrates, until it has ended and Unlock was called
+	// on its connection. It may fail as Busy.
 	Lock(ctx context.Context, c Conn) error
 	Unlock(ctx context.Context, c Conn) error
 	// Check refuses connections whose settings would change what is written or read.
 	Check(ctx context.Context, c Conn) error
-	// Isolation is the level of the library's own transactions, under which they lock no more than the rows they name.
+	// Isolation is the level of the library's own transactions, under which they lock no more than
+	// the rows they name.
 	Isolation() sql.IsolationLevel
 	// End runs the Commit or Rollback of a transaction, and returns soon after ctx has ended, which
 	// not every driver does. What the server did is not known then; the connection stays taken
 	// until the server answers or is lost.
 	End(ctx context.Context, end func() error) error
-	// Begin readies a transaction for reads that are followed by writes: it takes the write lock where a transaction that
-	// takes it later may be refused.
+	// Begin readies a transaction for reads that are followed by writes: it takes the write lock
+	// where a transaction that takes it later may be refused.
 	Begin(ctx context.Context, c Conn) error
-	// StillIn reports whether an open transaction is still one. Where it can be gone, after some errors or because
-	// somebody has ended it with a statement, the next statements would be committed one by one.
+	// StillIn reports whether an open transaction is still one. Where it can be gone, after some
+	// errors or because somebody has ended it with a statement, the next statements would be
+	// committed one by one.
 	StillIn(ctx context.Context, c Conn) bool
-	// ForUpdate ends a SELECT so that it locks the rows; empty where a write locks everything anyway.
+	// ForUpdate ends a SELECT so that it locks the rows; empty where a write locks everything
+	// anyway.
 	ForUpdate() string
 	// SkipLocked is ForUpdate that leaves out the rows that another transaction has locked.
 	SkipLocked() string
-	// Latest ends a SELECT so that it reads what is committed now, where a transaction sees its first read's time.
+	// Latest ends a SELECT so that it reads what is committed now, where a transaction sees its
+	// first read's time.
 	Latest() string
 	// Text is the text of a column that holds a JSON document.
 	Text(column string) string
-	// Home is the schema in which c's session finds the tables, or would create them; empty when it has none. Both depend on
-	// what the session has set, so it is asked once and the answer becomes part of the names.
+	// Home is the schema in which c's session finds the tables, or would create them; empty when it
+	// has none. Both depend on what the session has set, so it is asked once and the answer becomes
+	// part of the names.
 	Home(ctx context.Context, c Conn) (string, error)
-	// CheckTables compares the tables with Schema by the catalog: absent are those that are not there, create are statements
-	// for indexes that are missing. Anything else that differs is ErrShape, with all of it by name. Columns and indexes of
-	// others do not count, but for columns that an insert must fill.
+	// CheckTables compares the tables with Schema by the catalog: absent are those that are not
+	// there, create are statements for indexes that are missing. Anything else that differs is
+	// ErrShape, with all of it by name. Columns and indexes of others do not count, but for columns
+	// that an insert must fill.
 	CheckTables(ctx context.Context, c Conn) (absent, create []string, err error)
 	// Schema is the SQL that creates version Version of the tables.
 	Schema() []string
 }
 
-// Completer is a Dialect that can do in one statement what Move from running and Claim do: all of it or nothing. All says that
-// every task was moved; then their ids are not listed. Complete is Move from running that tells the same. An id that history has
-// already is an error of both, and nothing is done.
+// Completer is a Dialect that can do in one statement what Move from running and Claim do: all of
+// it or nothing. All says that every task was moved; then their ids are not listed. Complete is
+// Move from running that tells the same. An id that history has already is an error of both, and
+// nothing is done.
 type Completer interface {
 	CompleteAndClaim(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(Row) error) (moved []string, all bool, err error)
 	Complete(ctx context.Context, c Conn, rows []Outcome) (moved []string, all bool, err error)
@@ -344,7 +360,8 @@ func newBase(names Names, clock func() time.Time, quote byte, now string, litera
 	return b
 }
 
-// Now is the database's clock, or the test clock's time as a literal: so production statements have no parameter for it.
+// Now is the database's clock, or the test clock's time as a literal: so production statements have
+// no parameter for it.
 func (b *base) Now() string {
 	if b.clock == nil {
 		return b.now
@@ -390,8 +407,8 @@ func encode(v any) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// RollBack is for a deferred call. A driver that panics may leave a transaction that waits for its statement for ever, so the
-// panic goes on without it.
+// RollBack is for a deferred call. A driver that panics may leave a transaction that waits for its
+// statement for ever, so the panic goes on without it.
 func RollBack(ctx context.Context, d Dialect, tx *sql.Tx) {
 	if v := recover(); v != nil {
 		go tx.Rollback()
@@ -400,8 +417,8 @@ func RollBack(ctx context.Context, d Dialect, tx *sql.Tx) {
 	_ = d.End(ctx, tx.Rollback)
 }
 
-// Outlive is a context that ends soon after ctx, and not with it: for a statement whose effect is to
-// be known, on a database that may not answer.
+// Outlive is a context that ends soon after ctx, and not with it: for a statement whose effect is
+// to be known, on a database that may not answer.
 func Outlive(ctx context.Context) (context.Context, context.CancelFunc) {
 	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })

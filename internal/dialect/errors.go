@@ -24,9 +24,11 @@ const (
 	Undone               // an earlier error has undone the transaction, and it only waits for its rollback
 )
 
-// States by SQLSTATE, or by its class of two characters where all of that class ask for the same. What is not here is Other.
+// States by SQLSTATE, or by its class of two characters where all of that class ask for the same.
+// What is not here is Other.
 //
-// Source: PostgreSQL, "Appendix A. PostgreSQL Error Codes", https://www.postgresql.org/docs/current/errcodes-appendix.html
+// Source: PostgreSQL, "Appendix A. PostgreSQL Error Codes",
+// https://www.postgresql.org/docs/current/errcodes-appendix.html
 var states = map[string]Class{
 	"08":    Lost,    // connection exception
 	"22":    Data,    // data exception
@@ -55,7 +57,8 @@ var states = map[string]Class{
 	"P0":    Data,    // PL/pgSQL error: what a trigger raises
 }
 
-// Primary result codes of SQLite; an extended code has one in its lowest byte. What is not here is Other.
+// Primary result codes of SQLite; an extended code has one in its lowest byte. What is not here is
+// Other.
 //
 // Source: SQLite, "Result and Error Codes", https://www.sqlite.org/rescode.html
 var sqliteCodes = map[int]Class{
@@ -78,7 +81,8 @@ var sqliteCodes = map[int]Class{
 
 // Error numbers of MySQL and MariaDB. What is not here is Other.
 //
-// Source: MySQL 8.0 Error Message Reference, https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
+// Source: MySQL 8.0 Error Message Reference,
+// https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
 var mysqlCodes = map[int]Class{
 	1015: Busy,    // ER_CANT_LOCK
 	1020: Retry,   // ER_CHECKREAD: MariaDB's innodb_snapshot_isolation, which undoes the transaction
@@ -151,7 +155,8 @@ var mysqlTexts = map[string]Class{
 	"packet for query is too large. Try adjusting the `Config.MaxAllowedPacket`": Data,
 }
 
-// ReadOnly reports that the session takes no writes: its server was made a standby, say, or it was set so and left behind.
+// ReadOnly reports that the session takes no writes: its server was made a standby, say, or it was
+// set so and left behind.
 func ReadOnly(err error) bool {
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) {
@@ -161,8 +166,8 @@ func ReadOnly(err error) bool {
 	return code == 1290 || code == 1792 || code == 1836
 }
 
-// OfSession reports that another session may do what this one has refused: it is read-only, sees no tables, may not do it
-// or gives what the driver cannot read.
+// OfSession reports that another session may do what this one has refused: it is read-only, sees no
+// tables, may not do it or gives what the driver cannot read.
 func OfSession(err error) bool {
 	class := Classify(err)
 	return err != nil && (class == Missing || class == Other || ReadOnly(err))
@@ -171,8 +176,9 @@ func OfSession(err error) bool {
 // errMigrating: another session holds the lock of Lock.
 var errMigrating = errors.New("another process migrates")
 
-// Classify sorts an error. Drivers are not imported for it: PostgreSQL's are read through SQLState(), SQLite's through
-// Code() or the fields Code and ExtendedCode, MySQL's through the field Number.
+// Classify sorts an error. Drivers are not imported for it: PostgreSQL's are read through
+// SQLState(), SQLite's through Code() or the fields Code and ExtendedCode, MySQL's through the
+// field Number.
 func Classify(err error) (class Class) {
 	if err == nil {
 		return Other
@@ -217,8 +223,8 @@ func classifyState(state string) Class {
 	return states[state[:min(2, len(state))]]
 }
 
-// classifyMySQL looks at the text of two errors that a Galera node gives for a transaction over its limits, and others for
-// other reasons. It has undone the transaction.
+// classifyMySQL looks at the text of two errors that a Galera node gives for a transaction over its
+// limits, and others for other reasons. It has undone the transaction.
 func classifyMySQL(code int, err error) Class {
 	if code == 1105 && strings.Contains(err.Error(), "Maximum writeset size exceeded") ||
 		code == 1180 && strings.Contains(err.Error(), "wsrep_max_ws_rows exceeded") {
@@ -237,8 +243,9 @@ func classifySQLite(code int, err error) Class {
 // sqliteCode reads a primary or extended code.
 func sqliteCode(err error) (int, bool) { return driverCode(err, "sqlite", "ExtendedCode", "Code") }
 
-// driverCode reads a code from the error types of drivers, whose packages must not be imported here: from a method Code,
-// or the first of some fields that is not zero. Errors that wrap several are looked through as errors.As does.
+// driverCode reads a code from the error types of drivers, whose packages must not be imported
+// here: from a method Code, or the first of some fields that is not zero. Errors that wrap several
+// are looked through as errors.As does.
 func driverCode(err error, pkg string, fields ...string) (int, bool) {
 	for ; err != nil; err = errors.Unwrap(err) {
 		if several, ok := err.(interface{ Unwrap() []error }); ok {

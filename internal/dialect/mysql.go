@@ -13,11 +13,13 @@ import (
 //go:embed mysql.sql
 var mysqlSchema string
 
-// mysql: MySQL 8.4 and MariaDB 10.6, and later. Neither has a RETURNING or a writing CTE that both know, so most of
-// what is one statement elsewhere is some in a transaction here: of the caller's, or else one that begin makes.
+// mysql: MySQL 8.4 and MariaDB 10.6, and later. Neither has a RETURNING or a writing CTE that both
+// know, so most of what is one statement elsewhere is some in a transaction here: of the caller's,
+// or else one that begin makes.
 //
-// Times are DATETIME(6) in UTC, which no session's time zone moves. Rows are found by a locking read of their own before
-// they are changed, and in READ COMMITTED, where only they are locked and no gap keeps an insert waiting.
+// Times are DATETIME(6) in UTC, which no session's time zone moves. Rows are found by a locking
+// read of their own before they are changed, and in READ COMMITTED, where only they are locked and
+// no gap keeps an insert waiting.
 type mysql struct {
 	base
 	instants, insert, probe, probeNext, partition, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, dropRunning,
@@ -29,12 +31,13 @@ type mysql struct {
 
 const mysqlTime = "2006-01-02 15:04:05.000000"
 
-// mysqlExact compares as bytes, trailing spaces too, of which plain utf8mb4_bin takes no notice. The two comments are
-// statements to one of the two servers each.
+// mysqlExact compares as bytes, trailing spaces too, of which plain utf8mb4_bin takes no notice.
+// The two comments are statements to one of the two servers each.
 const mysqlExact = "CHARACTER SET utf8mb4 COLLATE /*!80017 utf8mb4_0900_bin */ /*M! utf8mb4_nopad_bin */"
 
-// mysqlBehind is (run_at, id) > (?, ?) as two ranges of the index, to which InnoDB appends the id: of thousands that were
-// created at once, and so have one run_at, those before the mark are not read.
+// mysqlBehind is (run_at, id) > (?, ?) as two ranges of the index, to which InnoDB appends the id:
+// of thousands that were created at once, and so have one run_at, those before the mark are not
+// read.
 const mysqlBehind = " AND (run_at = CAST(? AS DATETIME(6)) AND id > ? OR run_at > CAST(? AS DATETIME(6)))"
 
 func newMySQL(names Names, clock func() time.Time) *mysql {

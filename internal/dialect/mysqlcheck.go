@@ -27,8 +27,9 @@ func (m *mysql) Unlock(ctx context.Context, c Conn) error {
 
 func (m *mysql) Begin(context.Context, Conn) error { return nil }
 
-// StillIn sets a savepoint, which outside of a transaction is forgotten at once. A deadlock undoes the transaction and a
-// statement like CREATE TABLE commits it; either way what follows would be committed one by one.
+// StillIn sets a savepoint, which outside of a transaction is forgotten at once. A deadlock undoes
+// the transaction and a statement like CREATE TABLE commits it; either way what follows would be
+// committed one by one.
 func (m *mysql) StillIn(ctx context.Context, c Conn) bool {
 	if _, err := c.ExecContext(ctx, "SAVEPOINT outbox_still_in"); err != nil {
 		return true // the statement that was to come says why
@@ -42,8 +43,8 @@ func (m *mysql) Home(ctx context.Context, c Conn) (string, error) {
 	return home(c.QueryContext(ctx, "SELECT DATABASE()"))
 }
 
-// Check refuses connections on which a value would be cut without an error, a character lost, or a time moved when the
-// application reads it through the models.
+// Check refuses connections on which a value would be cut without an error, a character lost, or a
+// time moved when the application reads it through the models.
 func (m *mysql) Check(ctx context.Context, c Conn) error {
 	r, err := c.QueryContext(ctx, "SELECT @@sql_mode, @@character_set_client, @@sql_safe_updates, @@autocommit, CAST('2020-01-01' AS DATETIME(6))")
 	return each(r, err, func(r Row) error {

@@ -10,8 +10,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// What a transaction of the dispatcher's has locked must keep nobody waiting but who asks for the same rows: no producer,
-// whatever its level, and no other dispatcher.
+// What a transaction of the dispatcher's has locked must keep nobody waiting but who asks for the
+// same rows: no producer, whatever its level, and no other dispatcher.
 func TestMySQLLocksOnlyTheRowsOfAStatement(t *testing.T) {
 	t.Parallel()
 	for name, dsn := range mysqlServers {

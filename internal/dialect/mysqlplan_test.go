@@ -28,8 +28,9 @@ func plansOfMySQL(t *testing.T, dsn string) {
 	}, "(UTC_TIMESTAMP(6) - INTERVAL 2 DAY)", "(UTC_TIMESTAMP(6) + INTERVAL 1 YEAR)", explainMySQL)
 }
 
-// explainMySQL counts the rows that a statement reads, whatever EXPLAIN would say, and finds by EXPLAIN those that look for
-// rows of known ids otherwise than one by one: on a small table a scan reads few rows, but locks them.
+// explainMySQL counts the rows that a statement reads, whatever EXPLAIN would say, and finds by
+// EXPLAIN those that look for rows of known ids otherwise than one by one: on a small table a scan
+// reads few rows, but locks them.
 func explainMySQL(p *planned, query string, args []any) {
 	if strings.Contains(query, "STRAIGHT_JOIN") || strings.HasPrefix(query, "UPDATE") {
 		byID(p, query, args)

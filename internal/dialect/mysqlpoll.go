@@ -8,19 +8,21 @@ import (
 	"time"
 )
 
-// A poll of MySQL. Neither server is sure to skip through an index: grouped, or in a recursive query, either may read every
-// waiting task. What both do is to look up a value that is given, and to read the ranges between values that are given. So a
-// poll of many queues asks for the first tasks of those that it has seen before, and for a queue between them, in one
-// statement each. Few queues, and new ones, are found by walking from one to the next.
+// A poll of MySQL. Neither server is sure to skip through an index: grouped, or in a recursive
+// query, either may read every waiting task. What both do is to look up a value that is given, and
+// to read the ranges between values that are given. So a poll of many queues asks for the first
+// tasks of those that it has seen before, and for a queue between them, in one statement each. Few
+// queues, and new ones, are found by walking from one to the next.
 
 // fewQueues are walked through.
 const fewQueues = 16
 
-// queueMemory is how long a queue without a task is asked for, so that it need not be found again with its next one.
+// queueMemory is how long a queue without a task is asked for, so that it need not be found again
+// with its next one.
 const queueMemory = time.Minute
 
-// Some queues are excluded by one part of a statement, because the servers plan them in quadratic time, and some parts make
-// a statement, because it can have 65,535 parameters.
+// Some queues are excluded by one part of a statement, because the servers plan them in quadratic
+// time, and some parts make a statement, because it can have 65,535 parameters.
 const (
 	queuesInPart     = 200
 	partsInStatement = 100
@@ -49,8 +51,9 @@ func (m *mysql) Poll(ctx context.Context, c Conn) (partitions []PartitionState, 
 	return partitions, nil
 }
 
-// walk goes from partition to partition, a statement each. One statement asks for the next start time of a partition that has due tasks, in
-// a row of priority 0, and for the partition that follows it.
+// walk goes from partition to partition, a statement each. One statement asks for the next start
+// time of a partition that has due tasks, in a row of priority 0, and for the partition that
+// follows it.
 func (m *mysql) walk(ctx context.Context, c Conn) (partitions []PartitionState, err error) {
 	found, err := partitionStates(c.QueryContext(ctx, m.at(m.probe)))
 	for err == nil && len(found) > 0 {

@@ -13,9 +13,10 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// What TestClaimBehindAnOpenSnapshot shows of PostgreSQL: on MariaDB, too, the entries that claimed rows have had in the claim's
-// index stay there until no transaction can see them as they were. The handlers' counters do not tell, for these entries are
-// passed over below them; MySQL tells of no pages.
+// What TestClaimBehindAnOpenSnapshot shows of PostgreSQL: on MariaDB, too, the entries that claimed
+// rows have had in the claim's index stay there until no transaction can see them as they were. The
+// handlers' counters do not tell, for these entries are passed over below them; MySQL tells of no
+// pages.
 func TestClaimBehindAnOpenSnapshotOfMariaDB(t *testing.T) {
 	t.Parallel()
 	const tasks, group = 20_000, 10

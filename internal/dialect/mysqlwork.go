@@ -38,8 +38,8 @@ func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) e
 	done := all
 	if _, err = c.ExecContext(ctx, m.insert, encode(all)); mysqlDuplicate(err) {
 		done, err = nil, nil
-		// One alone is not tried again: in REPEATABLE READ, MySQL leaves the gap locked in which the row stood, for everybody who
-		// was refused, and two such are a deadlock.
+		// One alone is not tried again: in REPEATABLE READ, MySQL leaves the gap locked in which
+		// the row stood, for everybody who was refused, and two such are a deadlock.
 		for i := 0; i < len(all) && len(all) > 1; i++ {
 			if _, err = c.ExecContext(ctx, m.insert, encode(all[i:i+1])); err == nil {
 				done = append(done, all[i])
@@ -186,7 +186,8 @@ func (m *mysql) Move(ctx context.Context, c Conn, from From, rows []Outcome) (id
 			return err
 		}
 		if ids = idsOf(rows); n != int64(len(ids)) {
-			// The fence kept some out, or history has them already. Those that it let through are locked.
+			// The fence kept some out, or history has them already. Those that it let through are
+			// locked.
 			if ids, err = texts(c.QueryContext(ctx, m.at(fenced), param)); err != nil {
 				return err
 			}
@@ -220,7 +221,8 @@ func (m *mysql) Requeue(ctx context.Context, c Conn, rows []Requeued) (ids []str
 	return ids, nil
 }
 
-// Park asks Go, not the server, who can run what: a list inside of a document is compared by rules that differ.
+// Park asks Go, not the server, who can run what: a list inside of a document is compared by rules
+// that differ.
 func (m *mysql) Park(ctx context.Context, c Conn, partitions []Partition, limit int) (parked []string, err error) {
 	err = m.begin(ctx, c, func(c Conn) error {
 		parked = nil

@@ -14,8 +14,9 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// A million tasks that are due next year and a million rows of history, half of them to be pruned, must cost the
-// dispatcher's statements nothing: neither with fresh statistics nor with those of a table that was nearly empty.
+// A million tasks that are due next year and a million rows of history, half of them to be pruned,
+// must cost the dispatcher's statements nothing: neither with fresh statistics nor with those of a
+// table that was nearly empty.
 
 const (
 	planDue     = 2000 // tasks that are due
@@ -170,8 +171,8 @@ func startTime(t *testing.T, db *sql.DB) time.Time {
 	return at
 }
 
-// fill makes the tables, takes statistics while they are nearly empty, and then loads them. series is a relation s of n rows
-// with their number and its six digits.
+// fill makes the tables, takes statistics while they are nearly empty, and then loads them. series
+// is a relation s of n rows with their number and its six digits.
 func fill(t *testing.T, db *sql.DB, d dialect.Dialect, n int, analyze string, series func(n int) string, past, future string) {
 	t.Helper()
 	task := func(id, function, queue, run, state, process, from string) string {
@@ -232,7 +233,8 @@ func TestPlansOfPostgres(t *testing.T) {
 	}, "(now() - interval '2 days')", "(now() + interval '1 year')", explainPostgres)
 }
 
-// explainPostgres counts the rows that a statement looks at, planned for its parameters and for any.
+// explainPostgres counts the rows that a statement looks at, planned for its parameters and for
+// any.
 func explainPostgres(p *planned, query string, args []any) {
 	literals := make([]string, len(args))
 	for i, a := range args {
@@ -271,8 +273,8 @@ func explainPostgres(p *planned, query string, args []any) {
 	}
 }
 
-// A transaction that is left open keeps every dead row and every entry of it in the claim's index. A claim that begins where the
-// last one ended does not walk over them.
+// A transaction that is left open keeps every dead row and every entry of it in the claim's index.
+// A claim that begins where the last one ended does not walk over them.
 func TestClaimBehindAnOpenSnapshot(t *testing.T) {
 	t.Parallel()
 	const tasks, group = 20_000, 10
@@ -346,7 +348,8 @@ SELECT lpad(n::text, 6, '0'), 'a.b', '{}', 'default', 2, now() - interval '1 hou
 	}
 }
 
-// worked claims and finishes all but one of twenty parts of the tasks, and says how the next claim begins.
+// worked claims and finishes all but one of twenty parts of the tasks, and says how the next claim
+// begins.
 func worked(t *testing.T, d dialect.Dialect, db *sql.DB, tasks int) dialect.ClaimParams {
 	t.Helper()
 	partition := dialect.Partition{Queue: "default", Priority: 2}
@@ -426,8 +429,8 @@ func TestPlansOfSQLite(t *testing.T) {
 	}, at("-2 days"), at("+1 year"), explainSQLite)
 }
 
-// boundedScan are the parts of SQLite's plans that read a table from its beginning and yet stop early: the probe's first
-// row, and the index of the running or the parked tasks, which are few.
+// boundedScan are the parts of SQLite's plans that read a table from its beginning and yet stop
+// early: the probe's first row, and the index of the running or the parked tasks, which are few.
 var boundedScan = regexp.MustCompile(`^SCAN (tasks|t) USING (COVERING )?INDEX idx_tasks_(claim|process|parked)$`)
 
 // explainSQLite finds scans and sorts; SQLite does not count rows.
@@ -452,7 +455,8 @@ func explainSQLite(p *planned, query string, args []any) {
 	if err := rows.Err(); err != nil {
 		p.t.Fatal(err)
 	}
-	// From partition to partition, an index search by the queue alone would walk through the partition.
+	// From partition to partition, an index search by the queue alone would walk through the
+	// partition.
 	plan := strings.Join(lines, "\n")
 	bad = bad || strings.Contains(plan, "(queue>?)") && !strings.Contains(plan, "(queue=? AND priority>?)")
 	if bad {

@@ -18,7 +18,8 @@ import (
 //go:embed postgres.sql
 var postgresSchema string
 
-// postgres: version 12 and later. Lists of functions travel as JSON, so that no array type of a driver is needed.
+// postgres: version 12 and later. Lists of functions travel as JSON, so that no array type of a
+// driver is needed.
 type postgres struct {
 	base
 	insert, insertPlain, insertKey, insertMany, insertManyKeys, insertAlike, insertAlikeKeys, probe, claim, claimMany, moveRunning, moveWaiting, finish, exchange, exchangeMany, requeue, park, unpark, orphans, prune string
@@ -27,8 +28,9 @@ type postgres struct {
 const postgresTime = "2006-01-02 15:04:05.999999-07:00"
 
 func newPostgres(names Names, clock func() time.Time) *postgres {
-	// clock_timestamp(), because now() is the transaction's start; inside a scalar sub-select, because a volatile
-	// function cannot be an index condition, while the sub-select's result, computed once, can.
+	// clock_timestamp(), because now() is the transaction's start; inside a scalar sub-select,
+	// because a volatile function cannot be an index condition, while the sub-select's result,
+	// computed once, can.
 	p := &postgres{base: newBase(names, clock, '"', "(SELECT clock_timestamp())", func(t time.Time) string {
 		return "timestamptz '" + t.UTC().Format(postgresTime) + "'"
 	})}
@@ -36,8 +38,9 @@ func newPostgres(names Names, clock func() time.Time) *postgres {
 INSERT INTO {tasks} (id, func, args, key, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts,
 	timeout_ms, repeatable, version, rerun_of, meta, created_at)`
 	const onlyNewKeys = "ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING\n"
-	// One row is one parameter a value: a third of the statement's time is gone with the JSON. Nor has it a subquery for the time:
-	// the statement's start is the same wherever it stands, and not the transaction's.
+	// One row is one parameter a value: a third of the statement's time is gone with the JSON. Nor
+	// has it a subquery for the time: the statement's start is the same wherever it stands, and not
+	// the transaction's.
 	start := "statement_timestamp()"
 	if clock != nil {
 		start = "{now}"
@@ -49,14 +52,16 @@ INSERT INTO {tasks} (id, func, args, key, queue, priority, run_at, state, attemp
 	insert := strings.ReplaceAll(into+"\nVALUES ("+values+")\n{conflict}RETURNING id, run_at, created_at", "{start}", start)
 	p.insert = p.render(strings.Replace(insert, "{conflict}", "", 1))
 	p.insertKey = p.render(strings.Replace(insert, "{conflict}", onlyNewKeys, 1))
-	// Most tasks have none of what is NULL here. Each value that is passed or returned costs the driver and the server.
+	// Most tasks have none of what is NULL here. Each value that is passed or returned costs the
+	// driver and the server.
 	p.insertPlain = p.render(strings.ReplaceAll(`
 INSERT INTO {tasks} (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms, repeatable,
 	version, created_at)
 VALUES ($1::text, $2::text, $3::text::json, $4::text, $5::bigint, {start} + $6::bigint * interval '1 microsecond', 'pending', 0, 0, 0,
 	$7::bigint, $8::bigint, false, 1, {start})
 RETURNING run_at, created_at`, "{start}", start))
-	// Of rows that are alike everything else is told once: to take rows of JSON apart costs more than to insert them.
+	// Of rows that are alike everything else is told once: to take rows of JSON apart costs more
+	// than to insert them.
 	alike := into + "\nSELECT " + strings.NewReplacer("$1::text", "r.id", "$3::text::json", "r.args::json", "$4::text", "r.key", "{start}", "n.now").Replace(values) + `
 FROM (SELECT {now} AS now OFFSET 0) n, unnest($1::text::text[], $3::text::text[], $4::text::text[]) AS r(id, args, key)
 {conflict}RETURNING id, run_at, created_at`
@@ -78,8 +83,9 @@ FROM (SELECT {now} AS now OFFSET 0) n, json_to_recordset($1::text::json) AS r(id
 	p.insertMany, p.insertManyKeys = counted(insert, "", "json_agg(id)::text"), counted(insert, onlyNewKeys, "json_agg(id)::text")
 	p.insertAlike, p.insertAlikeKeys = counted(alike, "", "'[]'"), counted(alike, onlyNewKeys, "json_agg(id)::text") // without keys it is all or none
 
-	// The partitions are found by skipping through the claim's index, so their number costs, not that of the tasks. The first
-	// task of each decides whether something is due: for EXISTS (… run_at <= now) the planner may scan the table.
+	// The partitions are found by skipping through the claim's index, so their number costs, not
+	// that of the tasks. The first task of each decides whether something is due: for EXISTS (…
+	// run_at <= now) the planner may scan the table.
 	p.probe = p.render(`
 WITH RECURSIVE part(queue, priority, run_at) AS (
 	(SELECT queue, priority, run_at FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority, run_at LIMIT 1)
@@ -95,13 +101,15 @@ SELECT l.queue, l.priority, l.run_at <= n.now,
 		ORDER BY t.run_at LIMIT 1)
 FROM part l, (SELECT {now} AS now OFFSET 0) n`)
 
-	// ARRAY(SELECT … FOR UPDATE SKIP LOCKED) runs once. As IN (SELECT …) or a joined CTE the planner may run it
-	// again for every row when its statistics are stale. The rows are locked, so their ctid, which needs no index, stays
-	// theirs. Of the limits only the last one counts; see about. Rows behind it are not read, so not locked.
+	// ARRAY(SELECT … FOR UPDATE SKIP LOCKED) runs once. As IN (SELECT …) or a joined CTE the
+	// planner may run it again for every row when its statistics are stale. The rows are locked, so
+	// their ctid, which needs no index, stays theirs. Of the limits only the last one counts; see
+	// about. Rows behind it are not read, so not locked.
 	//
-	// Here and below, state || '' keeps the planner from finding a row of known id through a partial index on its state,
-	// which after a while holds mostly entries of dead rows.
-	// The mark of a partition keeps a refill from walking over index entries that a long transaction keeps alive.
+	// Here and below, state || '' keeps the planner from finding a row of known id through a
+	// partial index on its state, which after a while holds mostly entries of dead rows. The mark
+	// of a partition keeps a refill from walking over index entries that a long transaction keeps
+	// alive.
 	claim := func(param ...string) string {
 		return strings.NewReplacer("{process}", param[0], "{repeatable}", param[1], "{partitions}", param[2], "{until}", param[3],
 			"{funcs}", param[4], "{limit}", param[5]).Replace(`
@@ -142,14 +150,15 @@ WITH o AS MATERIALIZED (
 		finished_at)
 	SELECT d.*, {now} FROM d{new}
 )`
-	// Not ON CONFLICT (id): of a history in partitions the key is another. One by one, whatever the statistics say.
+	// Not ON CONFLICT (id): of a history in partitions the key is another. One by one, whatever the
+	// statistics say.
 	const isNew = "\n\tWHERE (SELECT x.id FROM {history} x WHERE x.id = d.id LIMIT 1) IS NULL"
 	running := strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version AND coalesce(t.process_id, '') = coalesce(o.process, '')", 1)
 	p.moveRunning = p.render(strings.Replace(running, "{new}", isNew, 1) + "\nSELECT id FROM d")
 	p.moveWaiting = p.render(strings.Replace(strings.Replace(move, "{new}", isNew, 1), "{fence}",
 		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1) + "\nSELECT id FROM d")
-	// What was moved is told as a list of ids, or as "all". An id that history has already makes these fail, which leaves it to
-	// Move: to look costs more than a tenth of the statement.
+	// What was moved is told as a list of ids, or as "all". An id that history has already makes
+	// these fail, which leaves it to Move: to look costs more than a tenth of the statement.
 	finish := strings.Replace(running, "{new}", "", 1)
 	const told = `SELECT CASE WHEN (SELECT count(*) FROM d) = (SELECT count(*) FROM o) THEN 'all'
 	ELSE (SELECT coalesce(json_agg(id), '[]')::text FROM d) END`
@@ -173,8 +182,9 @@ WHERE t.id = ANY (ARRAY(SELECT id FROM o)) AND t.id = o.id AND t.state || '' = '
 	AND coalesce(t.process_id, '') = coalesce(o.process, '')
 RETURNING t.id`)
 
-	// Only the head of each partition is looked at: that is where tasks stand that nobody takes, and it bounds the cost. What is
-	// looked at but not parked is not locked, or another process's claim would pass it over.
+	// Only the head of each partition is looked at: that is where tasks stand that nobody takes,
+	// and it bounds the cost. What is looked at but not parked is not locked, or another process's
+	// claim would pass it over.
 	p.park = p.render(`
 WITH live AS MATERIALIZED (
 	SELECT f.func, q.queue FROM {processes} p
@@ -211,8 +221,8 @@ WHERE t.id = ANY (ARRAY(
 SELECT {t.columns} FROM {tasks} t
 WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id)
 LIMIT $1::bigint FOR UPDATE OF t SKIP LOCKED`)
-	// One status after the other: in the order of time over all of them, every batch would sort all that is to go. A place is
-	// one of each partition, so what is found there is looked at again.
+	// One status after the other: in the order of time over all of them, every batch would sort all
+	// that is to go. A place is one of each partition, so what is found there is looked at again.
 	p.prune = p.render(`
 DELETE FROM {history} WHERE status = ANY (ARRAY(SELECT json_array_elements_text($1::text::json)))
 	AND finished_at < {now} - $2::bigint * interval '1 microsecond' AND ctid = ANY (ARRAY(
@@ -234,7 +244,8 @@ func (p *postgres) Latest() string { return "" }
 
 func (p *postgres) Text(column string) string { return "CAST(" + column + " AS text)" }
 
-// Isolation is not left to default_transaction_isolation: at a higher level a claim fails because of every other one.
+// Isolation is not left to default_transaction_isolation: at a higher level a claim fails because
+// of every other one.
 func (p *postgres) Isolation() sql.IsolationLevel { return sql.LevelReadCommitted }
 
 func (p *postgres) Unlock(context.Context, Conn) error { return nil }
@@ -377,8 +388,9 @@ func (p *postgres) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row)
 	return each(r, err, f)
 }
 
-// manyFuncs is a claim that looks functions up in a hash table. An array is compared element by element with each row, which
-// is faster while it is short. IS TRUE keeps the planner from making a join of it, which it might run the other way round.
+// manyFuncs is a claim that looks functions up in a hash table. An array is compared element by
+// element with each row, which is faster while it is short. IS TRUE keeps the planner from making a
+// join of it, which it might run the other way round.
 func manyFuncs(claim string) string {
 	return funcsInArray.ReplaceAllString(claim, "($1 IN ($2)) IS TRUE")
 }
@@ -388,10 +400,10 @@ var funcsInArray = regexp.MustCompile(`([ct]\.func) = ANY \(ARRAY\((SELECT json_
 // fewFuncs are compared one by one.
 const fewFuncs = 50
 
-// about tells the planner how many partitions and rows a claim is for, rounded up so that there are few texts to prepare. From
-// parameters it can know only by planning every single execution, or not at all; then it may take a claim for so large
-// that it compiles it (jit), for longer than it runs. A claim that shares its rows between partitions has a limit more, which
-// others do not pay for.
+// about tells the planner how many partitions and rows a claim is for, rounded up so that there are
+// few texts to prepare. From parameters it can know only by planning every single execution, or not
+// at all; then it may take a claim for so large that it compiles it (jit), for longer than it runs.
+// A claim that shares its rows between partitions has a limit more, which others do not pay for.
 func about(query string, q ClaimParams, args []any) (string, []any) {
 	limit, shared, share := q.Limit, "", ""
 	if 0 < q.Share && q.Share < q.Limit {
@@ -492,11 +504,12 @@ func (p *postgres) Lock(ctx context.Context, c Conn) error {
 
 func (p *postgres) Begin(context.Context, Conn) error { return nil }
 
-// StillIn does not ask: after an error the server refuses every statement until the rollback. Of an explicit COMMIT the
-// savepoint tells.
+// StillIn does not ask: after an error the server refuses every statement until the rollback. Of an
+// explicit COMMIT the savepoint tells.
 func (p *postgres) StillIn(context.Context, Conn) bool { return true }
 
-// Home is not always current_schema(), the first of the search_path: the tables may be in a later one.
+// Home is not always current_schema(), the first of the search_path: the tables may be in a later
+// one.
 func (p *postgres) Home(ctx context.Context, c Conn) (string, error) {
 	return home(c.QueryContext(ctx, `SELECT coalesce((SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 	WHERE c.oid = to_regclass($1) AND c.relpersistence <> 't'), current_schema())`, p.render("{tasks}")))

@@ -9,8 +9,9 @@ import (
 	"time"
 )
 
-// Check refuses connections on which a character would be changed or a time cannot be read, and those of a pooler that gives
-// each transaction another session while the driver keeps prepared statements in it.
+// Check refuses connections on which a character would be changed or a time cannot be read, and
+// those of a pooler that gives each transaction another session while the driver keeps prepared
+// statements in it.
 func (p *postgres) Check(ctx context.Context, c Conn) error {
 	var encoding, style string
 	r, err := c.QueryContext(ctx, "SELECT current_setting('client_encoding'), current_setting('DateStyle')")
@@ -21,7 +22,8 @@ func (p *postgres) Check(ctx context.Context, c Conn) error {
 	if encoding != "UTF8" {
 		errs = append(errs, fmt.Errorf("the session's client_encoding is %s: use client_encoding=UTF8", encoding))
 	}
-	// Only text depends on the style. The driver reads times as text when it does not prepare a statement.
+	// Only text depends on the style. The driver reads times as text when it does not prepare a
+	// statement.
 	if !strings.HasPrefix(style, "ISO") && !readsTimes(ctx, c) {
 		errs = append(errs, fmt.Errorf("the session's DateStyle is %q, in which the driver cannot read times: use datestyle=ISO", style))
 	}
@@ -38,8 +40,9 @@ func readsTimes(ctx context.Context, c Conn) bool {
 	return err == nil && at.Equal(time.Date(2020, 1, 2, 3, 4, 5, 678901000, time.UTC))
 }
 
-// checkPrepared executes one statement twice on one connection, the second time while another connection holds the session in
-// which a pooler has executed it the first time: most poolers hand out first what came back last.
+// checkPrepared executes one statement twice on one connection, the second time while another
+// connection holds the session in which a pooler has executed it the first time: most poolers hand
+// out first what came back last.
 func checkPrepared(ctx context.Context, pool *sql.DB) error {
 	if pool.Stats().MaxOpenConnections == 1 {
 		return nil
@@ -70,7 +73,8 @@ func checkPrepared(ctx context.Context, pool *sql.DB) error {
 	return unprepared(execute())
 }
 
-// unprepared is err if it says that the session is not the one in which the driver has prepared a statement.
+// unprepared is err if it says that the session is not the one in which the driver has prepared a
+// statement.
 func unprepared(err error) error {
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) && (state.SQLState() == "26000" || state.SQLState() == "42P05") {

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// arrayRow is a row that did not come as one, such as one that comes as the text of a JSON array: drivers that call into C
-// pay for each column of each row, more than for the whole statement.
+// arrayRow is a row that did not come as one, such as one that comes as the text of a JSON array:
+// drivers that call into C pay for each column of each row, more than for the whole statement.
 type arrayRow struct {
 	values []any // strings, also of numbers, and nil; for a sql.Scanner anything
 	broken bool
@@ -66,8 +66,9 @@ func assign(dest, value any) (err error) {
 	return err
 }
 
-// parse splits the array that json_array makes of columns: texts, numbers and NULLs. It is not for JSON in general. Bytes
-// that are no UTF-8 stay as they are, which a decoder would replace. A row that is no such array fails to scan.
+// parse splits the array that json_array makes of columns: texts, numbers and NULLs. It is not for
+// JSON in general. Bytes that are no UTF-8 stay as they are, which a decoder would replace. A row
+// that is no such array fails to scan.
 func (r arrayRow) parse(text string) arrayRow {
 	r.values, r.broken = r.values[:0], true
 	for rest := text; rest != "" && (rest[0] == ',' || rest[0] == '[' && len(r.values) == 0); {
@@ -97,7 +98,8 @@ func (r arrayRow) parse(text string) arrayRow {
 	return r
 }
 
-// unquote reads the string at the beginning of s and tells how long it is there; zero when there is none.
+// unquote reads the string at the beginning of s and tells how long it is there; zero when there is
+// none.
 func unquote(s string) (value string, n int) {
 	end := strings.IndexByte(s[1:], '"') + 1
 	if end > 0 && strings.IndexByte(s[1:end], '\\') < 0 {

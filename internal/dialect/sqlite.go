@@ -13,14 +13,14 @@ import (
 //go:embed sqlite.sql
 var sqliteSchema string
 
-// sqlite: version 3.38 and later, through any driver. Times are text of a fixed width in UTC, so that they compare as
-// strings; the clock has milliseconds.
+// sqlite: version 3.38 and later, through any driver. Times are text of a fixed width in UTC, so
+// that they compare as strings; the clock has milliseconds.
 type sqlite struct {
 	base
 	insert, probe, claim, claimPlainly, refill, refillPlainly, claimFirsts, claimFirstsPlainly, requeue, park, unpark, orphans, prune string
 
-	// What Move does in two steps, and of the second one whether it tells the ids. done is for tasks of which there is no
-	// more to say than that they succeeded.
+	// What Move does in two steps, and of the second one whether it tells the ids. done is for
+	// tasks of which there is no more to say than that they succeeded.
 	copyDone, copyRunning, copyWaiting, dropDone, dropRunning, dropWaiting, dropDoneTold, dropRunningTold, dropWaitingTold string
 }
 
@@ -42,8 +42,8 @@ SELECT r.value ->> 'id', r.value ->> 'func', r.value ->> 'args', r.value ->> 'ke
 FROM json_each(?1) r WHERE true
 ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
 RETURNING id, run_at, created_at`)
-	// The next partition in two steps: of (queue, priority) > (?, ?) the index search uses only the queue, and so walks the
-	// whole partition.
+	// The next partition in two steps: of (queue, priority) > (?, ?) the index search uses only the
+	// queue, and so walks the whole partition.
 	s.probe = s.render(`
 WITH RECURSIVE part(queue, priority) AS (
 	SELECT * FROM (SELECT queue, priority FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority LIMIT 1)
@@ -106,7 +106,8 @@ FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND `
 DELETE FROM {tasks} WHERE rowid IN (
 	SELECT t.rowid FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND {fence})`
 	once := "\nWHERE true ON CONFLICT (id) DO NOTHING"
-	// Each ->> parses the element again, so what most groups are need none: an object of versions by id, of one process.
+	// Each ->> parses the element again, so what most groups are need none: an object of versions
+	// by id, of one process.
 	done := strings.NewReplacer("coalesce(o.value ->> 'crashes', 0)", "0", "coalesce(o.value ->> 'errors', t.errors)", "t.errors",
 		"coalesce(o.value ->> 'reason', '')", "''", "o.value ->> 'status'", "'success'", "o.value ->> 'result'", "NULL",
 		"o.value ->> 'error'", "NULL", "o.value ->> 'id'", "o.key", "o.value ->> 'version'", "o.value",
@@ -227,9 +228,10 @@ func (s *sqlite) Clock(ctx context.Context, c Conn) (string, error) {
 	return list[0], nil
 }
 
-// Claim takes partition by partition: SQLite has no lateral joins, and there is no round trip to save. Only the first task of each of many
-// partitions can be had in one statement, which costs a third. It has no entries of rows that
-// are gone, but those of tasks that others are to run: behind a mark they are not read again.
+// Claim takes partition by partition: SQLite has no lateral joins, and there is no round trip to
+// save. Only the first task of each of many partitions can be had in one statement, which costs a
+// third. It has no entries of rows that are gone, but those of tasks that others are to run: behind
+// a mark they are not read again.
 func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) error) error {
 	n := 0
 	some := func(claim, plainly string, params ...any) error {
@@ -275,7 +277,8 @@ func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) e
 	return nil
 }
 
-// Move needs a transaction: SQLite has no CTEs that write. Its first statement writes, so a deferred one will do.
+// Move needs a transaction: SQLite has no CTEs that write. Its first statement writes, so a
+// deferred one will do.
 func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error) {
 	if from == FromWaiting {
 		return s.move(ctx, c, s.copyWaiting, s.dropWaiting, s.dropWaitingTold, idsOf(rows), encode(rows))
@@ -283,8 +286,8 @@ func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([
 	var others []Outcome
 	moved, seen, done := make([]string, 0, len(rows)), make(map[string]bool, len(rows)), append(make([]byte, 0, 64*len(rows)), '{')
 	for _, o := range rows {
-		// A group may hold outcomes of two claims of one task, of which one was lost, and of two processes, since the same
-		// dispatcher is a new one after it was declared dead.
+		// A group may hold outcomes of two claims of one task, of which one was lost, and of two
+		// processes, since the same dispatcher is a new one after it was declared dead.
 		if seen[o.ID] || o.Version == nil || o != (Outcome{ID: o.ID, Version: o.Version, Process: rows[0].Process, Status: "success"}) {
 			others = append(others, o)
 			continue
@@ -367,7 +370,8 @@ func (s *sqlite) Orphans(ctx context.Context, c Conn, limit int, f func(Row) err
 	return each(r, err, f)
 }
 
-// Prune takes one status after the other: in the order of time over all of them, every batch would sort all that is to go.
+// Prune takes one status after the other: in the order of time over all of them, every batch would
+// sort all that is to go.
 func (s *sqlite) Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (n int64, err error) {
 	for _, status := range statuses(errors) {
 		if n == int64(limit) {
@@ -382,8 +386,8 @@ func (s *sqlite) Prune(ctx context.Context, c Conn, errors bool, age time.Durati
 	return n, nil
 }
 
-// Lock takes the file's write lock, which the transaction then holds. The version table is the first of the schema; where
-// it is there already, a statement that changes nothing takes the lock.
+// Lock takes the file's write lock, which the transaction then holds. The version table is the
+// first of the schema; where it is there already, a statement that changes nothing takes the lock.
 func (s *sqlite) Lock(ctx context.Context, c Conn) error {
 	if _, err := c.ExecContext(ctx, s.Schema()[0]); err != nil {
 		return err
@@ -392,15 +396,16 @@ func (s *sqlite) Lock(ctx context.Context, c Conn) error {
 	return err
 }
 
-// Begin takes the write lock: in a deferred transaction, a read followed by a write fails at once if another connection
-// wrote in between, whatever the busy timeout.
+// Begin takes the write lock: in a deferred transaction, a read followed by a write fails at once
+// if another connection wrote in between, whatever the busy timeout.
 func (s *sqlite) Begin(ctx context.Context, c Conn) error {
 	_, err := c.ExecContext(ctx, s.render("DELETE FROM {tasks} WHERE false"))
 	return err
 }
 
-// StillIn tries to begin a transaction, which fails in one and changes nothing. After a full disk, an I/O error, an
-// interruption of a writing statement or too little memory SQLite may have rolled back (lang_transaction.html).
+// StillIn tries to begin a transaction, which fails in one and changes nothing. After a full disk,
+// an I/O error, an interruption of a writing statement or too little memory SQLite may have rolled
+// back (lang_transaction.html).
 func (s *sqlite) StillIn(ctx context.Context, c Conn) bool {
 	if _, err := c.ExecContext(ctx, "BEGIN"); err != nil {
 		return true

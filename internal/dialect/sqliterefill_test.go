@@ -10,7 +10,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// A refill reads neither what an earlier claim has passed over nor leaves out what has the start time of its mark.
+// A refill reads neither what an earlier claim has passed over nor leaves out what has the start
+// time of its mark.
 func TestRefillOfSQLiteBeginsAtTheMark(t *testing.T) {
 	t.Parallel()
 	db, err := sql.Open("sqlite3", testdb.SQLiteDSN(t))

@@ -100,7 +100,8 @@ func TestSQLiteRowsComeAsTheyAre(t *testing.T) {
 	}
 }
 
-// A group may hold outcomes of two claims of one task, when it was taken away from the first run and came back.
+// A group may hold outcomes of two claims of one task, when it was taken away from the first run
+// and came back.
 func TestSQLiteFinishKnowsTwoClaimsOfATaskApart(t *testing.T) {
 	db, d := emptySQLite(t)
 	lost, current := int64(2), int64(5)

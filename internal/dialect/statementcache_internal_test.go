@@ -10,7 +10,8 @@ import (
 	_ "github.com/mattn/go-sqlite3"
 )
 
-// The loop, the writer and the heartbeat ask for statements at any time, also while another prepares what was asked for.
+// The loop, the writer and the heartbeat ask for statements at any time, also while another
+// prepares what was asked for.
 func TestStatementsAreAskedForAtOnce(t *testing.T) {
 	pool, err := sql.Open("sqlite3", filepath.Join(t.TempDir(), "statements.db"))
 	if err != nil {

@@ -73,7 +73,8 @@ func TestEveryPlaceholderIsFilled(t *testing.T) {
 	})
 }
 
-// A statement whose text changed with the time or the number of rows would be prepared again and again.
+// A statement whose text changed with the time or the number of rows would be prepared again and
+// again.
 func TestStatementTextsAreConstant(t *testing.T) {
 	number := regexp.MustCompile(`20[2-9][0-9]-`)
 	eachDialect(t, nil, plain(""), func(t *testing.T, d Dialect) {

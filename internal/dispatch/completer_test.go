@@ -12,7 +12,8 @@ import (
 
 var somePartition = dialect.Partition{Queue: "default", Priority: 2}
 
-// Only where a claim that finds nothing costs no more than a look, and where it is known what to claim.
+// Only where a claim that finds nothing costs no more than a look, and where it is known what to
+// claim.
 func TestExpectedTasksAreClaimedWithoutAPoll(t *testing.T) {
 	for _, c := range []struct {
 		name       string
@@ -100,8 +101,8 @@ func TestLoopShutdownWaitsForARefill(t *testing.T) {
 	})
 }
 
-// What looks like strays may be what an exchange has claimed; that it is not so any more when the exchange ends must not keep
-// others from claiming for ever.
+// What looks like strays may be what an exchange has claimed; that it is not so any more when the
+// exchange ends must not keep others from claiming for ever.
 func TestLoopRecoveryThatIsNotNeededAnyMore(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		d, n := duringRefill(t)
@@ -120,7 +121,8 @@ func TestLoopRecoveryThatIsNotNeededAnyMore(t *testing.T) {
 	})
 }
 
-// The rows that a failed exchange had locked may have been passed over by another, whose marks are behind them.
+// The rows that a failed exchange had locked may have been passed over by another, whose marks are
+// behind them.
 func TestLoopPollsAfterAFailedRefill(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0, false)
@@ -146,7 +148,8 @@ func TestLoopPollsAfterAFailedRefill(t *testing.T) {
 	})
 }
 
-// A task that this process has lost and claimed again may end twice in one group: only the last claim was written.
+// A task that this process has lost and claimed again may end twice in one group: only the last
+// claim was written.
 func TestLoopGroupWithTwoClaimsOfOneTask(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		p := memoryConfig(false)
@@ -166,7 +169,8 @@ func TestLoopGroupWithTwoClaimsOfOneTask(t *testing.T) {
 	})
 }
 
-// Between the end of a group's runs and the beginning of those that were claimed for its slots, these look free.
+// Between the end of a group's runs and the beginning of those that were claimed for its slots,
+// these look free.
 func TestLoopSlotsThatAGroupLeavesAreNotFree(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0, false)

@@ -9,12 +9,13 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// backlog is what a dispatcher knows of the due tasks: the partitions that the last poll found, less those that a claim has
-// emptied since, and how far claims have come in each. A partition is a queue at a priority. The loop and the writers of
-// outcomes claim from it.
+// backlog is what a dispatcher knows of the due tasks: the partitions that the last poll found,
+// less those that a claim has emptied since, and how far claims have come in each. A partition is a
+// queue at a priority. The loop and the writers of outcomes claim from it.
 //
-// Queues take turns, and priority orders the tasks of one queue. A claim asks the next queues for an equal share each, so its
-// size bounds what it sends, whatever the number of queues, and a queue with many tasks does not keep another one waiting.
+// Queues take turns, and priority orders the tasks of one queue. A claim asks the next queues for
+// an equal share each, so its size bounds what it sends, whatever the number of queues, and a queue
+// with many tasks does not keep another one waiting.
 type cursors struct {
 	mu     sync.Mutex
 	firsts bool                // the database claims the first tasks of many queues faster than any more of each
@@ -37,15 +38,16 @@ type duePartition struct {
 	cursor   dialect.Cursor // the last task that was claimed from it
 }
 
-// smallShare is what some claims of one task of each queue give rather than one claim, where that is one statement and a larger
-// share a statement for each queue.
+// smallShare is what some claims of one task of each queue give rather than one claim, where that
+// is one statement and a larger share a statement for each queue.
 const smallShare = 8
 
 // minQueues is how many queues even a small claim asks, because some may be empty.
 const minQueues = 16
 
-// found takes over what a poll has found. The cursors of earlier claims are gone with it: a late commit, a retry or a
-// reschedule may have put a task below them. Queues keep their turns, and new ones come last.
+// found takes over what a poll has found. The cursors of earlier claims are gone with it: a late
+// commit, a retry or a reschedule may have put a task below them. Queues keep their turns, and new
+// ones come last.
 func (b *cursors) found(partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -74,7 +76,8 @@ func (b *cursors) found(partitions []dialect.Partition) {
 	}
 }
 
-// add puts a partition where its turn is; b.mu must be held. Its cursor, if it has one, is forgotten.
+// add puts a partition where its turn is; b.mu must be held. Its cursor, if it has one, is
+// forgotten.
 func (b *cursors) add(l dialect.Partition) {
 	q := b.queues[l.Queue]
 	if q == nil {
@@ -94,7 +97,8 @@ func (q *dueQueue) find(priority int) (int, bool) {
 	})
 }
 
-// expect adds partitions in which something may have become due since the last poll, below the cursors of earlier claims.
+// expect adds partitions in which something may have become due since the last poll, below the
+// cursors of earlier claims.
 func (b *cursors) expect(partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -132,9 +136,10 @@ type turn struct {
 	read       int
 }
 
-// take gives a claim of up to limit rows the next queues and moves their turns on. Of a single queue it asks all priorities in
-// their order, one after the other as each is empty. Of several queues it asks only the first priority of each: whatever share
-// of a queue a claim takes, nothing of a later priority starts before a claim has found the earlier one empty.
+// take gives a claim of up to limit rows the next queues and moves their turns on. Of a single
+// queue it asks all priorities in their order, one after the other as each is empty. Of several
+// queues it asks only the first priority of each: whatever share of a queue a claim takes, nothing
+// of a later priority starts before a claim has found the earlier one empty.
 func (b *cursors) take(limit int) (t turn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -171,8 +176,8 @@ func (b *cursors) take(limit int) (t turn) {
 	return t
 }
 
-// claimed notes what a claim of up to limit rows has found: how far it has come, and which partitions it has emptied. Those
-// come back with the next poll, if something is due in them.
+// claimed notes what a claim of up to limit rows has found: how far it has come, and which
+// partitions it has emptied. Those come back with the next poll, if something is due in them.
 func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -214,7 +219,8 @@ func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 	}
 }
 
-// atHeads are the next partitions, at most limit, at whose heads park is to look: all that were due have their turn.
+// atHeads are the next partitions, at most limit, at whose heads park is to look: all that were due
+// have their turn.
 func (b *cursors) atHeads(limit int) (partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

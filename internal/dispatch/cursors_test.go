@@ -10,7 +10,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// due is a backlog after a poll that found some partitions, each named by its queue and its priority.
+// due is a backlog after a poll that found some partitions, each named by its queue and its
+// priority.
 func due(partitions ...dialect.Partition) *cursors {
 	b := new(cursors)
 	b.found(partitions)
@@ -48,7 +49,8 @@ func TestBacklogBelievesTheLastPoll(t *testing.T) {
 	}
 }
 
-// What was committed a moment ago may lie below the cursor, and a claim that was under way has not seen it.
+// What was committed a moment ago may lie below the cursor, and a claim that was under way has not
+// seen it.
 func TestBacklogExpectsTasksBelowTheCursor(t *testing.T) {
 	b := due(somePartition)
 	b.claimed(b.take(10), 10, rows(somePartition, 10))

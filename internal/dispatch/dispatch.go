@@ -354,8 +354,8 @@ func untilReachable(ctx context.Context, cfg Config, o *outages, stay bool, f fu
 	for {
 		limited, cancel := context.WithTimeout(ctx, cfg.statementLimit())
 		err := f(limited)
-		// Where one at a time can write, a long wait is one for a lock: a busy timeout may be longer
-		// than ours.
+		// Where one at a time can write, a long wait is one for a lock: a busy timeout may be
+		// longer than ours.
 		locked := cfg.Serial && limited.Err() != nil
 		cancel()
 		class := dialect.Classify(err)

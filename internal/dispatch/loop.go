@@ -92,7 +92,8 @@ func (d *dispatcher) dispatch(ctx context.Context, why reason) (asked bool, err 
 // expect has due tasks claimed from some partitions, without a poll before; without partitions,
 // from any.
 func (d *dispatcher) expect(partitions []dialect.Partition) {
-	// Where a claim is several statements, one that finds nothing takes locks, and more than a poll.
+	// Where a claim is several statements, one that finds nothing takes locks, and more than a
+	// poll.
 	if partitions == nil || !d.store.Dialect.OneStatement() {
 		d.wake()
 		return
@@ -116,8 +117,8 @@ func (d *dispatcher) start(list []store.Claimed) int {
 	})
 	got := len(list)
 	if d.seen != nil {
-		// Only a clock that stands still lets a task come back within one RunDue. It is kept until the end: given back
-		// now, it would be claimed again and again.
+		// Only a clock that stands still lets a task come back within one RunDue. It is kept until
+		// the end: given back now, it would be claimed again and again.
 		list = slices.DeleteFunc(list, func(c store.Claimed) bool {
 			if d.seen[c.Task.ID] {
 				d.held = append(d.held, *requeue(c.Task, 0, 1, 0, nil).requeue)

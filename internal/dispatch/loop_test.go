@@ -16,8 +16,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// bubble is synctest.Test, but not under the race detector, which now and then ends the process there
-// (golang/go#78156); make test runs these tests without it.
+// bubble is synctest.Test, but not under the race detector, which now and then ends the process
+// there (golang/go#78156); make test runs these tests without it.
 func bubble(t *testing.T, test func(*testing.T)) {
 	if racing {
 		t.Skip("the race detector does not stand testing/synctest: golang/go#78156")
@@ -25,13 +25,15 @@ func bubble(t *testing.T, test func(*testing.T)) {
 	synctest.Test(t, test)
 }
 
-// TestLoop runs whole dispatchers under a fake clock, on a database in memory that delays, fails before and fails after
-// the fact, whose processes are cut off, killed and restarted. What happens follows from the seed, but for the order in
-// which goroutines run. OUTBOX_LOOP_SEED=n runs one seed and logs, OUTBOX_LOOP_SEEDS=n as many as you like.
+// TestLoop runs whole dispatchers under a fake clock, on a database in memory that delays, fails
+// before and fails after the fact, whose processes are cut off, killed and restarted. What happens
+// follows from the seed, but for the order in which goroutines run. OUTBOX_LOOP_SEED=n runs one
+// seed and logs, OUTBOX_LOOP_SEEDS=n as many as you like.
 //
-// After each seed: every task has ended exactly once, transactional work is there exactly once, nothing ran too often or
-// too early, no more was claimed than there were slots, all slots are free again, nobody was buried alive, handlers of a
-// process that had lost its lease were told, and each Run returned within its bound.
+// After each seed: every task has ended exactly once, transactional work is there exactly once,
+// nothing ran too often or too early, no more was claimed than there were slots, all slots are free
+// again, nobody was buried alive, handlers of a process that had lost its lease were told, and each
+// Run returned within its bound.
 func TestLoop(t *testing.T) {
 	if only := os.Getenv("OUTBOX_LOOP_SEED"); only != "" {
 		seed, err := strconv.Atoi(only)
@@ -62,8 +64,8 @@ func TestLoop(t *testing.T) {
 	}
 }
 
-// Seed 34 found it: others may soon take the tasks of a process over that is silent, so its handlers have been told to stop;
-// a claim whose reply came after that started another.
+// Seed 34 found it: others may soon take the tasks of a process over that is silent, so its
+// handlers have been told to stop; a claim whose reply came after that started another.
 func TestLoopStartsNothingAfterItsLease(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		s := newSim(t, 0, false)
@@ -110,8 +112,8 @@ func TestLoopStartsNothingAfterItsContext(t *testing.T) {
 	})
 }
 
-// While the lease is over nothing is claimed, and whatever wakes the loop meanwhile is used up. So there has to be a look
-// afterwards, also when the process was declared dead and has begun anew.
+// While the lease is over nothing is claimed, and whatever wakes the loop meanwhile is used up. So
+// there has to be a look afterwards, also when the process was declared dead and has begun anew.
 func TestLoopLooksAgainAfterItsLease(t *testing.T) {
 	for _, buried := range []bool{false, true} {
 		t.Run(fmt.Sprintf("buried %v", buried), func(t *testing.T) {

@@ -15,9 +15,10 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// memory is a database in memory for tests under a fake clock: rows by key, row locks, transactions that others see when
-// they commit. Its statements do what internal/dialect asks of real ones. A serial one lets one transaction write at a
-// time. Nothing blocks on anything but channels and timers.
+// memory is a database in memory for tests under a fake clock: rows by key, row locks, transactions
+// that others see when they commit. Its statements do what internal/dialect asks of real ones. A
+// serial one lets one transaction write at a time. Nothing blocks on anything but channels and
+// timers.
 type memory struct {
 	serial bool
 

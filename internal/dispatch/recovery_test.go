@@ -36,7 +36,8 @@ func owner(t *testing.T, attempt int) (d *dispatcher, row func() store.Task) {
 	}
 }
 
-// A process that was frozen while a transaction began sees that its last heartbeat is too old before its timers do.
+// A process that was frozen while a transaction began sees that its last heartbeat is too old
+// before its timers do.
 func TestTransactionThatBeganTooLateRunsNothing(t *testing.T) {
 	for _, late := range []bool{false, true} {
 		t.Run(fmt.Sprintf("late %v", late), func(t *testing.T) {

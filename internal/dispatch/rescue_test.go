@@ -43,7 +43,8 @@ func TestLoopFindsADeadProcessWhenTheLimitEnds(t *testing.T) {
 				if err := <-done; err != nil {
 					t.Error(err)
 				}
-				// The observer sees the last count within a heartbeat, and for the limit from then on.
+				// The observer sees the last count within a heartbeat, and for the limit from then
+				// on.
 				if took < simLimit || took > simLimit+simHeartbeat-offset%simHeartbeat+50*time.Millisecond {
 					t.Errorf("found after %v, with a limit of %v and a heartbeat of %v", took, simLimit, simHeartbeat)
 				}

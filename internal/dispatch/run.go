@@ -73,8 +73,8 @@ var (
 
 func (d *dispatcher) newRun(c store.Claimed) *run {
 	r := &run{d: d, task: c.Task, broken: c.Err, handler: d.cfg.Functions[c.Task.Func]}
-	// It has no parent that ends, which all runs would have to enter and to leave: what ends them all
-	// knows them.
+	// It has no parent that ends, which all runs would have to enter and to leave: what ends them
+	// all knows them.
 	r.base.task, r.base.cfg = c.Task, &d.cfg
 	r.base.Context, r.cancel = context.WithCancelCause(d.values)
 	r.ctx = &r.base
@@ -95,14 +95,15 @@ func (r *run) execute() {
 		return
 	}
 	if t := r.task; t.StartedAt != nil && t.RunAt.After(*t.StartedAt) {
-		// Somebody has written the start time in a form that the database compares otherwise, as a number sorts before every
-		// text on one that takes both. Given back, it has the library's.
+		// Somebody has written the start time in a form that the database compares otherwise, as a
+		// number sorts before every text on one that takes both. Given back, it has the library's.
 		r.d.log.Warn("outbox: the start time was stored in another form, the task waits for it", r.attrs("run_at", t.RunAt)...)
 		r.finish(result{giveBack: true, delay: t.RunAt.Sub(*t.StartedAt)})
 		return
 	}
 	if r.handler == nil {
-		// The claim asks for registered functions only; this is a path that the database takes for another's equal.
+		// The claim asks for registered functions only; this is a path that the database takes for
+		// another's equal.
 		r.misfit(errOtherPath)
 		return
 	}
@@ -152,7 +153,8 @@ func (r *run) execute() {
 		func(value any, res result) { r.finish(r.judge(value, res)) })
 }
 
-// mayStart reports whether the handler may still be called: the process drains otherwise, or the claim is another's.
+// mayStart reports whether the handler may still be called: the process drains otherwise, or the
+// claim is another's.
 func (r *run) mayStart() bool {
 	return !r.d.draining.Load() && r.base.Err() == nil && r.d.lease.owns(r.task)
 }
@@ -173,8 +175,8 @@ func (r *run) tellStart() {
 	}
 }
 
-// rescue is the last line against code of the application that fails where the handler's guard does not reach, such as a
-// method of an argument or of an error. It is deferred.
+// rescue is the last line against code of the application that fails where the handler's guard does
+// not reach, such as a method of an argument or of an error. It is deferred.
 func (r *run) rescue() {
 	v, ended := recover(), r.state.ended()
 	if v == nil && ended {
@@ -196,9 +198,9 @@ func (r *run) rescue() {
 
 var errOtherPath = errors.New("no handler is registered under exactly this path, which the database takes for equal to another one")
 
-// misfit is for a task that does not fit this process's handler. It may fit another's: in a rolling deploy an old process
-// meets arguments that a newer one has made. So the task goes back as long as another live process has the function, for
-// about an hour.
+// misfit is for a task that does not fit this process's handler. It may fit another's: in a rolling
+// deploy an old process meets arguments that a newer one has made. So the task goes back as long as
+// another live process has the function, for about an hour.
 func (r *run) misfit(err error) {
 	if misfits(r.task) >= maxMisfits || !r.d.othersHave(r.task) {
 		r.unfit(err)

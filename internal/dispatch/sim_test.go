@@ -27,7 +27,8 @@ const (
 	simCancel    = time.Second
 	simFaults    = 25 * time.Second // so long things go wrong
 	simStray     = 20 * time.Second // so long a handler may ignore its context
-	// The loop may be in two claims, which are not cut short; then the graces, the recording, and the farewell.
+	// The loop may be in two claims, which are not cut short; then the graces, the recording, and
+	// the farewell.
 	simStop = 2*simStatement + simGrace + simCancel + simStatement + simStatement + 100*time.Millisecond
 )
 
@@ -459,8 +460,8 @@ func (n *simNode) work(ctx context.Context, task *store.Task, rng simRand) error
 	return nil
 }
 
-// silent reports that a handler was not told that its process may be declared dead. A serial database's lock keeps
-// heartbeats back, but also those who would take over.
+// silent reports that a handler was not told that its process may be declared dead. A serial
+// database's lock keeps heartbeats back, but also those who would take over.
 func (n *simNode) silent(ctx context.Context, task *store.Task) bool {
 	n.s.m.mu.Lock()
 	p, there := n.s.m.rows["process "+*task.ProcessID].(memProcess)

@@ -9,7 +9,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// BenchmarkRun runs 100 claimed tasks, from the claim's reply to the free slots; nothing is written.
+// BenchmarkRun runs 100 claimed tasks, from the claim's reply to the free slots; nothing is
+// written.
 func BenchmarkRun(b *testing.B) {
 	cfg := memoryConfig(false)
 	cfg.Functions["speed.run"] = ordinary(func(context.Context) error { return nil })

@@ -10,13 +10,15 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// What becomes of a task after a run: pure functions of the task, as it was claimed, and of how the run ended.
+// What becomes of a task after a run: pure functions of the task, as it was claimed, and of how the
+// run ended.
 
-// maxCrashes of repeatable runs: a task that kills its process again and again must not do so for ever.
+// maxCrashes of repeatable runs: a task that kills its process again and again must not do so for
+// ever.
 const maxCrashes = 3
 
-// maxMisfits bounds how often a task goes back because it does not fit the process that has claimed it: with the default
-// backoff between them that takes over an hour, in which a deploy is over.
+// maxMisfits bounds how often a task goes back because it does not fit the process that has claimed
+// it: with the default backoff between them that takes over an hour, in which a deploy is over.
 const maxMisfits = 12
 
 // A task keeps its first failed attempt and the latest of the others, each with a shortened text.

@@ -10,8 +10,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// Tx is the transaction that a transactional handler gets. It cannot end it, and it cannot use it once it has
-// returned. GORM's nested transactions work: they are savepoints.
+// Tx is the transaction that a transactional handler gets. It cannot end it, and it cannot use it
+// once it has returned. GORM's nested transactions work: they are savepoints.
 type Tx struct {
 	Tx      *sql.Tx // not embedded, for its other methods would pass the guard by
 	dialect dialect.Dialect
@@ -36,8 +36,9 @@ func (g *Tx) Rollback() error {
 
 var errTxUndone = errors.New("the handler's transaction has ended, by a statement of its own or after an error of the database")
 
-// close waits for the statement that is under way, of a goroutine that the handler has left behind, and refuses those that come
-// later. Some drivers would take the reply to one statement for that to another.
+// close waits for the statement that is under way, of a goroutine that the handler has left behind,
+// and refuses those that come later. Some drivers would take the reply to one statement for that to
+// another.
 func (g *Tx) close() {
 	g.use.Lock()
 	defer g.use.Unlock()
@@ -81,7 +82,8 @@ func (g *Tx) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error
 	return g.prepared(s), nil
 }
 
-// StmtContext is what GORM executes prepared statements through, of which it keeps those of earlier transactions, too.
+// StmtContext is what GORM executes prepared statements through, of which it keeps those of earlier
+// transactions, too.
 func (g *Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) *sql.Stmt {
 	g.use.RLock()
 	defer g.use.RUnlock()
@@ -118,8 +120,8 @@ func (g *Tx) QueryRowContext(ctx context.Context, query string, args ...any) *sq
 	return g.Tx.QueryRowContext(ctx, query, args...)
 }
 
-// refused is a context that has ended with an error of our own. A *sql.Row and a *sql.Stmt, which cannot be made with one,
-// have it from the context, and touch nothing.
+// refused is a context that has ended with an error of our own. A *sql.Row and a *sql.Stmt, which
+// cannot be made with one, have it from the context, and touch nothing.
 type refused struct {
 	context.Context
 	err error

@@ -82,7 +82,8 @@ func (r *run) tryTransaction(args reflect.Value) txTry {
 		passes := class == dialect.Retry || class == dialect.Busy || class == dialect.Lost || err == errNoReply
 		return txTry{end: txNotBegun, result: result{err: err}, passes: passes, retry: class == dialect.Retry}
 	}
-	// On a connection that is half open no reply ever comes. The handler has its Timeout; what is done around it has this.
+	// On a connection that is half open no reply ever comes. The handler has its Timeout; what is
+	// done around it has this.
 	ctx, giveUp := context.WithCancelCause(r.ctx)
 	defer giveUp(errEnded)
 	limit := max(r.d.cfg.HeartbeatLimit, time.Second)
@@ -137,12 +138,13 @@ func (r *run) tryTransaction(args reflect.Value) txTry {
 		}
 		return try
 	}
-	// The handler may have returned because its context has ended, before those that were made from it, such as this
-	// transaction's, have.
+	// The handler may have returned because its context has ended, before those that were made from
+	// it, such as this transaction's, have.
 	err = r.ctx.Err()
 	if err == nil {
-		// A savepoint that is gone shows that the transaction was ended, or undone by the database after an error that the
-		// handler swallowed; whatever the handler wrote since then would have been committed by itself.
+		// A savepoint that is gone shows that the transaction was ended, or undone by the database
+		// after an error that the handler swallowed; whatever the handler wrote since then would
+		// have been committed by itself.
 		_, err = tx.ExecContext(ctx, "RELEASE SAVEPOINT "+runSavepoint)
 	}
 	if err != nil {
@@ -203,8 +205,8 @@ func (r *run) cutShort(res result) result {
 	return r.judge(nil, result{reason: ReasonFailed, err: r.ctx.Err(), text: guard.ErrorText(context.Cause(r.ctx)), duration: res.duration})
 }
 
-// cutOff: the connection went while the handler ran. Nothing has lasted, but the handler may be the cause, so it counts as
-// a crash.
+// cutOff: the connection went while the handler ran. Nothing has lasted, but the handler may be the
+// cause, so it counts as a crash.
 func (r *run) cutOff(res result) result {
 	return r.failure(ReasonInterrupted, fmt.Errorf("the transaction's connection was lost: %w", res.err), false)
 }
@@ -263,9 +265,9 @@ func (d *dispatcher) canWrite() bool {
 	return err == nil && alive
 }
 
-// inDoubt finds out whether a COMMIT whose reply was lost took effect. Locking the task's row waits for the transaction in
-// question: if the row is there then, nothing was committed; if it is gone, history tells. away says that the database
-// could not be asked at first.
+// inDoubt finds out whether a COMMIT whose reply was lost took effect. Locking the task's row waits
+// for the transaction in question: if the row is there then, nothing was committed; if it is gone,
+// history tells. away says that the database could not be asked at first.
 func (r *run) inDoubt(o dialect.Outcome) (committed, away bool) {
 	ctx := context.WithoutCancel(r.ctx)
 	for {

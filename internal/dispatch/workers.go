@@ -2,10 +2,11 @@ package dispatch
 
 import "sync"
 
-// workers are goroutines that run what was claimed, one task after the other: a new one for each run would have to grow its
-// stack each time. Nor is one woken up for each run, which costs more than a short handler does: whoever takes a run wakes up
-// one more if there is another to take, and nobody has been woken up for it yet. So handlers that take their time have all
-// started as soon as the scheduler lets them, and those that return at once need few goroutines.
+// workers are goroutines that run what was claimed, one task after the other: a new one for each
+// run would have to grow its stack each time. Nor is one woken up for each run, which costs more
+// than a short handler does: whoever takes a run wakes up one more if there is another to take, and
+// nobody has been woken up for it yet. So handlers that take their time have all started as soon as
+// the scheduler lets them, and those that return at once need few goroutines.
 type workers struct {
 	mu    sync.Mutex
 	queue []*run
@@ -25,7 +26,8 @@ func (d *dispatcher) run(runs []*run) {
 	}
 }
 
-// more reports whether somebody is to be woken up, which the caller does then. It is for who holds the mutex.
+// more reports whether somebody is to be woken up, which the caller does then. It is for who holds
+// the mutex.
 func (w *workers) more() bool {
 	if len(w.queue) == 0 || w.woken {
 		return false
@@ -63,7 +65,8 @@ func (d *dispatcher) take(woken bool) (r *run) {
 	return r
 }
 
-// work is a worker: it ends when the dispatcher drains, or when a handler ends it with runtime.Goexit.
+// work is a worker: it ends when the dispatcher drains, or when a handler ends it with
+// runtime.Goexit.
 func (d *dispatcher) work() {
 	var reserve [5 << 10]byte // in use, so that the collector does not halve the stack, which the next handler would have to grow again
 	defer keep(&reserve)

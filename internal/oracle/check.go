@@ -32,8 +32,8 @@ func (v Violation) String() string {
 	return fmt.Sprintf("%s: %s\n%s", v.Invariant, v.What, v.Story)
 }
 
-// Check reports every violation there is. It may be asked at any time, also while tasks run; an error means that the
-// database could not be read. Ordered by task.
+// Check reports every violation there is. It may be asked at any time, also while tasks run; an
+// error means that the database could not be read. Ordered by task.
 func (o *Oracle) Check(ctx context.Context, q Question) ([]Violation, error) {
 	ids := make([]string, len(q.Created))
 	for i, e := range q.Created {

@@ -1,8 +1,10 @@
-// Package oracle tells whether the library kept its promises, from the tables alone, after whatever was done to it.
+// Package oracle tells whether the library kept its promises, from the tables alone, after whatever
+// was done to it.
 //
-// Handlers leave two kinds of trace. An [Effect] is written inside the handler's transaction, a [Run] outside of it; neither
-// has a unique key that would hide a second one. Whoever creates tasks keeps a list of [Expect]. [Oracle.Check] reads
-// these, the tasks and the history, and reports every violation of the [Invariant]s with the task's whole story.
+// Handlers leave two kinds of trace. An [Effect] is written inside the handler's transaction, a
+// [Run] outside of it; neither has a unique key that would hide a second one. Whoever creates tasks
+// keeps a list of [Expect]. [Oracle.Check] reads these, the tasks and the history, and reports
+// every violation of the [Invariant]s with the task's whole story.
 //
 //	o, err := oracle.New(db, nil)
 //	err = o.Migrate(ctx)
@@ -106,8 +108,8 @@ func (Effect) TableName(namer schema.Namer) string { return namer.TableName("Out
 // TableName keeps the table out of the application's way.
 func (Run) TableName(namer schema.Namer) string { return namer.TableName("OutboxOracleRun") }
 
-// Oracle reads one database. It remembers the history that it has seen, by which it finds changes. Its methods are safe for
-// concurrent use.
+// Oracle reads one database. It remembers the history that it has seen, by which it finds changes.
+// Its methods are safe for concurrent use.
 type Oracle struct {
 	db, runs *gorm.DB
 	now      string // the database's clock in SQL
@@ -117,8 +119,9 @@ type Oracle struct {
 	seen map[string]mark // history rows by task
 }
 
-// New makes an oracle. Runs are written to a database of their own if runs is not nil: a transactional handler's run
-// needs that where one transaction at a time can write. It must be of the same kind, on the same machine's clock.
+// New makes an oracle. Runs are written to a database of their own if runs is not nil: a
+// transactional handler's run needs that where one transaction at a time can write. It must be of
+// the same kind, on the same machine's clock.
 func New(db, runs *gorm.DB) (*Oracle, error) {
 	d, err := dialect.New(db.Dialector.Name(), dialect.Names{Index: func(string, string) string { return "" }}, nil)
 	if err != nil {
@@ -142,8 +145,8 @@ func (o *Oracle) Migrate(ctx context.Context) error {
 	return nil
 }
 
-// Ran records that the handler of ctx was called: to be called first, and only once, in the handler. A handler whose run
-// cannot be recorded must return the error.
+// Ran records that the handler of ctx was called: to be called first, and only once, in the
+// handler. A handler whose run cannot be recorded must return the error.
 func (o *Oracle) Ran(ctx context.Context) error {
 	task, ok := outbox.TaskFrom(ctx)
 	if !ok {
@@ -170,8 +173,8 @@ func (o *Oracle) trace(task *outbox.TaskModel) map[string]any {
 	}
 }
 
-// Forget drops what is known of tasks, in the tables of effects and runs too, so that a long test needs no more and more
-// memory. A run that is written later looks like a phantom.
+// Forget drops what is known of tasks, in the tables of effects and runs too, so that a long test
+// needs no more and more memory. A run that is written later looks like a phantom.
 func (o *Oracle) Forget(ctx context.Context, tasks []string) error {
 	o.mu.Lock()
 	for _, id := range tasks {

@@ -18,8 +18,8 @@ type facts struct {
 	runs    []Run
 }
 
-// snapshot is all that the tables hold about some tasks at one moment. Runs, which may be in another database, are read
-// after that moment.
+// snapshot is all that the tables hold about some tasks at one moment. Runs, which may be in
+// another database, are read after that moment.
 type snapshot struct {
 	now       time.Time
 	facts     map[string]*facts

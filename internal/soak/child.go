@@ -52,8 +52,8 @@ type child struct {
 	later []string // tasks of its own that may still wait
 }
 
-// line is what a child tells of a task that it creates: first that it is about to commit, then what came of that. A pipe
-// keeps what was written by a process that has been killed.
+// line is what a child tells of a task that it creates: first that it is about to commit, then what
+// came of that. A pipe keeps what was written by a process that has been killed.
 type line struct {
 	oracle.Expect
 	Func string

@@ -38,7 +38,8 @@ func (c cluster) Crash() { c.Stop("immediate") }
 func openDatabase(h *host, kind string) (database, error) {
 	switch kind {
 	case "postgres":
-		// What was committed must outlive a crash of the server; fsync matters only for one of the machine.
+		// What was committed must outlive a crash of the server; fsync matters only for one of the
+		// machine.
 		c := testdb.StartPostgres(h, "synchronous_commit = on", "deadlock_timeout = 100ms", "max_connections = 400")
 		return database{name: kind, dsn: c.DSN(), rate: 160, server: cluster{c},
 			sessions: "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()",
@@ -89,7 +90,8 @@ func openDSN(dsn string) (*gorm.DB, error) {
 	return db, nil
 }
 
-// slots of a process: where several can write at a time, so many that two groups of outcomes may be written at a time.
+// slots of a process: where several can write at a time, so many that two groups of outcomes may be
+// written at a time.
 func slots(dsn string) int {
 	if strings.HasPrefix(dsn, "file:") {
 		return 8

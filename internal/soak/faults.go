@@ -99,7 +99,8 @@ func (p *process) terminate(limit time.Duration) error {
 	return nil
 }
 
-// faults are what goes wrong, each in a goroutine of its own until ctx is done; they leave all processes and the server up.
+// faults are what goes wrong, each in a goroutine of its own until ctx is done; they leave all
+// processes and the server up.
 func (s *soak) faults() []func(context.Context, *rand.Rand) {
 	every := func(low, high time.Duration, fault func(context.Context, *rand.Rand)) func(context.Context, *rand.Rand) {
 		return func(ctx context.Context, r *rand.Rand) {

@@ -95,10 +95,12 @@ func (l *ledger) again(violations []oracle.Violation) (out []oracle.Expect) {
 	return out
 }
 
-// check looks at the tasks that are due for it, and forgets those that have ended and were looked at twice.
+// check looks at the tasks that are due for it, and forgets those that have ended and were looked
+// at twice.
 func (s *soak) check(ctx context.Context) error {
 	l := &s.ledger
-	// What is left of these, because the server crashed meanwhile, would look like runs of tasks that nobody created.
+	// What is left of these, because the server crashed meanwhile, would look like runs of tasks
+	// that nobody created.
 	if err := s.forget(ctx); err != nil {
 		return err
 	}
@@ -145,7 +147,8 @@ func (s *soak) check(ctx context.Context) error {
 	return s.forget(ctx)
 }
 
-// forget deletes the rows of tasks that have left the ledger. Where that fails, the reply alone may have been lost.
+// forget deletes the rows of tasks that have left the ledger. Where that fails, the reply alone may
+// have been lost.
 func (s *soak) forget(ctx context.Context) error {
 	l := &s.ledger
 	for len(l.leaving) > 0 {

@@ -1,8 +1,8 @@
 //go:build unix
 
-// Command soak keeps four processes under load while it kills, pauses and disconnects them and restarts their database,
-// and has the oracle look at every task. It is a program and not a test because it is meant to run for hours, and prints
-// as it goes. See docs/reliability.md.
+// Command soak keeps four processes under load while it kills, pauses and disconnects them and
+// restarts their database, and has the oracle look at every task. It is a program and not a test
+// because it is meant to run for hours, and prints as it goes. See docs/reliability.md.
 package main
 
 import (

@@ -30,7 +30,8 @@ type Inserted struct{ RunAt, CreatedAt time.Time }
 func (s *Store) Insert(ctx context.Context, c dialect.Conn, rows []dialect.NewRow) (map[string]Inserted, error) {
 	inserted := make(map[string]Inserted, len(rows))
 	missing := rows
-	// Between a conflict and the look at the holder of the key, the holder may go: then insert again.
+	// Between a conflict and the look at the holder of the key, the holder may go: then insert
+	// again.
 	for range 5 {
 		err := s.Dialect.Insert(ctx, c, missing, func(r dialect.Row) error {
 			var id string

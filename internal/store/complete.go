@@ -34,8 +34,8 @@ func let(moved []string, all bool) Let {
 
 func (l Let) Has(id string) bool { return l.All || l.IDs[id] }
 
-// Complete ends tasks or puts them back to pending, in one transaction where the database needs one.
-// It returns the ids that the fence let through.
+// Complete ends tasks or puts them back to pending, in one transaction where the database needs
+// one. It returns the ids that the fence let through.
 func (s *Store) Complete(ctx context.Context, outcomes []dialect.Outcome, requeued []dialect.Requeued) (done map[string]bool, err error) {
 	defer guard.Driver(&err)
 	if s.Dialect.OneStatement() && (len(outcomes) == 0 || len(requeued) == 0) {
@@ -108,7 +108,8 @@ func (s *Store) CompleteUnlocked(ctx context.Context, outcomes []dialect.Outcome
 		}); err != nil {
 			return err
 		}
-		// A key may be locked where its row is not: on MySQL by whoever could not create another task with it.
+		// A key may be locked where its row is not: on MySQL by whoever could not create another
+		// task with it.
 		for id, key := range keys {
 			if err := s.query(ctx, tx, "SELECT id FROM {tasks} WHERE {key} = ?"+s.Dialect.SkipLocked(), []any{key}, func(r *sql.Rows) error {
 				free[id] = true

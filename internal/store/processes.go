@@ -107,7 +107,8 @@ func (s *Store) Served(ctx context.Context) (queues map[string]bool, all bool, e
 	return queues, all, err
 }
 
-// Expire removes the row of a process that was seen dead, unless it has beaten since. Its tasks are orphans then.
+// Expire removes the row of a process that was seen dead, unless it has beaten since. Its tasks are
+// orphans then.
 func (s *Store) Expire(ctx context.Context, id string, beats int64) (bool, error) {
 	n, err := s.exec(ctx, s.Pool, "DELETE FROM {processes} WHERE id = ? AND beats = ?", id, beats)
 	return n > 0, err
@@ -146,8 +147,8 @@ func (s *Store) Rescue(ctx context.Context, limit int, judge Judge) (rescued []C
 			return err
 		}
 		all = len(found) < limit
-		// Look again, now that the rows are locked: one may have been given back and claimed by a live process between
-		// the statement's snapshot and the lock.
+		// Look again, now that the rows are locked: one may have been given back and claimed by a
+		// live process between the statement's snapshot and the lock.
 		alive := map[string]bool{}
 		if err := s.query(ctx, tx, "SELECT id FROM {processes}", nil, func(r *sql.Rows) error {
 			var id string

@@ -11,8 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// Task is a row of the task table. Documents are JSON as it is stored; Errors and Meta are nil where
-// the column is NULL.
+// Task is a row of the task table. Documents are JSON as it is stored; Errors and Meta are nil
+// where the column is NULL.
 type Task struct {
 	ID          string
 	Func        string

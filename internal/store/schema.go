@@ -27,7 +27,8 @@ func (s *Store) Explain(err error) error {
 // Migrate creates or updates the tables in one transaction that excludes every other migration.
 func (s *Store) Migrate(ctx context.Context) error {
 	for try := 1; ; try++ {
-		// All of it: while a COMMIT waits for its reply, nothing else can be done on its connection.
+		// All of it: while a COMMIT waits for its reply, nothing else can be done on its
+		// connection.
 		err := s.Dialect.End(ctx, func() error { return s.migrateOnce(ctx) })
 		class := dialect.Classify(err)
 		if err == nil || class != dialect.Busy && class != dialect.Retry || try == 200 {
@@ -47,7 +48,8 @@ func (s *Store) migrateOnce(ctx context.Context) (err error) {
 	locked := false
 	defer func() {
 		if locked && s.Dialect.Unlock(ctx, conn) != nil {
-			// The lock is the session's: back in the pool, it would keep the lock. Closed, it does not.
+			// The lock is the session's: back in the pool, it would keep the lock. Closed, it does
+			// not.
 			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 		}
 		_ = conn.Close()
@@ -68,8 +70,8 @@ func (s *Store) migrateOnce(ctx context.Context) (err error) {
 	if err != nil || version == dialect.Version && len(absent)+len(create) == 0 {
 		return err
 	}
-	// What the tables lack that somebody else has made, as by AutoMigrate before Migrate, comes last: where the
-	// schema's statements do not mend it.
+	// What the tables lack that somebody else has made, as by AutoMigrate before Migrate, comes
+	// last: where the schema's statements do not mend it.
 	for _, statement := range append(s.Dialect.Schema(), create...) {
 		if _, err := tx.ExecContext(ctx, statement); err != nil {
 			return fmt.Errorf("%w\n%s", err, statement)
@@ -85,8 +87,8 @@ func (s *Store) migrateOnce(ctx context.Context) (err error) {
 	return tx.Commit()
 }
 
-// tables compares what is there with what is needed. absent tables and create's indexes are what Migrate can make; whatever
-// else differs is an error. The version is 0 where none is told.
+// tables compares what is there with what is needed. absent tables and create's indexes are what
+// Migrate can make; whatever else differs is an error. The version is 0 where none is told.
 func (s *Store) tables(ctx context.Context, c dialect.Conn) (absent, create []string, version int, err error) {
 	absent, create, differs := s.Dialect.CheckTables(ctx, c)
 	if differs != nil && !errors.Is(differs, dialect.ErrShape) {
@@ -114,8 +116,8 @@ func (s *Store) incomplete(absent, create []string) error {
 	return fmt.Errorf("%w: %s: call Migrate, or apply what Schema(%q) prints", ErrSchema, strings.Join(lacks, "; "), s.Dialect.Name())
 }
 
-// version of the tables: the newest that is told. None at all means nothing: tests empty all tables of an application, this one
-// too, and what is there was looked at.
+// version of the tables: the newest that is told. None at all means nothing: tests empty all tables
+// of an application, this one too, and what is there was looked at.
 func (s *Store) version(ctx context.Context, c dialect.Conn) (int, error) {
 	var version int
 	err := s.query(ctx, c, "SELECT coalesce(max(version), 0) FROM {version}", nil, func(r *sql.Rows) error {
@@ -127,7 +129,8 @@ func (s *Store) version(ctx context.Context, c dialect.Conn) (int, error) {
 	return version, err
 }
 
-// CheckSchema fails when the tables are not what this program needs. What was compared once is not compared again.
+// CheckSchema fails when the tables are not what this program needs. What was compared once is not
+// compared again.
 func (s *Store) CheckSchema(ctx context.Context) error {
 	if err := s.Dialect.Check(ctx, s.Pool); err != nil {
 		return err
@@ -137,7 +140,8 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 		return s.Explain(err)
 	}
 	absent, create, _, err := s.tables(ctx, s.Pool)
-	// A dispatcher needs no right on the audit, and of what a role has no right on some databases do not tell.
+	// A dispatcher needs no right on the audit, and of what a role has no right on some databases
+	// do not tell.
 	audit := s.names.Audit
 	absent = slices.DeleteFunc(absent, func(table string) bool { return table == audit })
 	if err == nil && len(absent)+len(create) > 0 {

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// instant reads a time column. Drivers give a time.Time, or text where SQLite has no declared type (RETURNING).
+// instant reads a time column. Drivers give a time.Time, or text where SQLite has no declared type
+// (RETURNING).
 type instant struct{ t *time.Time }
 
 func (i instant) Scan(src any) error {
@@ -26,8 +27,9 @@ func (i instant) Scan(src any) error {
 	return fmt.Errorf("outbox: scan: a time column holds %T", src)
 }
 
-// unixTime reads a time that somebody's import has written as a number, as some drivers do where a column takes anything:
-// in seconds, or else in milli-, micro- or nanoseconds, which its size tells of any time since 2002.
+// unixTime reads a time that somebody's import has written as a number, as some drivers do where a
+// column takes anything: in seconds, or else in milli-, micro- or nanoseconds, which its size tells
+// of any time since 2002.
 func unixTime(n int64) time.Time {
 	switch size := max(n, -n); {
 	case size < 1e12:

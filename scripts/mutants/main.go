@@ -1,8 +1,9 @@
 // Command mutants takes the library's guards away, one at a time, and shows which test notices.
 //
-// It reads mutants.txt, builds each mutant as an overlay over the tree, which stays untouched, and runs the tests that are
-// named for it, in the root and in the packages that it changes; if these see nothing, all of theirs. It fails if a mutant survives or does not compile, if its text
-// is not found exactly once, or if the named tests fail without any mutant.
+// It reads mutants.txt, builds each mutant as an overlay over the tree, which stays untouched, and
+// runs the tests that are named for it, in the root and in the packages that it changes; if these
+// see nothing, all of theirs. It fails if a mutant survives or does not compile, if its text is not
+// found exactly once, or if the named tests fail without any mutant.
 //
 //	go run ./scripts/mutants [-named] [word…]
 //
@@ -28,8 +29,8 @@ import (
 //go:embed mutants.txt
 var table string
 
-// mutant is a block of the table: "# name", then for each change "@ file", the text in lines of "- " and what replaces it
-// in lines of "+ ", then "! tests", a pattern for go test -run.
+// mutant is a block of the table: "# name", then for each change "@ file", the text in lines of "-
+// " and what replaces it in lines of "+ ", then "! tests", a pattern for go test -run.
 type mutant struct {
 	name, tests string
 	changes     []change
@@ -145,7 +146,8 @@ func run(overlay, tests, limit string, packages ...string) (caught, output strin
 	if m := hanging.FindStringSubmatch(output); m != nil {
 		return m[1] + " (hangs)", output, nil
 	}
-	// The last one is the innermost of the first top-level test: its own name comes before its subtests'.
+	// The last one is the innermost of the first top-level test: its own name comes before its
+	// subtests'.
 	if m := failed.FindAllStringSubmatch(output, -1); m != nil {
 		return m[len(m)-1][1], output, nil
 	}

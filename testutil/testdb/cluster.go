@@ -21,8 +21,8 @@ import (
 	"time"
 )
 
-// supervisor is the program that owns the server. It must outlive the test binary, which may be killed, so it is
-// another process; and a shell's, since every machine has one.
+// supervisor is the program that owns the server. It must outlive the test binary, which may be
+// killed, so it is another process; and a shell's, since every machine has one.
 //
 //go:embed cluster.sh
 var supervisor string
@@ -33,8 +33,9 @@ var errNotInstalled = errors.New("not installed")
 var errNoPostgres = fmt.Errorf("PostgreSQL is %w: set "+postgresEnv+
 	" to the DSN of a server, or put its programs initdb, pg_ctl and postgres on PATH (Debian: apt-get install postgresql)", errNotInstalled)
 
-// throwaway is the configuration of a cluster. Durability costs time and protects only against a crash of the
-// machine. The time zone is odd in order to find code that takes the session's for the process's or for UTC.
+// throwaway is the configuration of a cluster. Durability costs time and protects only against a
+// crash of the machine. The time zone is odd in order to find code that takes the session's for the
+// process's or for UTC.
 var throwaway = []string{
 	"listen_addresses = '127.0.0.1'",
 	"max_connections = 200",
@@ -45,8 +46,8 @@ var throwaway = []string{
 	"log_timezone = 'UTC'",
 }
 
-// Cluster is a PostgreSQL server that one test has for itself, to stop and start. Its methods are safe for concurrent
-// use but, as they fail the test, belong to the test's own goroutine.
+// Cluster is a PostgreSQL server that one test has for itself, to stop and start. Its methods are
+// safe for concurrent use but, as they fail the test, belong to the test's own goroutine.
 type Cluster struct {
 	t   testing.TB // nil for the cluster that tests share
 	dir string
@@ -60,10 +61,11 @@ type Cluster struct {
 	lines   *bufio.Reader
 }
 
-// StartPostgres starts a cluster from installed programs and removes it when the test ends. Settings are lines of
-// postgresql.conf, such as "fsync = on"; they come after the helper's own, which turn durability off. Without installed
-// programs the test is skipped, or fails when the environment variable CI is not empty; OUTBOX_TEST_POSTGRES, which
-// names a server that others use, plays no part.
+// StartPostgres starts a cluster from installed programs and removes it when the test ends.
+// Settings are lines of postgresql.conf, such as "fsync = on"; they come after the helper's own,
+// which turn durability off. Without installed programs the test is skipped, or fails when the
+// environment variable CI is not empty; OUTBOX_TEST_POSTGRES, which names a server that others use,
+// plays no part.
 func StartPostgres(t testing.TB, settings ...string) *Cluster {
 	t.Helper()
 	c, err := startCluster(settings)
@@ -79,11 +81,13 @@ func StartPostgres(t testing.TB, settings ...string) *Cluster {
 	return c
 }
 
-// DSN is a URL with the server's address on 127.0.0.1, the same after every start. Its user is a superuser.
+// DSN is a URL with the server's address on 127.0.0.1, the same after every start. Its user is a
+// superuser.
 func (c *Cluster) DSN() string { return c.dsn }
 
-// Stop stops the server and returns when it is down. The mode is pg_ctl's: "smart" waits for clients to leave, "fast"
-// disconnects them, "immediate" is a crash from which the next start recovers.
+// Stop stops the server and returns when it is down. The mode is pg_ctl's: "smart" waits for
+// clients to leave, "fast" disconnects them, "immediate" is a crash from which the next start
+// recovers.
 func (c *Cluster) Stop(mode string) {
 	c.t.Helper()
 	if err := c.command("stop", mode); err != nil {
@@ -211,8 +215,8 @@ func (c *Cluster) close() error {
 	return errors.Join(err, c.answers.Close())
 }
 
-// postgresPrograms finds the directory of the server's programs: the one on PATH, else Debian's newest, which Debian
-// leaves off PATH.
+// postgresPrograms finds the directory of the server's programs: the one on PATH, else Debian's
+// newest, which Debian leaves off PATH.
 func postgresPrograms() (string, error) {
 	if path, err := exec.LookPath("pg_ctl"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil && hasPrograms(filepath.Dir(path)) {
@@ -246,8 +250,9 @@ func hasPrograms(dir string) bool {
 	})
 }
 
-// freePort finds a port below those that the kernel gives to outgoing connections: while a server is stopped, a client
-// that keeps trying to reach it must not take its port, or even connect to itself.
+// freePort finds a port below those that the kernel gives to outgoing connections: while a server
+// is stopped, a client that keeps trying to reach it must not take its port, or even connect to
+// itself.
 func freePort() (int, error) {
 	var err error
 	for range 100 {

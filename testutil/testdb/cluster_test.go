@@ -81,7 +81,8 @@ var kinds = []kind{
 	{"mysql", "outbox-my-*/data", "outbox-my-*/pid", testdb.MySQLDSN},
 }
 
-// TestClusterEnds has a test binary, this one, go away in every way that leaves it no time to clean up.
+// TestClusterEnds has a test binary, this one, go away in every way that leaves it no time to clean
+// up.
 func TestClusterEnds(t *testing.T) {
 	t.Parallel()
 	testdb.StartPostgres(t) // skips where nothing is installed
@@ -154,7 +155,8 @@ func TestChild(t *testing.T) {
 	os.Exit(3)
 }
 
-// child is a test binary that has started a server, with a directory for temporary files of its own.
+// child is a test binary that has started a server, with a directory for temporary files of its
+// own.
 type child struct {
 	kind   kind
 	cmd    *exec.Cmd
@@ -244,7 +246,8 @@ func (c *child) glob(t *testing.T, pattern string) string {
 	return strings.Join(names[:min(1, len(names))], "")
 }
 
-// running tells whether a process is there and not merely waiting for its parent, where the system shows that.
+// running tells whether a process is there and not merely waiting for its parent, where the system
+// shows that.
 func running(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(stat), ") Z ")

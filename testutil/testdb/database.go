@@ -1,11 +1,12 @@
 // Package testdb gives tests databases that come and go with the test.
 //
-// Each call hands out a database that nothing else uses, so tests may run in parallel, and none of them installs the
-// plugin: call db.Use with the options under test.
+// Each call hands out a database that nothing else uses, so tests may run in parallel, and none of
+// them installs the plugin: call db.Use with the options under test.
 //
-// It links the drivers of GORM's own dialects. database/sql takes a driver's name once, so beside another package that
-// registers "sqlite3" (gorm.io/driver/sqlite links github.com/mattn/go-sqlite3) a program panics when it starts. Nothing here
-// can prevent that: such an application opens its own databases; package testutil links no driver and works with any.
+// It links the drivers of GORM's own dialects. database/sql takes a driver's name once, so beside
+// another package that registers "sqlite3" (gorm.io/driver/sqlite links
+// github.com/mattn/go-sqlite3) a program panics when it starts. Nothing here can prevent that: such
+// an application opens its own databases; package testutil links no driver and works with any.
 package testdb
 
 import (
@@ -20,16 +21,17 @@ import (
 	"gorm.io/gorm/logger"
 )
 
-// SQLite opens a new SQLite database, as [SQLiteDSN] describes it, with a logger that discards everything. It is closed
-// when the test ends.
+// SQLite opens a new SQLite database, as [SQLiteDSN] describes it, with a logger that discards
+// everything. It is closed when the test ends.
 func SQLite(t testing.TB) *gorm.DB {
 	t.Helper()
 	return open(t, sqlite.Open(SQLiteDSN(t)))
 }
 
-// SQLiteDSN names a new SQLite database for the driver gorm.io/driver/sqlite: a file in the test's temporary directory
-// with a write-ahead log, immediate transactions and a busy timeout of five seconds. Other processes may open it too.
-// The file goes when the test ends; close what you opened before that.
+// SQLiteDSN names a new SQLite database for the driver gorm.io/driver/sqlite: a file in the test's
+// temporary directory with a write-ahead log, immediate transactions and a busy timeout of five
+// seconds. Other processes may open it too. The file goes when the test ends; close what you opened
+// before that.
 func SQLiteDSN(t testing.TB) string {
 	t.Helper()
 	path := filepath.ToSlash(filepath.Join(t.TempDir(), "outbox.db"))
@@ -46,8 +48,9 @@ func SQLiteDSN(t testing.TB) string {
 	return dsn.String()
 }
 
-// Postgres opens a new schema on a PostgreSQL server, as [PostgresDSN] describes it, with a logger that discards
-// everything and at most 20 connections, which stay open. It is closed when the test ends.
+// Postgres opens a new schema on a PostgreSQL server, as [PostgresDSN] describes it, with a logger
+// that discards everything and at most 20 connections, which stay open. It is closed when the test
+// ends.
 func Postgres(t testing.TB) *gorm.DB {
 	t.Helper()
 	db := open(t, postgres.Open(PostgresDSN(t)))

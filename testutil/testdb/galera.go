@@ -21,9 +21,10 @@ func galeraProvider() (string, error) {
 	return "", errNoGalera
 }
 
-// StartGalera starts a Galera cluster of MariaDB servers from installed programs and removes it when the test ends. Each node
-// takes writes, and all have the same databases. Settings are as for [StartMariaDB], the same for every node. Without installed
-// programs the test is skipped, or fails when the environment variable CI is not empty.
+// StartGalera starts a Galera cluster of MariaDB servers from installed programs and removes it
+// when the test ends. Each node takes writes, and all have the same databases. Settings are as for
+// [StartMariaDB], the same for every node. Without installed programs the test is skipped, or fails
+// when the environment variable CI is not empty.
 func StartGalera(t testing.TB, nodes int, settings ...string) []*MySQLServer {
 	t.Helper()
 	provider, err := galeraProvider()

@@ -13,8 +13,8 @@ import (
 	"gorm.io/gorm/logger"
 )
 
-// MySQL opens a new database on a MySQL server, as [MySQLDSN] describes it, with a logger that discards everything and at
-// most 20 connections, which stay open. It is closed when the test ends.
+// MySQL opens a new database on a MySQL server, as [MySQLDSN] describes it, with a logger that
+// discards everything and at most 20 connections, which stay open. It is closed when the test ends.
 func MySQL(t testing.TB) *gorm.DB {
 	t.Helper()
 	return openMySQL(t, MySQLDSN(t))
@@ -26,19 +26,20 @@ func MariaDB(t testing.TB) *gorm.DB {
 	return openMySQL(t, MariaDBDSN(t))
 }
 
-// MySQLDSN names a new, empty database for github.com/go-sql-driver/mysql, with parseTime=true and loc=UTC. It is dropped
-// when the test ends.
+// MySQLDSN names a new, empty database for github.com/go-sql-driver/mysql, with parseTime=true and
+// loc=UTC. It is dropped when the test ends.
 //
-// The server is the one in OUTBOX_TEST_MYSQL (a DSN whose user may create databases), else a throwaway one that is started
-// once per test binary from the program that [StartMySQL] finds, listens on 127.0.0.1 and ends with the test binary. Without
-// either the test is skipped, or fails when the environment variable CI is not empty.
+// The server is the one in OUTBOX_TEST_MYSQL (a DSN whose user may create databases), else a
+// throwaway one that is started once per test binary from the program that [StartMySQL] finds,
+// listens on 127.0.0.1 and ends with the test binary. Without either the test is skipped, or fails
+// when the environment variable CI is not empty.
 func MySQLDSN(t testing.TB) string {
 	t.Helper()
 	return realMySQL.newDatabase(t)
 }
 
-// MariaDBDSN is [MySQLDSN] for a MariaDB server: the one in OUTBOX_TEST_MARIADB, else a throwaway one from the programs
-// that [StartMariaDB] finds.
+// MariaDBDSN is [MySQLDSN] for a MariaDB server: the one in OUTBOX_TEST_MARIADB, else a throwaway
+// one from the programs that [StartMariaDB] finds.
 func MariaDBDSN(t testing.TB) string {
 	t.Helper()
 	return mariaDB.newDatabase(t)

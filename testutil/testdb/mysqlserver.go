@@ -57,8 +57,8 @@ func mariaDBPrograms() (install, server string, err error) {
 	return install, server, nil
 }
 
-// mysqlCache is where scripts/machine.sh puts a server: its program, and a data directory to copy, since the server takes
-// seconds to make one.
+// mysqlCache is where scripts/machine.sh puts a server: its program, and a data directory to copy,
+// since the server takes seconds to make one.
 const mysqlCache = "/var/cache/outbox-test/mysql"
 
 var errNoMySQL = fmt.Errorf("MySQL is %w: set OUTBOX_TEST_MYSQL to the DSN of a server, or put the program mysqld on PATH"+
@@ -91,17 +91,18 @@ type MySQLServer struct {
 	pid      int
 }
 
-// StartMySQL starts a MySQL server and removes it when the test ends. Its program is the mysqld on PATH, unless that is
-// MariaDB's, or the one that make test has installed. Settings are arguments of mysqld, such as
-// "--innodb-flush-log-at-trx-commit=2"; they come after the helper's own, which turn durability off. Without a program the
-// test is skipped, or fails when the environment variable CI is not empty; OUTBOX_TEST_MYSQL, which names a server that
-// others use, plays no part.
+// StartMySQL starts a MySQL server and removes it when the test ends. Its program is the mysqld on
+// PATH, unless that is MariaDB's, or the one that make test has installed. Settings are arguments
+// of mysqld, such as "--innodb-flush-log-at-trx-commit=2"; they come after the helper's own, which
+// turn durability off. Without a program the test is skipped, or fails when the environment
+// variable CI is not empty; OUTBOX_TEST_MYSQL, which names a server that others use, plays no part.
 func StartMySQL(t testing.TB, settings ...string) *MySQLServer {
 	t.Helper()
 	return realMySQL.startFor(t, settings)
 }
 
-// StartMariaDB is [StartMySQL] for MariaDB, with the mariadbd and mariadb-install-db on PATH; OUTBOX_TEST_MARIADB plays no part.
+// StartMariaDB is [StartMySQL] for MariaDB, with the mariadbd and mariadb-install-db on PATH;
+// OUTBOX_TEST_MARIADB plays no part.
 func StartMariaDB(t testing.TB, settings ...string) *MySQLServer {
 	t.Helper()
 	return mariaDB.startFor(t, settings)
@@ -125,7 +126,8 @@ func (k *mysqlKind) startFor(t testing.TB, settings []string) *MySQLServer {
 	return s
 }
 
-// DSN names an empty database on the server, the same after every start, with parseTime=true and loc=UTC. Its user may do all.
+// DSN names an empty database on the server, the same after every start, with parseTime=true and
+// loc=UTC. Its user may do all.
 func (s *MySQLServer) DSN() string { return s.dsn("app?charset=utf8mb4&parseTime=true&loc=UTC") }
 
 func (s *MySQLServer) dsn(rest string) string {
@@ -219,7 +221,8 @@ func (s *MySQLServer) line() (string, error) {
 	return strings.TrimSuffix(text, "\n"), err
 }
 
-// start has the supervisor start the server, after the end of an earlier one, and waits until it answers.
+// start has the supervisor start the server, after the end of an earlier one, and waits until it
+// answers.
 func (s *MySQLServer) start() error {
 	if _, err := fmt.Fprintln(s.control, "start", s.port, s.password); err != nil {
 		return s.failed(err)

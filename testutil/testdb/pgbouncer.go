@@ -21,9 +21,10 @@ var bouncerSupervisor string
 
 var errNoPgBouncer = fmt.Errorf("PgBouncer is %w: put pgbouncer on PATH (Debian: apt-get install pgbouncer)", errNotInstalled)
 
-// PgBouncer starts a pooler from the installed program in front of this server, and returns the DSN that leads through it. It ends
-// with the test. Settings are lines of pgbouncer.ini, such as "pool_mode = transaction". Without the program the test is
-// skipped, or fails when the environment variable CI is not empty.
+// PgBouncer starts a pooler from the installed program in front of this server, and returns the DSN
+// that leads through it. It ends with the test. Settings are lines of pgbouncer.ini, such as
+// "pool_mode = transaction". Without the program the test is skipped, or fails when the environment
+// variable CI is not empty.
 func (c *Cluster) PgBouncer(settings ...string) string {
 	c.t.Helper()
 	program, err := exec.LookPath("pgbouncer")

@@ -58,7 +58,8 @@ func TestNewestPrograms(t *testing.T) {
 	}
 }
 
-// A session that holds one table and wants another makes the drop, which looks for deadlocks sooner, the victim of one.
+// A session that holds one table and wants another makes the drop, which looks for deadlocks
+// sooner, the victim of one.
 func TestSchemaIsDroppedAfterADeadlock(t *testing.T) {
 	t.Parallel()
 	dsn := StartPostgres(t, "deadlock_timeout = 3s").DSN()

@@ -10,7 +10,8 @@ import (
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
-// TestServerVersion tells the script which server the tests have met, and that it is the one they were meant for.
+// TestServerVersion tells the script which server the tests have met, and that it is the one they
+// were meant for.
 func TestServerVersion(t *testing.T) {
 	want, ok := os.LookupEnv("OUTBOX_TEST_VERSION")
 	if !ok {

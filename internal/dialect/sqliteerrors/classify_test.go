@@ -1,5 +1,5 @@
-// Package sqliteerrors has errors as SQLite's drivers make them. It is a package of its own because dialect tells such
-// errors by the path of their type's package.
+// Package sqliteerrors has errors as SQLite's drivers make them. It is a package of its own because
+// dialect tells such errors by the path of their type's package.
 package sqliteerrors
 
 import (
