@@ -13,6 +13,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -67,9 +68,9 @@ func TestArgsTravelUnchanged(t *testing.T) {
 		"the size that fits":      {outbox.Args{"s": limit}, `{"s":"` + limit + `"}`},
 		"keys of two cases":       {json.RawMessage(`{"a":1,"A":2}`), `{"a":1,"A":2}`},
 	}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		got := make(chan outbox.Args, 1)
-		p := install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
 			p.Handle(cancelOrder, func(_ context.Context, args outbox.Args) error {
 				got <- args
 				return nil
@@ -77,7 +78,7 @@ func TestArgsTravelUnchanged(t *testing.T) {
 		})
 		for name, tt := range tests {
 			t.Run(name, func(t *testing.T) {
-				task := create(t, db, cancelOrder, tt.args)
+				task := dbtest.Create(t, db, cancelOrder, tt.args)
 				stored, _, err := outbox.Lookup(db, task.ID)
 				if err != nil || task.Args.String() != tt.want || stored.Args.String() != tt.want {
 					t.Fatalf("returned %.200s\nstored %.200s\nwant %.200s\n%v", task.Args, stored.Args, tt.want, err)
@@ -95,12 +96,12 @@ func TestArgsTravelUnchanged(t *testing.T) {
 				if err := dec.Decode(&want); err != nil {
 					t.Fatal(err)
 				}
-				a, _ := json.Marshal(receive(t, got))
+				a, _ := json.Marshal(dbtest.Receive(t, got))
 				b, _ := json.Marshal(want)
 				if !bytes.Equal(a, b) {
 					t.Errorf("the handler got %.200s, want %.200s", a, b)
 				}
-				if h := ended(t, db, task.ID); h.Args.String() != tt.want {
+				if h := dbtest.Ended(t, db, task.ID); h.Args.String() != tt.want {
 					t.Errorf("history has %.200s", h.Args)
 				}
 			})
@@ -156,8 +157,8 @@ func TestArgsThatAreRefused(t *testing.T) {
 		"null for a number":       {typed, outbox.Args{"to": "x", "grams": nil}, []string{`key "grams"`, "null"}},
 		"arguments for none":      {"none", outbox.Args{"a": 1}, []string{`key "a"`, "none"}},
 	}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		dbtest.Install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
 			p.Handle(any, func(context.Context, outbox.Args) error { return nil })
 			p.Handle(typed, func(context.Context, parcel) error { return nil })
 			p.Handle("none", func(context.Context) error { return nil })
@@ -182,7 +183,7 @@ func TestArgsThatAreRefused(t *testing.T) {
 					}
 					return tx.Create(&shopOrder{}).Error
 				})
-				if err != nil || count(t, db, &outbox.TaskModel{}) != 0 {
+				if err != nil || dbtest.Count(t, db, &outbox.TaskModel{}) != 0 {
 					t.Errorf("not usable or something inserted: %v", err)
 				}
 			})
@@ -191,8 +192,8 @@ func TestArgsThatAreRefused(t *testing.T) {
 }
 
 func TestUnknownFunc(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		dbtest.Install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
 			for _, path := range []string{cancelOrder, "services.OrderSvc.refund", "mail.send"} {
 				p.Handle(path, func(context.Context) error { return nil })
 			}
@@ -227,13 +228,13 @@ func TestUnknownFunc(t *testing.T) {
 					}
 					return tx.Create(&shopOrder{}).Error
 				})
-				if err != nil || count(t, db, &outbox.TaskModel{}) != 0 {
+				if err != nil || dbtest.Count(t, db, &outbox.TaskModel{}) != 0 {
 					t.Errorf("not usable or something inserted: %v", err)
 				}
 			})
 		}
 		t.Run("an alias is known", func(t *testing.T) {
-			if task := create(t, db, "orders.cancel", nil); task.Func != "orders.cancel" {
+			if task := dbtest.Create(t, db, "orders.cancel", nil); task.Func != "orders.cancel" {
 				t.Errorf("created %+v", task)
 			}
 		})
@@ -241,12 +242,12 @@ func TestUnknownFunc(t *testing.T) {
 }
 
 func TestProducerOnly(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		install(t, db, outbox.Options{ProducerOnly: true}, func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		dbtest.Install(t, db, outbox.Options{ProducerOnly: true}, func(p *outbox.Plugin) {
 			p.Handle("known", func(context.Context, struct{ N int }) error { return nil })
 		})
 		t.Run("takes unregistered paths", func(t *testing.T) {
-			task := create(t, db, "elsewhere.run", outbox.Args{"a": 1}, outbox.StartAfter(time.Hour))
+			task := dbtest.Create(t, db, "elsewhere.run", outbox.Args{"a": 1}, outbox.StartAfter(time.Hour))
 			if !taskExists(t, db, task.ID) {
 				t.Error("not inserted")
 			}
@@ -280,7 +281,7 @@ func refuseEmpty(to string) error {
 // Where the handler is elsewhere, a task that it would refuse must not be created either.
 func TestProducerValidates(t *testing.T) {
 	db := testdb.SQLite(t)
-	install(t, db, outbox.Options{ProducerOnly: true}, nil)
+	dbtest.Install(t, db, outbox.Options{ProducerOnly: true}, nil)
 	value, pointer := outbox.Define[byValue]("a.value"), outbox.Define[byPointer]("a.pointer")
 	for name, make := range map[string]func(to string) error{
 		"Define, by value":   func(to string) error { _, err := value.Create(db, byValue{to}); return err },

@@ -10,6 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -20,7 +21,7 @@ func second(t *testing.T, db *gorm.DB, first *gorm.DB, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- f() }()
 	if db.Name() == "postgres" {
-		eventually(t, "the second waits, or has not had to", func() bool {
+		dbtest.Eventually(t, "the second waits, or has not had to", func() bool {
 			var n int64
 			db.Raw("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()").Scan(&n)
 			return n > 0 || len(done) > 0
@@ -29,19 +30,19 @@ func second(t *testing.T, db *gorm.DB, first *gorm.DB, f func() error) error {
 	if err := first.Commit().Error; err != nil {
 		t.Fatal(err)
 	}
-	return receive(t, done)
+	return dbtest.Receive(t, done)
 }
 
 func TestTwoClaimsOfOneRow(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		d, pool := install(t, db, producer(), nil).Statements()
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		d, pool := dbtest.Install(t, db, producer(), nil).Statements()
 		for _, id := range []string{"a", "b"} {
 			m := outbox.ProcessModel{ID: id, Functions: outbox.JSON(`["f"]`), StartedAt: time.Now(), BeatAt: time.Now(), Beats: 1}
 			if err := db.Create(&m).Error; err != nil {
 				t.Fatal(err)
 			}
 		}
-		task := create(t, db, "f", nil)
+		task := dbtest.Create(t, db, "f", nil)
 		claim := func(c dialect.Conn, process string) (n int, err error) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
@@ -70,8 +71,8 @@ func TestTwoClaimsOfOneRow(t *testing.T) {
 }
 
 func TestRerunAtOnce(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		install(t, db, producer(), nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		dbtest.Install(t, db, producer(), nil)
 		past := outbox.HistoryModel{ID: "old", Func: "f", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, MaxAttempts: 1,
 			Version: 2, Status: outbox.StatusError, RunAt: fenceNow, CreatedAt: fenceNow, FinishedAt: fenceNow}
 		if err := db.Create(&past).Error; err != nil {
@@ -83,7 +84,7 @@ func TestRerunAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		err := second(t, db, first, func() error { _, err := outbox.Rerun(db, past.ID); return err })
-		if n := count(t, db, &outbox.TaskModel{}); !errors.Is(err, outbox.ErrConflict) || n != 1 {
+		if n := dbtest.Count(t, db, &outbox.TaskModel{}); !errors.Is(err, outbox.ErrConflict) || n != 1 {
 			t.Errorf("%d tasks, %v", n, err)
 		}
 	})

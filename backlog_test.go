@@ -9,6 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -60,9 +61,9 @@ func (c exchangingClaims) Complete(ctx context.Context, conn dialect.Conn, rows 
 // Behind a transaction that is left open a claim from the head of a partition walks over the dead
 // rows of all earlier ones.
 func TestRefillsBeginWhereTheLastClaimEnded(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		const tasks, slots = 2000, 20
-		p := install(t, db, outbox.Options{Concurrency: slots}, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, outbox.Options{Concurrency: slots}, func(p *outbox.Plugin) {
 			p.Handle("fine", func(context.Context) error { return nil })
 		})
 		batch := make([]outbox.NewTask, tasks)
@@ -89,8 +90,8 @@ func TestRefillsBeginWhereTheLastClaimEnded(t *testing.T) {
 			}
 			return claims{d, counts}
 		})
-		start(t, p)
-		eventually(t, "all have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) == tasks })
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "all have ended", func() bool { return dbtest.Count(t, db, &outbox.HistoryModel{}) == tasks })
 		counts.mu.Lock()
 		defer counts.mu.Unlock()
 		// One of the loop's and one of the writer's may begin with the same probe.

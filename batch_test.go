@@ -15,6 +15,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 const holdOrder = "services.OrderSvc.hold"
@@ -24,7 +25,7 @@ const holdOrder = "services.OrderSvc.hold"
 func keyed(t *testing.T, db *gorm.DB) (p *outbox.Plugin, running chan string, release chan struct{}) {
 	t.Helper()
 	running, release = make(chan string, 100), make(chan struct{})
-	p = install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
+	p = dbtest.Install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
 		p.Handle(holdOrder, func(ctx context.Context) error {
 			task, _ := outbox.TaskFrom(ctx)
 			running <- task.ID
@@ -52,17 +53,17 @@ func heldBy(t *testing.T, err error, key, id string) {
 }
 
 func TestKey(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, running, release := keyed(t, db)
 		t.Run("held while the task waits, and the transaction stays usable", func(t *testing.T) {
-			first := create(t, db, cancelOrder, nil, outbox.Key("order 1"), outbox.StartAfter(time.Hour))
+			first := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("order 1"), outbox.StartAfter(time.Hour))
 			var made *outbox.TaskModel
 			err := db.Transaction(func(tx *gorm.DB) error {
 				_, err := outbox.Create(tx, cancelOrder, nil, outbox.Key("order 1"))
 				heldBy(t, err, "order 1", first.ID)
 				_, err = outbox.Create(tx, holdOrder, nil, outbox.Key("order 1"))
 				heldBy(t, err, "order 1", first.ID) // across functions
-				made = create(t, tx, cancelOrder, nil, outbox.Key("Order 1"), outbox.StartAfter(time.Hour))
+				made = dbtest.Create(t, tx, cancelOrder, nil, outbox.Key("Order 1"), outbox.StartAfter(time.Hour))
 				return tx.Create(&shopOrder{Name: "usable"}).Error
 			})
 			if err != nil || !taskExists(t, db, made.ID) {
@@ -70,11 +71,11 @@ func TestKey(t *testing.T) {
 			}
 		})
 		t.Run("free again after a cancellation", func(t *testing.T) {
-			first := create(t, db, cancelOrder, nil, outbox.Key("order 2"), outbox.StartAfter(time.Hour))
+			first := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("order 2"), outbox.StartAfter(time.Hour))
 			if held, err := outbox.CancelKey(db, "order 2"); err != nil || held.ID != first.ID || !held.Cancelled() {
 				t.Fatalf("%+v, %v", held, err)
 			}
-			second := create(t, db, cancelOrder, nil, outbox.Key("order 2"), outbox.StartAfter(time.Hour))
+			second := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("order 2"), outbox.StartAfter(time.Hour))
 			if _, past, err := outbox.Lookup(db, first.ID); err != nil || past == nil || past.Status != outbox.StatusCancelled ||
 				past.Reason != outbox.ReasonCancelled || *past.Key != "order 2" {
 				t.Errorf("history has %+v, %v", past, err)
@@ -85,7 +86,7 @@ func TestKey(t *testing.T) {
 		})
 		t.Run("within one transaction", func(t *testing.T) {
 			if err := db.Transaction(func(tx *gorm.DB) error {
-				first := create(t, tx, cancelOrder, nil, outbox.Key("order 3"), outbox.StartAfter(time.Hour))
+				first := dbtest.Create(t, tx, cancelOrder, nil, outbox.Key("order 3"), outbox.StartAfter(time.Hour))
 				_, err := outbox.Create(tx, cancelOrder, nil, outbox.Key("order 3"))
 				heldBy(t, err, "order 3", first.ID)
 				if _, err := outbox.CancelKey(tx, "order 3"); err != nil {
@@ -102,7 +103,7 @@ func TestKey(t *testing.T) {
 			config := *tx.Config
 			config.TranslateError = true
 			tx.Config = &config
-			first := create(t, tx, cancelOrder, nil, outbox.Key("order 4"), outbox.StartAfter(time.Hour))
+			first := dbtest.Create(t, tx, cancelOrder, nil, outbox.Key("order 4"), outbox.StartAfter(time.Hour))
 			_, err := outbox.Create(tx, cancelOrder, nil, outbox.Key("order 4"))
 			heldBy(t, err, "order 4", first.ID)
 		})
@@ -120,7 +121,7 @@ func TestKey(t *testing.T) {
 			}
 		})
 		t.Run("CancelKey minds the version", func(t *testing.T) {
-			create(t, db, cancelOrder, nil, outbox.Key("order 5"), outbox.StartAfter(time.Hour))
+			dbtest.Create(t, db, cancelOrder, nil, outbox.Key("order 5"), outbox.StartAfter(time.Hour))
 			if _, err := outbox.CancelKey(db, "order 5", outbox.IfVersion(7)); !errors.Is(err, outbox.ErrConflict) {
 				t.Errorf("got %v, want ErrConflict", err)
 			}
@@ -129,31 +130,31 @@ func TestKey(t *testing.T) {
 			}
 		})
 		t.Run("held while the task runs, free when it has finished", func(t *testing.T) {
-			start(t, p)
-			task := create(t, db, holdOrder, nil, outbox.Key("order 6"))
-			receive(t, running)
+			dbtest.Start(t, p)
+			task := dbtest.Create(t, db, holdOrder, nil, outbox.Key("order 6"))
+			dbtest.Receive(t, running)
 			_, err := outbox.Create(db, cancelOrder, nil, outbox.Key("order 6"))
 			heldBy(t, err, "order 6", task.ID)
 			if held, err := outbox.CancelKey(db, "order 6"); err != nil || held != (outbox.HeldKey{ID: task.ID, State: outbox.StateRunning}) || held.Cancelled() {
 				t.Errorf("CancelKey of a running task: %+v, %v", held, err)
 			}
 			close(release)
-			if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
+			if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
 				t.Errorf("ended as %+v", past)
 			}
-			create(t, db, cancelOrder, nil, outbox.Key("order 6"))
+			dbtest.Create(t, db, cancelOrder, nil, outbox.Key("order 6"))
 		})
 	})
 }
 
 func TestKeyOfAnUncommittedHolder(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		keyed(t, db)
 		for _, commit := range []bool{true, false} {
 			t.Run(fmt.Sprintf("holder commits %v", commit), func(t *testing.T) {
 				key := fmt.Sprint("uncommitted ", commit)
 				tx := db.Begin()
-				holder := create(t, tx, cancelOrder, nil, outbox.Key(key), outbox.StartAfter(time.Hour))
+				holder := dbtest.Create(t, tx, cancelOrder, nil, outbox.Key(key), outbox.StartAfter(time.Hour))
 				type result struct {
 					task *outbox.TaskModel
 					err  error
@@ -164,7 +165,7 @@ func TestKeyOfAnUncommittedHolder(t *testing.T) {
 					task, err := outbox.Create(db, cancelOrder, nil, outbox.Key(key), outbox.StartAfter(time.Hour))
 					results <- result{task, err}
 				}()
-				receive(t, began)
+				dbtest.Receive(t, began)
 				if db.Name() != "sqlite" {
 					waitForBlocked(t, db, tx)
 				}
@@ -177,13 +178,13 @@ func TestKeyOfAnUncommittedHolder(t *testing.T) {
 					if err := tx.Commit().Error; err != nil {
 						t.Fatal(err)
 					}
-					heldBy(t, receive(t, results).err, key, holder.ID)
+					heldBy(t, dbtest.Receive(t, results).err, key, holder.ID)
 					return
 				}
 				if err := tx.Rollback().Error; err != nil {
 					t.Fatal(err)
 				}
-				if r := receive(t, results); r.err != nil || !taskExists(t, db, r.task.ID) {
+				if r := dbtest.Receive(t, results); r.err != nil || !taskExists(t, db, r.task.ID) {
 					t.Errorf("got %+v", r)
 				}
 			})
@@ -203,7 +204,7 @@ WHERE db = DATABASE() AND id NOT IN (?, CONNECTION_ID()) AND command <> 'Sleep' 
 	if err := tx.Raw(own).Scan(&pid).Error; err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "somebody waits for the transaction", func() bool {
+	dbtest.Eventually(t, "somebody waits for the transaction", func() bool {
 		var n int64
 		if err := db.Raw(blocked, pid).Scan(&n).Error; err != nil {
 			t.Fatal(err)
@@ -213,7 +214,7 @@ WHERE db = DATABASE() AND id NOT IN (?, CONNECTION_ID()) AND command <> 'Sleep' 
 }
 
 func TestKeyHasOneWinner(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		keyed(t, db)
 		for round := range 5 {
 			key := fmt.Sprint("race ", round)
@@ -255,7 +256,7 @@ func together(n int, f func(i int) error) []error {
 
 // Who holds the key cannot be seen in the snapshot.
 func TestKeyUnderRepeatableRead(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if db.Name() == "sqlite" {
 			t.Skip("no two transactions write at a time")
 		}
@@ -266,7 +267,7 @@ func TestKeyUnderRepeatableRead(t *testing.T) {
 		if err := tx.Model(&outbox.TaskModel{}).Count(&n).Error; err != nil { // takes the snapshot
 			t.Fatal(err)
 		}
-		holder := create(t, db, cancelOrder, nil, outbox.Key("snapshot"))
+		holder := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("snapshot"))
 		_, err := outbox.Create(tx, cancelOrder, nil, outbox.Key("snapshot"))
 		if db.Name() == "postgres" {
 			var state interface{ SQLState() string }
@@ -282,14 +283,14 @@ func TestKeyUnderRepeatableRead(t *testing.T) {
 		if err := tx.Model(&outbox.TaskModel{}).Count(&n).Error; err != nil || n != 0 {
 			t.Errorf("%d tasks, %v: the caller's transaction goes on as it was", n, err)
 		}
-		create(t, tx, cancelOrder, nil, outbox.Key("another"))
+		dbtest.Create(t, tx, cancelOrder, nil, outbox.Key("another"))
 	})
 }
 
 func TestCreateBatch(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, outbox.Options{MaxArgsBytes: 8 << 20}, func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, outbox.Options{MaxArgsBytes: 8 << 20}, func(p *outbox.Plugin) {
 			p.Handle(cancelOrder, func(context.Context, outbox.Args) error { return nil })
 		})
 		_ = p
@@ -385,7 +386,7 @@ func TestCreateBatch(t *testing.T) {
 			mustRun(t, db, "DELETE FROM outbox_tasks")
 		})
 
-		held := create(t, db, cancelOrder, nil, outbox.Key("m"), outbox.StartAfter(time.Hour))
+		held := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("m"), outbox.StartAfter(time.Hour))
 		many := make([]outbox.NewTask, 1500)
 		for i := range many {
 			many[i] = outbox.NewTask{Func: cancelOrder}
@@ -420,10 +421,10 @@ func TestCreateBatch(t *testing.T) {
 			t.Run(name+" inserts nothing and leaves the transaction usable", func(t *testing.T) {
 				var before, after *outbox.TaskModel
 				err := db.Transaction(func(tx *gorm.DB) error {
-					before = create(t, tx, cancelOrder, nil)
+					before = dbtest.Create(t, tx, cancelOrder, nil)
 					_, err := outbox.CreateBatch(tx, tt.tasks...)
 					check(t, err)
-					after = create(t, tx, cancelOrder, nil)
+					after = dbtest.Create(t, tx, cancelOrder, nil)
 					return tx.Create(&shopOrder{}).Error
 				})
 				if err != nil || !taskExists(t, db, before.ID) || !taskExists(t, db, after.ID) {
@@ -434,7 +435,7 @@ func TestCreateBatch(t *testing.T) {
 				}
 				_, err = outbox.CreateBatch(db, tt.tasks...)
 				check(t, err)
-				if n := count(t, db, &outbox.TaskModel{}); n != 1 {
+				if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 1 {
 					t.Errorf("%d rows are left of nothing", n-1)
 				}
 			})
@@ -443,7 +444,7 @@ func TestCreateBatch(t *testing.T) {
 }
 
 func TestBatchesInOppositeOrders(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		keyed(t, db)
 		const n = 1200
 		up := make([]outbox.NewTask, n)
@@ -462,7 +463,7 @@ func TestBatchesInOppositeOrders(t *testing.T) {
 			if (errs[0] == nil) == (errs[1] == nil) || !errors.Is(errors.Join(errs...), outbox.ErrDuplicateKey) {
 				t.Fatalf("got %v, want one success and one ErrDuplicateKey", errs)
 			}
-			if rows := count(t, db, &outbox.TaskModel{}); rows != n {
+			if rows := dbtest.Count(t, db, &outbox.TaskModel{}); rows != n {
 				t.Fatalf("%d rows", rows)
 			}
 			mustRun(t, db, "DELETE FROM outbox_tasks")

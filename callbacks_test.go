@@ -15,6 +15,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -125,7 +126,7 @@ func TestForeignCodeEndsNothing(t *testing.T) {
 				{name: "backoff", every: true, reason: outbox.ReasonFailed, opts: func(o *outbox.Options) {
 					o.Backoff = func(int) time.Duration { do(); return 0 }
 				}, create: func(t *testing.T, db *gorm.DB) string {
-					return create(t, db, "fails", nil, outbox.MaxAttempts(2)).ID
+					return dbtest.Create(t, db, "fails", nil, outbox.MaxAttempts(2)).ID
 				}},
 				{name: "OnStart", opts: func(o *outbox.Options) {
 					o.Hooks = []outbox.Hooks{tracer{onStart: func(ctx context.Context, _ *outbox.TaskModel) context.Context { do(); return ctx }}}
@@ -145,15 +146,15 @@ func TestForeignCodeEndsNothing(t *testing.T) {
 					}
 				}},
 				{name: "logger", opts: func(o *outbox.Options) { o.Logger = slog.New(evilLog{do}) }, reason: outbox.ReasonFailed,
-					create: func(t *testing.T, db *gorm.DB) string { return create(t, db, "fails", nil).ID }},
+					create: func(t *testing.T, db *gorm.DB) string { return dbtest.Create(t, db, "fails", nil).ID }},
 				{name: "Validate", reason: outbox.ReasonBadArgs, create: func(t *testing.T, db *gorm.DB) string {
-					id := create(t, db, "checked", evilArgs{"a"}, outbox.StartAfter(time.Hour)).ID
+					id := dbtest.Create(t, db, "checked", evilArgs{"a"}, outbox.StartAfter(time.Hour)).ID
 					evilCheck.Store(&do)
 					t.Cleanup(func() { evilCheck.Store(nil) })
 					return due(t, db, id)
 				}},
 				{name: "UnmarshalJSON", reason: outbox.ReasonBadArgs, create: func(t *testing.T, db *gorm.DB) string {
-					id := create(t, db, "decoded", evilField{}, outbox.StartAfter(time.Hour)).ID
+					id := dbtest.Create(t, db, "decoded", evilField{}, outbox.StartAfter(time.Hour)).ID
 					evil.Store(&do)
 					t.Cleanup(func() { evil.Store(nil) })
 					return due(t, db, id)
@@ -161,17 +162,17 @@ func TestForeignCodeEndsNothing(t *testing.T) {
 				{name: "MarshalJSON", reason: outbox.ReasonBadResult, create: func(t *testing.T, db *gorm.DB) string {
 					evil.Store(&do)
 					t.Cleanup(func() { evil.Store(nil) })
-					return create(t, db, "result", nil).ID
+					return dbtest.Create(t, db, "result", nil).ID
 				}},
-				{name: "error", reason: "any", create: func(t *testing.T, db *gorm.DB) string { return create(t, db, "late", nil).ID }},
+				{name: "error", reason: "any", create: func(t *testing.T, db *gorm.DB) string { return dbtest.Create(t, db, "late", nil).ID }},
 				{name: "error in a transaction", every: true, reason: "any", create: func(t *testing.T, db *gorm.DB) string {
-					return create(t, db, "late.tx", nil).ID
+					return dbtest.Create(t, db, "late.tx", nil).ID
 				}},
 				{name: "ConnPool", every: true, create: func(t *testing.T, db *gorm.DB) string {
 					tx := db.Begin()
 					foreign := tx.Session(&gorm.Session{Context: t.Context()})
 					foreign.Statement.ConnPool = &evilTx{tx.Statement.ConnPool.(*sql.Tx), do}
-					id := create(t, foreign, "plain", nil).ID
+					id := dbtest.Create(t, foreign, "plain", nil).ID
 					if err := tx.Commit().Error; err != nil {
 						t.Fatal(err)
 					}
@@ -179,22 +180,22 @@ func TestForeignCodeEndsNothing(t *testing.T) {
 				}},
 				{name: "logger of GORM", create: func(t *testing.T, db *gorm.DB) string {
 					if how == "exits" {
-						return create(t, db, "plain", nil).ID // it is the caller's own goroutine
+						return dbtest.Create(t, db, "plain", nil).ID // it is the caller's own goroutine
 					}
-					return create(t, db.Session(&gorm.Session{Logger: evilTrace{db.Logger, do}}), "plain", nil).ID
+					return dbtest.Create(t, db.Session(&gorm.Session{Logger: evilTrace{db.Logger, do}}), "plain", nil).ID
 				}},
 			} {
 				t.Run(tt.name, func(t *testing.T) {
 					on := func(t *testing.T, test func(t *testing.T, db *gorm.DB)) { test(t, testdb.SQLite(t)) }
 					if tt.every {
-						on = eachDBInTurn
+						on = dbtest.EachInTurn
 					}
 					on(t, func(t *testing.T, db *gorm.DB) {
 						opts := quick()
 						if tt.opts != nil {
 							tt.opts(&opts)
 						}
-						p := install(t, db, opts, func(p *outbox.Plugin) {
+						p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 							p.Handle("plain", func(context.Context) error { return nil })
 							p.Handle("plain.tx", func(context.Context, *gorm.DB) error { return nil })
 							p.Handle("fails", func(context.Context) error { return errors.New("no") })
@@ -204,17 +205,17 @@ func TestForeignCodeEndsNothing(t *testing.T) {
 							p.Handle("late", func(context.Context) error { return lateError{new(atomic.Int32), do} })
 							p.Handle("late.tx", func(context.Context, *gorm.DB) error { return lateError{new(atomic.Int32), do} })
 						})
-						start(t, p)
+						dbtest.Start(t, p)
 						if tt.create == nil {
-							tt.create = func(t *testing.T, db *gorm.DB) string { return create(t, db, "plain", nil).ID }
+							tt.create = func(t *testing.T, db *gorm.DB) string { return dbtest.Create(t, db, "plain", nil).ID }
 						}
-						past := ended(t, db, tt.create(t, db))
+						past := dbtest.Ended(t, db, tt.create(t, db))
 						if tt.reason != "any" && past.Reason != tt.reason {
 							t.Errorf("it ended as %s %s: %s", past.Status, past.Reason, text(past.Error))
 						}
 						for _, path := range []string{"plain", "plain.tx"} {
 							for range 3 {
-								if past := ended(t, db, create(t, db, path, nil).ID); past.Status != outbox.StatusSuccess {
+								if past := dbtest.Ended(t, db, dbtest.Create(t, db, path, nil).ID); past.Status != outbox.StatusSuccess {
 									t.Errorf("another task ended as %s %s: %s", past.Status, past.Reason, text(past.Error))
 								}
 							}
@@ -241,14 +242,14 @@ func TestBackoffThatFailsIsLoggedOnce(t *testing.T) {
 		"hangs":  func(int) time.Duration { select {} },
 	} {
 		t.Run(name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				var log logBuffer
-				p := install(t, db, outbox.Options{Scan: "@every 20ms", Backoff: backoff, Logger: log.logger()}, func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, outbox.Options{Scan: "@every 20ms", Backoff: backoff, Logger: log.logger()}, func(p *outbox.Plugin) {
 					p.Handle("fails", func(context.Context) error { return errors.New("no") })
 				})
-				start(t, p)
-				task := create(t, db, "fails", nil, outbox.MaxAttempts(3))
-				if past := ended(t, db, task.ID); past.Attempt != 3 || past.FinishedAt.Sub(past.CreatedAt) < 2*time.Second {
+				dbtest.Start(t, p)
+				task := dbtest.Create(t, db, "fails", nil, outbox.MaxAttempts(3))
+				if past := dbtest.Ended(t, db, task.ID); past.Attempt != 3 || past.FinishedAt.Sub(past.CreatedAt) < 2*time.Second {
 					t.Errorf("attempt %d, after %v: the default has pauses of a second and two", past.Attempt, past.FinishedAt.Sub(past.CreatedAt))
 				}
 				if n := log.lines("level=ERROR", "Options.Backoff failed"); n != 1 {
@@ -263,15 +264,15 @@ func TestBackoffThatFailsIsLoggedOnce(t *testing.T) {
 func TestClockThatFails(t *testing.T) {
 	for how, do := range misbehave {
 		t.Run(how, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				opts := quick()
 				opts.Clock = func() time.Time { do(); return time.Time{} }
-				p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("plain", func(context.Context) error { return nil }) })
-				task := create(t, db, "plain", nil)
+				p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { p.Handle("plain", func(context.Context) error { return nil }) })
+				task := dbtest.Create(t, db, "plain", nil)
 				if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 					t.Fatalf("%d ran, %v", n, err)
 				}
-				ended(t, db, task.ID)
+				dbtest.Ended(t, db, task.ID)
 			})
 		})
 	}
@@ -330,11 +331,11 @@ func (d panicky) Rebind(query string) string {
 func TestDriverThatPanicsEndsNothing(t *testing.T) {
 	for _, at := range []string{"probe", "claim", "move", "requeue", "park", "unpark", "beat"} {
 		t.Run(at, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				opts := quick()
 				opts.Heartbeat = 50 * time.Millisecond
 				opts.HeartbeatLimit = 10 * time.Second
-				p := install(t, db, opts, func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 					p.Handle("plain", func(context.Context) error { return nil })
 					p.Handle("fails", func(context.Context) error { return errors.New("no") })
 				})
@@ -347,10 +348,10 @@ func TestDriverThatPanicsEndsNothing(t *testing.T) {
 				if err := db.Create([]outbox.TaskModel{parked, waiting}).Error; err != nil {
 					t.Fatal(err)
 				}
-				start(t, p)
-				create(t, db, "fails", nil, outbox.MaxAttempts(3))
-				eventually(t, "the driver panics twice", func() bool { return hit.Load() > 1 })
-				if past := ended(t, db, create(t, db, "plain", nil).ID); past.Status != outbox.StatusSuccess {
+				dbtest.Start(t, p)
+				dbtest.Create(t, db, "fails", nil, outbox.MaxAttempts(3))
+				dbtest.Eventually(t, "the driver panics twice", func() bool { return hit.Load() > 1 })
+				if past := dbtest.Ended(t, db, dbtest.Create(t, db, "plain", nil).ID); past.Status != outbox.StatusSuccess {
 					t.Errorf("%+v", past)
 				}
 			})

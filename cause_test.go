@@ -8,6 +8,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -20,26 +21,26 @@ func (b *logBuffer) String() string {
 // A statement is given a second, and what it waits for is this process itself.
 
 func TestStarvedPoolIsNamed(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var said logBuffer
 		opts := processOptions()
 		opts.Logger = said.logger()
-		p := install(t, db, opts, nil)
+		p := dbtest.Install(t, db, opts, nil)
 		pool, err := db.DB()
 		if err != nil {
 			t.Fatal(err)
 		}
 		pool.SetMaxOpenConns(1)
-		start(t, p)
-		eventually(t, "it runs", func() bool { return said.lines("outbox: started") > 0 })
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "it runs", func() bool { return said.lines("outbox: started") > 0 })
 		before := said.lines("the database fails") // on a busy machine a step of the start may take too long
 		held, err := pool.Conn(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer held.Close()
-		eventually(t, "the heartbeat fails", func() bool { return said.lines("step=heartbeat") > 0 })
-		eventually(t, "the claim fails", func() bool { return said.lines("step=claim") > 0 })
+		dbtest.Eventually(t, "the heartbeat fails", func() bool { return said.lines("step=heartbeat") > 0 })
+		dbtest.Eventually(t, "the claim fails", func() bool { return said.lines("step=claim") > 0 })
 		if said.lines("every connection of the pool is in use", "in_use=1") < 2 || said.lines("the database fails") > before {
 			t.Errorf("logged:\n%s", said.String())
 		}
@@ -52,7 +53,7 @@ func TestTransactionalHandlerThatKeepsTheWriteLockIsNamed(t *testing.T) {
 	opts := processOptions()
 	opts.Logger = said.logger()
 	running, release := make(chan struct{}), make(chan struct{})
-	p := install(t, db, opts, func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("slow", func(ctx context.Context, tx *gorm.DB) error {
 			close(running)
 			<-release
@@ -60,9 +61,9 @@ func TestTransactionalHandlerThatKeepsTheWriteLockIsNamed(t *testing.T) {
 		})
 		p.Handle("plain", func(context.Context) error { return nil })
 	})
-	id := create(t, db, "slow", nil).ID
-	start(t, p)
-	receive(t, running)
+	id := dbtest.Create(t, db, "slow", nil).ID
+	dbtest.Start(t, p)
+	dbtest.Receive(t, running)
 	time.AfterFunc(30*time.Second, func() {
 		select {
 		case <-release:
@@ -71,21 +72,21 @@ func TestTransactionalHandlerThatKeepsTheWriteLockIsNamed(t *testing.T) {
 			close(release)
 		}
 	})
-	eventually(t, "the heartbeat says what it waits for", func() bool { return said.lines("a transactional handler of this process", "step=heartbeat") > 0 })
+	dbtest.Eventually(t, "the heartbeat says what it waits for", func() bool { return said.lines("a transactional handler of this process", "step=heartbeat") > 0 })
 	close(release)
-	ended(t, db, id)
-	eventually(t, "it beats again", func() bool { return said.lines("works again", "step=heartbeat") > 0 })
+	dbtest.Ended(t, db, id)
+	dbtest.Eventually(t, "it beats again", func() bool { return said.lines("works again", "step=heartbeat") > 0 })
 	if said.lines("the database fails") > 0 {
 		t.Errorf("logged:\n%s", said.String())
 	}
 }
 
 func TestQueueThatNobodyServesIsReportedOnce(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var said logBuffer
 		opts := processOptions()
 		opts.Logger, opts.Queues, opts.HeartbeatLimit = said.logger(), []string{"mail"}, 30*time.Second
-		p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
 		_, err := p.RunDue(t.Context())
 		if err != nil {
 			t.Fatal(err)
@@ -93,7 +94,7 @@ func TestQueueThatNobodyServesIsReportedOnce(t *testing.T) {
 		beats := func(more int64) {
 			var m outbox.ProcessModel
 			var first int64 = -1
-			eventually(t, "it beats", func() bool {
+			dbtest.Eventually(t, "it beats", func() bool {
 				if err := db.First(&m, "queues IS NOT NULL").Error; err != nil {
 					return false
 				}
@@ -107,9 +108,9 @@ func TestQueueThatNobodyServesIsReportedOnce(t *testing.T) {
 		if err := db.Create(&other).Error; err != nil { // which serves every queue
 			t.Fatal(err)
 		}
-		create(t, db, "quick", nil, outbox.Queue("reports"))
-		create(t, db, "quick", nil, outbox.Queue("later"), outbox.StartAfter(time.Hour))
-		start(t, p)
+		dbtest.Create(t, db, "quick", nil, outbox.Queue("reports"))
+		dbtest.Create(t, db, "quick", nil, outbox.Queue("later"), outbox.StartAfter(time.Hour))
+		dbtest.Start(t, p)
 		beats(5)
 		if said.lines("no live process serves") > 0 {
 			t.Errorf("a process serves it, but:\n%s", said.String())
@@ -117,7 +118,7 @@ func TestQueueThatNobodyServesIsReportedOnce(t *testing.T) {
 		if err := db.Delete(&other).Error; err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "it is reported", func() bool { return said.lines("no live process serves", "queue=reports") > 0 })
+		dbtest.Eventually(t, "it is reported", func() bool { return said.lines("no live process serves", "queue=reports") > 0 })
 		beats(5)
 		if n := said.lines("no live process serves"); n != 1 {
 			t.Errorf("reported %d times:\n%s", n, said.String())

@@ -13,10 +13,11 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 func TestChangeByState(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, running, release := keyed(t, db)
 		later := outbox.StartAfter(time.Hour)
 		// Each function is applied to a task of each state, in a transaction that must stay usable.
@@ -47,7 +48,7 @@ func TestChangeByState(t *testing.T) {
 			}
 		}
 		t.Run("pending", func(t *testing.T) {
-			task := create(t, db, cancelOrder, nil, later)
+			task := dbtest.Create(t, db, cancelOrder, nil, later)
 			if _, err := outbox.Rerun(db, task.ID); !errors.Is(err, outbox.ErrConflict) || !strings.Contains(err.Error(), "pending") {
 				t.Errorf("rerun: got %v", err)
 			}
@@ -68,7 +69,7 @@ func TestChangeByState(t *testing.T) {
 			}
 		})
 		t.Run("parked", func(t *testing.T) {
-			task := create(t, db, cancelOrder, nil)
+			task := dbtest.Create(t, db, cancelOrder, nil)
 			park := "UPDATE outbox_tasks SET state = 'parked', version = version + 1 WHERE id = '" + task.ID + "'"
 			mustRun(t, db, park)
 			if err := outbox.Reschedule(db, task.ID, time.Now().Add(time.Hour)); err != nil {
@@ -83,7 +84,7 @@ func TestChangeByState(t *testing.T) {
 			}
 		})
 		t.Run("IfVersion", func(t *testing.T) {
-			task := create(t, db, cancelOrder, nil, later)
+			task := dbtest.Create(t, db, cancelOrder, nil, later)
 			err := db.Transaction(func(tx *gorm.DB) error {
 				for _, err := range []error{
 					outbox.Cancel(tx, task.ID, outbox.IfVersion(2)),
@@ -115,12 +116,12 @@ func TestChangeByState(t *testing.T) {
 			}
 		})
 		t.Run("running", func(t *testing.T) {
-			start(t, p)
-			task := create(t, db, holdOrder, nil)
-			receive(t, running)
+			dbtest.Start(t, p)
+			task := dbtest.Create(t, db, holdOrder, nil)
+			dbtest.Receive(t, running)
 			refused(t, task.ID, verbs{outbox.ErrRunning, outbox.ErrRunning, outbox.ErrConflict}, "running")
 			close(release)
-			past := ended(t, db, task.ID)
+			past := dbtest.Ended(t, db, task.ID)
 			t.Run("in history", func(t *testing.T) {
 				if past.Status != outbox.StatusSuccess {
 					t.Fatalf("ended as %+v", past)
@@ -136,9 +137,9 @@ func TestChangeByState(t *testing.T) {
 }
 
 func TestCancelInARolledBackTransaction(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, ran := shop(t, db, outbox.Options{})
-		task := create(t, db, cancelOrder, outbox.Args{"a": 1})
+		task := dbtest.Create(t, db, cancelOrder, outbox.Args{"a": 1})
 		_ = db.Transaction(func(tx *gorm.DB) error {
 			if err := outbox.Cancel(tx, task.ID); err != nil {
 				t.Error(err)
@@ -148,35 +149,35 @@ func TestCancelInARolledBackTransaction(t *testing.T) {
 		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 			t.Fatalf("%d ran, %v", n, err)
 		}
-		receive(t, ran)
+		dbtest.Receive(t, ran)
 	})
 }
 
 func TestCancelAgainstTheClaim(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, ran := shop(t, db, outbox.Options{Scan: "@every 10ms"})
-		start(t, p)
+		dbtest.Start(t, p)
 		cancelled, refused := map[string]bool{}, 0
 		for range 60 {
-			task := create(t, db, cancelOrder, nil)
+			task := dbtest.Create(t, db, cancelOrder, nil)
 			switch err := outbox.Cancel(db, task.ID); {
 			case err == nil:
 				cancelled[task.ID] = true
 			case errors.Is(err, outbox.ErrRunning), errors.Is(err, outbox.ErrNotFound):
 				refused++
-				if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
+				if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
 					t.Errorf("a task that could not be cancelled ended as %s", past.Status)
 				}
 			default:
 				t.Error(err)
 			}
 		}
-		eventually(t, "all is done", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
-		if n := count(t, db, &outbox.HistoryModel{}); n != 60 {
+		dbtest.Eventually(t, "all is done", func() bool { return dbtest.Count(t, db, &outbox.TaskModel{}) == 0 })
+		if n := dbtest.Count(t, db, &outbox.HistoryModel{}); n != 60 {
 			t.Errorf("%d rows of history", n)
 		}
 		for range refused {
-			if id := receive(t, ran); cancelled[id] {
+			if id := dbtest.Receive(t, ran); cancelled[id] {
 				t.Errorf("task %s was cancelled and ran", id)
 			}
 		}
@@ -189,7 +190,7 @@ func TestCancelAgainstTheClaim(t *testing.T) {
 }
 
 func TestRescheduleToNowWakes(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, ran := shop(t, db, outbox.Options{Scan: "@every 1h"}) // only a wake-up can be in time
 		startAwake(t, db, p, cancelOrder, ran)
 		for name, at := range map[string]time.Time{
@@ -198,11 +199,11 @@ func TestRescheduleToNowWakes(t *testing.T) {
 			"soon":     time.Now().Add(100 * time.Millisecond),
 		} {
 			t.Run(name, func(t *testing.T) {
-				task := create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
+				task := dbtest.Create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
 				if err := db.Transaction(func(tx *gorm.DB) error { return outbox.Reschedule(tx, task.ID, at) }); err != nil {
 					t.Fatal(err)
 				}
-				if got := receive(t, ran); got != task.ID {
+				if got := dbtest.Receive(t, ran); got != task.ID {
 					t.Errorf("task %s ran, want %s", got, task.ID)
 				}
 			})
@@ -211,9 +212,9 @@ func TestRescheduleToNowWakes(t *testing.T) {
 }
 
 func TestRescheduleRefusesTimesThatAreNone(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		shop(t, db, outbox.Options{})
-		task := create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
+		task := dbtest.Create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
 		for _, at := range badTimes {
 			if err := outbox.Reschedule(db, task.ID, at); !errors.Is(err, outbox.ErrBadOption) {
 				t.Errorf("%v: got %v", at, err)
@@ -226,8 +227,8 @@ func TestRescheduleRefusesTimesThatAreNone(t *testing.T) {
 }
 
 func TestRerun(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
 			p.Handle(cancelOrder, func(context.Context, outbox.Args) error { return nil })
 			p.Handle("strict", func(context.Context, struct{ N int }) error { return errors.New("no") })
 		})
@@ -236,11 +237,11 @@ func TestRerun(t *testing.T) {
 		}
 		finished := func(t *testing.T, path string, args any, opts ...outbox.CreateOption) *outbox.HistoryModel {
 			t.Helper()
-			task := create(t, db, path, args, opts...)
+			task := dbtest.Create(t, db, path, args, opts...)
 			if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 				t.Fatalf("%d ran, %v", n, err)
 			}
-			return ended(t, db, task.ID)
+			return dbtest.Ended(t, db, task.ID)
 		}
 		unmarked := func(t *testing.T, id string) {
 			t.Helper()
@@ -268,7 +269,7 @@ func TestRerun(t *testing.T) {
 			if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 				t.Fatalf("%d ran, %v", n, err)
 			}
-			if h := ended(t, db, again.ID); h.Status != outbox.StatusSuccess || *h.RerunOf != old.ID {
+			if h := dbtest.Ended(t, db, again.ID); h.Status != outbox.StatusSuccess || *h.RerunOf != old.ID {
 				t.Errorf("ended as %+v", h)
 			}
 		})
@@ -321,7 +322,7 @@ func TestRerun(t *testing.T) {
 					t.Errorf("got %v", err)
 				}
 			}
-			if n := count(t, db, &outbox.TaskModel{}); won != 1 || n != 1 {
+			if n := dbtest.Count(t, db, &outbox.TaskModel{}); won != 1 || n != 1 {
 				t.Errorf("%d re-runs won, %d tasks", won, n)
 			}
 			_, past, _ := outbox.Lookup(db, old.ID)
@@ -344,7 +345,7 @@ func TestRerun(t *testing.T) {
 		})
 		t.Run("what is refused leaves history unmarked and the transaction usable", func(t *testing.T) {
 			old := finished(t, "strict", json.RawMessage(`{"N":1}`), outbox.Key("taken"))
-			holder := create(t, db, cancelOrder, nil, outbox.Key("taken"), outbox.StartAfter(time.Hour))
+			holder := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("taken"), outbox.StartAfter(time.Hour))
 			for name, tt := range map[string]struct {
 				opts []outbox.RerunOption
 				is   error

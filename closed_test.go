@@ -15,6 +15,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -24,23 +25,23 @@ import (
 func TestPoolClosedBeforeRunEnds(t *testing.T) {
 	for name, stopped := range map[string]bool{"while Run dispatches": false, "while Run drains": true} {
 		t.Run(name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				var said logBuffer
 				running := make(chan struct{})
 				// So long that nothing but the closed pool ends the handler.
-				p := install(t, db, outbox.Options{Logger: said.logger(), ShutdownGrace: time.Hour}, func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, outbox.Options{Logger: said.logger(), ShutdownGrace: time.Hour}, func(p *outbox.Plugin) {
 					p.Handle(cancelOrder, func(ctx context.Context) error {
 						close(running)
 						<-ctx.Done()
 						return ctx.Err()
 					})
 				})
-				create(t, db, cancelOrder, nil)
+				dbtest.Create(t, db, cancelOrder, nil)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				done := make(chan error, 1)
 				go func() { done <- p.Run(ctx) }()
-				receive(t, running)
+				dbtest.Receive(t, running)
 				if stopped {
 					cancel()
 				}
@@ -51,7 +52,7 @@ func TestPoolClosedBeforeRunEnds(t *testing.T) {
 				if err := pool.Close(); err != nil {
 					t.Fatal(err)
 				}
-				if err := receive(t, done); err == nil || !strings.Contains(err.Error(), "the pool was closed before Run had ended") {
+				if err := dbtest.Receive(t, done); err == nil || !strings.Contains(err.Error(), "the pool was closed before Run had ended") {
 					t.Errorf("Run gave %v", err)
 				}
 				if said.lines("the database fails") != 0 {
@@ -63,9 +64,9 @@ func TestPoolClosedBeforeRunEnds(t *testing.T) {
 }
 
 func TestRunWithAnEndedContext(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var said logBuffer
-		p := install(t, db, outbox.Options{Logger: said.logger()}, nil)
+		p := dbtest.Install(t, db, outbox.Options{Logger: said.logger()}, nil)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		if err := p.Run(ctx); err != nil {
@@ -113,7 +114,7 @@ func TestGormOnATransaction(t *testing.T) {
 				return sqlTx, onTx, p
 			}
 			sqlTx, onTx, _ := open()
-			task := create(t, onTx, cancelOrder, nil)
+			task := dbtest.Create(t, onTx, cancelOrder, nil)
 			if err := sqlTx.Rollback(); err != nil {
 				t.Fatal(err)
 			}
@@ -121,7 +122,7 @@ func TestGormOnATransaction(t *testing.T) {
 				t.Error("the task outlived its transaction")
 			}
 			sqlTx, onTx, p := open()
-			task = create(t, onTx, cancelOrder, nil)
+			task = dbtest.Create(t, onTx, cancelOrder, nil)
 			if err := sqlTx.Commit(); err != nil {
 				t.Fatal(err)
 			}
@@ -131,7 +132,7 @@ func TestGormOnATransaction(t *testing.T) {
 			if n := testutil.Drain(t, p); n != 1 { // it reads through the plugin's own handle
 				t.Fatalf("%d ran", n)
 			}
-			if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
+			if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
 				t.Errorf("ended as %s: %s", past.Status, *past.Error)
 			}
 			conn, err := pool.Conn(t.Context())
@@ -149,7 +150,7 @@ func TestGormOnATransaction(t *testing.T) {
 			}
 			tx := db.WithContext(t.Context())
 			tx.Statement.ConnPool = conn // as that error says
-			if !taskExists(t, db, create(t, tx, cancelOrder, nil).ID) {
+			if !taskExists(t, db, dbtest.Create(t, tx, cancelOrder, nil).ID) {
 				t.Error("nothing was created on a single connection")
 			}
 		})

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -132,7 +133,7 @@ func TestExchangeOfMany(t *testing.T) {
 	// However slow the machine is, many end together, and before a claim is lost, whose tasks would
 	// have to be given back first.
 	allRun := make(chan struct{})
-	p := install(t, db, opts, func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("count", func(_ context.Context, a struct{ N int }) error {
 			runs[a.N].Add(1)
 			if begun.Add(1) == slots {
@@ -153,8 +154,8 @@ func TestExchangeOfMany(t *testing.T) {
 	p.Intercept(func(d dialect.Dialect) dialect.Dialect {
 		return losingReplies{d, d.(dialect.Completer), &claims, &finishes}
 	})
-	start(t, p)
-	eventually(t, "all have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) == tasks })
+	dbtest.Start(t, p)
+	dbtest.Eventually(t, "all have ended", func() bool { return dbtest.Count(t, db, &outbox.HistoryModel{}) == tasks })
 	for i := range runs {
 		if n := runs[i].Load(); n != 1 {
 			t.Errorf("task %d ran %d times", i, n)
@@ -172,7 +173,7 @@ func TestExchangeOfMany(t *testing.T) {
 	if _, err := outbox.CreateBatch(db, batch...); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "every slot is taken", func() bool { return waiting.Load() >= slots })
+	dbtest.Eventually(t, "every slot is taken", func() bool { return waiting.Load() >= slots })
 	<-time.After(200 * time.Millisecond) // many scans
 	if n := waiting.Load(); n != slots {
 		t.Errorf("%d run in %d slots", n, slots)

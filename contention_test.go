@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -65,7 +66,7 @@ func TestSerializationFailureIsRunAgain(t *testing.T) {
 	counters(t, db)
 	var calls atomic.Int64
 	both := make(chan struct{}, 2) // the first two meet after their reads, so that one must fail
-	p := install(t, db, quick(), func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 		p.Handle("meet", func(_ context.Context, tx *gorm.DB) error {
 			var c counter
 			if err := tx.Where("id = 1").Take(&c).Error; err != nil {
@@ -81,14 +82,14 @@ func TestSerializationFailureIsRunAgain(t *testing.T) {
 		})
 		p.Handle("increment", func(_ context.Context, tx *gorm.DB) error { return increment(tx, 2) })
 	})
-	start(t, p)
+	dbtest.Start(t, p)
 	check := func(t *testing.T, id, tasks int, path string) {
 		var ids []string
 		for range tasks {
-			ids = append(ids, create(t, db, path, nil).ID)
+			ids = append(ids, dbtest.Create(t, db, path, nil).ID)
 		}
 		for _, id := range ids {
-			if past := ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
+			if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
 				t.Errorf("%s, %s, attempt %d, %s", past.Status, past.Reason, past.Attempt, text(past.Error))
 			}
 		}
@@ -117,7 +118,7 @@ WHERE trx_mysql_thread_id = CONNECTION_ID() LIMIT 1`)
 }
 
 func isolation(t *testing.T, db *gorm.DB, query string) {
-	p := install(t, db, quick(), func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 		p.Handle("serializable", func(ctx context.Context, tx *gorm.DB) (level string, err error) {
 			if err := tx.Exec("UPDATE outbox_tasks SET priority = priority WHERE id = ''").Error; err != nil {
 				return "", err
@@ -131,11 +132,11 @@ func isolation(t *testing.T, db *gorm.DB, query string) {
 			return tx.Exec("SET TRANSACTION ISOLATION LEVEL SERIALIZABLE").Error
 		})
 	})
-	start(t, p)
-	if past := ended(t, db, create(t, db, "serializable", nil).ID); past.Result.String() != `"serializable"` {
+	dbtest.Start(t, p)
+	if past := dbtest.Ended(t, db, dbtest.Create(t, db, "serializable", nil).ID); past.Result.String() != `"serializable"` {
 		t.Errorf("%s, %s: the level is %s", past.Status, text(past.Error), past.Result)
 	}
-	if past := ended(t, db, create(t, db, "by.itself", nil).ID); past.Status != outbox.StatusError {
+	if past := dbtest.Ended(t, db, dbtest.Create(t, db, "by.itself", nil).ID); past.Status != outbox.StatusError {
 		t.Errorf("a handler that sets the level by itself gives %s", past.Status)
 	}
 }
@@ -151,7 +152,7 @@ func deadlock(t *testing.T, db *gorm.DB) {
 	counters(t, db)
 	var calls atomic.Int64
 	both := make(chan struct{}, 2)
-	p := install(t, db, quick(), func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 		p.Handle("lock", func(_ context.Context, tx *gorm.DB, a struct {
 			First  int `json:"first"`
 			Second int `json:"second"`
@@ -171,11 +172,11 @@ func deadlock(t *testing.T, db *gorm.DB) {
 			return add(a.Second)
 		})
 	})
-	start(t, p)
-	a := create(t, db, "lock", outbox.Args{"first": 1, "second": 2})
-	b := create(t, db, "lock", outbox.Args{"first": 2, "second": 1})
+	dbtest.Start(t, p)
+	a := dbtest.Create(t, db, "lock", outbox.Args{"first": 1, "second": 2})
+	b := dbtest.Create(t, db, "lock", outbox.Args{"first": 2, "second": 1})
 	for _, task := range []*outbox.TaskModel{a, b} {
-		if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
+		if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
 			t.Errorf("%s, %s, attempt %d, %s", past.Status, past.Reason, past.Attempt, text(past.Error))
 		}
 	}
@@ -185,23 +186,23 @@ func deadlock(t *testing.T, db *gorm.DB) {
 }
 
 func TestTransactionalAndOrdinaryTasksDoNotStarveEachOther(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		const each = 100
 		order := make(chan bool, 2*each)
 		opts := hourly()
 		opts.Concurrency = 2
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("plain", func(context.Context) error { order <- false; return nil })
 			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { order <- true; return nil })
 		})
 		for range each {
-			create(t, db, "plain", nil)
+			dbtest.Create(t, db, "plain", nil)
 		}
 		for range each {
-			create(t, db, "plain.tx", nil)
+			dbtest.Create(t, db, "plain.tx", nil)
 		}
-		start(t, p)
-		eventually(t, "all have run", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "all have run", func() bool { return dbtest.Count(t, db, &outbox.TaskModel{}) == 0 })
 		if db.Dialector.Name() != "sqlite" {
 			return // there they are claimed together, in the order of their start times
 		}
@@ -221,22 +222,22 @@ func TestTransactionalAndOrdinaryTasksDoNotStarveEachOther(t *testing.T) {
 
 // The claims of other processes lock rows that they only look at, for a moment.
 func TestRowLockedForAMomentIsNotLeft(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if db.Name() != "mysql" {
 			t.Skip("claims lock no row that they do not take")
 		}
 		opts := quick()
 		opts.Scan = "@every 1h"
 		var ran <-chan string
-		p := install(t, db, opts, func(p *outbox.Plugin) { ran = notes(p, "note") })
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { ran = notes(p, "note") })
 		// locked creates a task whose row is locked when its creation commits, and until release.
 		locked := func() (id string, release func()) {
-			task := create(t, db, "note", nil, outbox.StartAfter(100*time.Millisecond))
+			task := dbtest.Create(t, db, "note", nil, outbox.StartAfter(100*time.Millisecond))
 			tx := db.Begin()
 			if err := tx.Exec("SELECT id FROM outbox_tasks WHERE id = ? FOR UPDATE", task.ID).Error; err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "it is due", func() bool {
+			dbtest.Eventually(t, "it is due", func() bool {
 				var due int64
 				err := db.Raw("SELECT count(*) FROM outbox_tasks WHERE id = ? AND run_at <= UTC_TIMESTAMP(6)", task.ID).Scan(&due).Error
 				return err == nil && due == 1
@@ -248,12 +249,12 @@ func TestRowLockedForAMomentIsNotLeft(t *testing.T) {
 		if n, err := p.RunDue(t.Context()); err != nil || n != 1 {
 			t.Errorf("RunDue ran %d, %v; want 1", n, err)
 		}
-		receive(t, ran)
-		start(t, p)
-		eventually(t, "it has begun", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
+		dbtest.Receive(t, ran)
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "it has begun", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 1 })
 		id, release := locked()
 		time.AfterFunc(10*time.Millisecond, release)
-		if got := receive(t, ran); got != id {
+		if got := dbtest.Receive(t, ran); got != id {
 			t.Errorf("%s ran", got)
 		}
 	})

@@ -19,6 +19,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 const dispatcherEnv = "OUTBOX_TEST_DISPATCHER"
@@ -139,32 +140,32 @@ func crashDB(t *testing.T, dsn string) (*gorm.DB, *outbox.Plugin) {
 	if err := db.AutoMigrate(&runRow{}); err != nil {
 		t.Fatal(err)
 	}
-	return db, install(t, db, crashOptions(), func(p *outbox.Plugin) { crashHandlers(p, db, false) })
+	return db, dbtest.Install(t, db, crashOptions(), func(p *outbox.Plugin) { crashHandlers(p, db, false) })
 }
 
 func TestKilledProcess(t *testing.T) {
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
-			dsn := d.dsn(t)
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
+			dsn := d.DSN(t)
 			db, p := crashDB(t, dsn)
-			once := create(t, db, "ordinary", nil)
-			twice := create(t, db, "ordinary", nil, outbox.MaxAttempts(2))
-			again := create(t, db, "idempotent", nil)
-			tx := create(t, db, "transactional", nil)
-			if d.name == "sqlite" {
+			once := dbtest.Create(t, db, "ordinary", nil)
+			twice := dbtest.Create(t, db, "ordinary", nil, outbox.MaxAttempts(2))
+			again := dbtest.Create(t, db, "idempotent", nil)
+			tx := dbtest.Create(t, db, "transactional", nil)
+			if d.Name == "sqlite" {
 				// Its transaction would keep the others from writing.
 				if err := outbox.Reschedule(db, tx.ID, time.Now().Add(time.Hour)); err != nil {
 					t.Fatal(err)
 				}
 			}
 			victim := spawn(t, dsn, dispatcherEnv+"_HANG=yes")
-			eventually(t, "the handlers hang", func() bool { return count(t, db, &runRow{}) == 3 })
-			if d.name == "sqlite" {
+			dbtest.Eventually(t, "the handlers hang", func() bool { return dbtest.Count(t, db, &runRow{}) == 3 })
+			if d.Name == "sqlite" {
 				if err := outbox.Reschedule(db, tx.ID, time.Now()); err != nil {
 					t.Fatal(err)
 				}
 			}
-			eventually(t, "the transactional one runs", func() bool {
+			dbtest.Eventually(t, "the transactional one runs", func() bool {
 				task, _, err := outbox.Lookup(db, tx.ID)
 				return err == nil && task.State == outbox.StateRunning
 			})
@@ -172,7 +173,7 @@ func TestKilledProcess(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = victim.Wait()
-			start(t, p)
+			dbtest.Start(t, p)
 			for _, tt := range []struct {
 				name, id         string
 				status           outbox.Status
@@ -186,7 +187,7 @@ func TestKilledProcess(t *testing.T) {
 				{"transactional runs again, one effect", tx.ID, outbox.StatusSuccess, outbox.ReasonNone, 2, 1, 1},
 			} {
 				t.Run(tt.name, func(t *testing.T) {
-					past := ended(t, db, tt.id)
+					past := dbtest.Ended(t, db, tt.id)
 					var runs int64
 					if err := db.Model(&runRow{}).Where("task = ?", tt.id).Count(&runs).Error; err != nil {
 						t.Fatal(err)
@@ -201,11 +202,11 @@ func TestKilledProcess(t *testing.T) {
 }
 
 func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
 			t.Parallel()
 			const tasks = 10_000
-			dsn := d.dsn(t)
+			dsn := d.DSN(t)
 			db, p := crashDB(t, dsn)
 			p.Handle("count", func(context.Context) error { return nil })
 			batch := make([]outbox.NewTask, tasks)
@@ -221,7 +222,7 @@ func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
 			limit := time.Now().Add(5 * time.Minute)
 			tick := time.NewTicker(50 * time.Millisecond)
 			defer tick.Stop()
-			for count(t, db, &outbox.HistoryModel{}) < tasks && time.Now().Before(limit) {
+			for dbtest.Count(t, db, &outbox.HistoryModel{}) < tasks && time.Now().Before(limit) {
 				<-tick.C
 			}
 			for _, c := range children {

@@ -10,6 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -26,7 +27,7 @@ const cancelOrder = "services.OrderSvc.cancel"
 func shop(t *testing.T, db *gorm.DB, opts outbox.Options) (*outbox.Plugin, <-chan string) {
 	t.Helper()
 	ran := make(chan string, 1000)
-	p := install(t, db, opts, func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle(cancelOrder, func(ctx context.Context, _ outbox.Args) error {
 			task, _ := outbox.TaskFrom(ctx)
 			ran <- task.ID
@@ -68,7 +69,7 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 	}{
 		{"commit keeps it", func(t *testing.T, db *gorm.DB) (r ids) {
 			err := db.Transaction(func(tx *gorm.DB) error {
-				r.kept = append(r.kept, create(t, tx, cancelOrder, nil).ID)
+				r.kept = append(r.kept, dbtest.Create(t, tx, cancelOrder, nil).ID)
 				return tx.Create(&shopOrder{Name: "paid"}).Error
 			})
 			if err != nil {
@@ -77,12 +78,12 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 			return r
 		}},
 		{"no transaction commits it at once", func(t *testing.T, db *gorm.DB) (r ids) {
-			r.kept = append(r.kept, create(t, db, cancelOrder, nil).ID)
+			r.kept = append(r.kept, dbtest.Create(t, db, cancelOrder, nil).ID)
 			return r
 		}},
 		{"an error of the closure drops it", func(t *testing.T, db *gorm.DB) (r ids) {
 			err := db.Transaction(func(tx *gorm.DB) error {
-				r.dropped = append(r.dropped, create(t, tx, cancelOrder, nil).ID)
+				r.dropped = append(r.dropped, dbtest.Create(t, tx, cancelOrder, nil).ID)
 				return errUndo
 			})
 			if !errors.Is(err, errUndo) {
@@ -93,22 +94,22 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 		{"a panic of the closure drops it", func(t *testing.T, db *gorm.DB) (r ids) {
 			defer func() { _ = recover() }()
 			_ = db.Transaction(func(tx *gorm.DB) error {
-				r.dropped = append(r.dropped, create(t, tx, cancelOrder, nil).ID)
+				r.dropped = append(r.dropped, dbtest.Create(t, tx, cancelOrder, nil).ID)
 				panic("boom")
 			})
 			return r
 		}},
 		{"a savepoint drops what came after it", func(t *testing.T, db *gorm.DB) (r ids) {
 			err := db.Transaction(func(tx *gorm.DB) error {
-				r.kept = append(r.kept, create(t, tx, cancelOrder, nil).ID)
+				r.kept = append(r.kept, dbtest.Create(t, tx, cancelOrder, nil).ID)
 				if err := tx.SavePoint("here").Error; err != nil {
 					return err
 				}
-				r.dropped = append(r.dropped, create(t, tx, cancelOrder, nil, outbox.Key("sp")).ID)
+				r.dropped = append(r.dropped, dbtest.Create(t, tx, cancelOrder, nil, outbox.Key("sp")).ID)
 				if err := tx.RollbackTo("here").Error; err != nil {
 					return err
 				}
-				r.kept = append(r.kept, create(t, tx, cancelOrder, nil, outbox.Key("sp")).ID)
+				r.kept = append(r.kept, dbtest.Create(t, tx, cancelOrder, nil, outbox.Key("sp")).ID)
 				return nil
 			})
 			if err != nil {
@@ -118,13 +119,13 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 		}},
 		{"a nested transaction drops its own", func(t *testing.T, db *gorm.DB) (r ids) {
 			err := db.Transaction(func(tx *gorm.DB) error {
-				r.kept = append(r.kept, create(t, tx, cancelOrder, nil).ID)
+				r.kept = append(r.kept, dbtest.Create(t, tx, cancelOrder, nil).ID)
 				_ = tx.Transaction(func(inner *gorm.DB) error {
-					r.dropped = append(r.dropped, create(t, inner, cancelOrder, nil).ID)
+					r.dropped = append(r.dropped, dbtest.Create(t, inner, cancelOrder, nil).ID)
 					return errUndo
 				})
 				return tx.Transaction(func(inner *gorm.DB) error {
-					r.kept = append(r.kept, create(t, inner, cancelOrder, nil).ID)
+					r.kept = append(r.kept, dbtest.Create(t, inner, cancelOrder, nil).ID)
 					return nil
 				})
 			})
@@ -136,7 +137,7 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 		{"the outer transaction drops a nested one's", func(t *testing.T, db *gorm.DB) (r ids) {
 			_ = db.Transaction(func(tx *gorm.DB) error {
 				if err := tx.Transaction(func(inner *gorm.DB) error {
-					r.dropped = append(r.dropped, create(t, inner, cancelOrder, nil).ID)
+					r.dropped = append(r.dropped, dbtest.Create(t, inner, cancelOrder, nil).ID)
 					return nil
 				}); err != nil {
 					t.Fatal(err)
@@ -147,7 +148,7 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 		}},
 		{"manual Begin and Commit keep it", func(t *testing.T, db *gorm.DB) (r ids) {
 			tx := db.Begin()
-			r.kept = append(r.kept, create(t, tx, cancelOrder, nil).ID)
+			r.kept = append(r.kept, dbtest.Create(t, tx, cancelOrder, nil).ID)
 			if err := tx.Commit().Error; err != nil {
 				t.Fatal(err)
 			}
@@ -155,7 +156,7 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 		}},
 		{"manual Begin and Rollback drop it", func(t *testing.T, db *gorm.DB) (r ids) {
 			tx := db.Begin()
-			r.dropped = append(r.dropped, create(t, tx, cancelOrder, nil).ID)
+			r.dropped = append(r.dropped, dbtest.Create(t, tx, cancelOrder, nil).ID)
 			if err := tx.Rollback().Error; err != nil {
 				t.Fatal(err)
 			}
@@ -180,7 +181,7 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 		{"a closure that is run again leaves nothing of the first time", func(t *testing.T, db *gorm.DB) (r ids) {
 			for _, err := range []error{errUndo, nil} {
 				got := db.Transaction(func(tx *gorm.DB) error {
-					id := create(t, tx, cancelOrder, nil, outbox.Key("again")).ID
+					id := dbtest.Create(t, tx, cancelOrder, nil, outbox.Key("again")).ID
 					if err != nil {
 						r.dropped = append(r.dropped, id)
 					} else {
@@ -195,7 +196,7 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 			return r
 		}},
 	}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, ran := shop(t, db, outbox.Options{})
 		for _, tt := range tests {
 			t.Run(tt.name, func(t *testing.T) {
@@ -215,7 +216,7 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 					t.Errorf("%d tasks ran, want the %d committed; %v", n, len(r.kept), err)
 				}
 				for range n {
-					id := receive(t, ran)
+					id := dbtest.Receive(t, ran)
 					for _, dropped := range r.dropped {
 						if id == dropped {
 							t.Errorf("rolled-back task %s ran", id)
@@ -228,16 +229,16 @@ func TestTaskExistsIfAndOnlyIfTheTransactionCommits(t *testing.T) {
 }
 
 func TestManualBeginOnAConnectionIsNotCommitted(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		_, _ = shop(t, db, outbox.Options{})
-		waiting := create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
-		past := create(t, db, cancelOrder, nil)
+		waiting := dbtest.Create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
+		past := dbtest.Create(t, db, cancelOrder, nil)
 		if err := outbox.Cancel(db, past.ID); err != nil {
 			t.Fatal(err)
 		}
 		// everything does all that the library can, inside whatever the connection is in.
 		everything := func(conn *gorm.DB) (made []string) {
-			made = append(made, create(t, conn, cancelOrder, nil).ID)
+			made = append(made, dbtest.Create(t, conn, cancelOrder, nil).ID)
 			batch, err := outbox.CreateBatch(conn, outbox.NewTask{Func: cancelOrder, Options: []outbox.CreateOption{outbox.Key("k")}})
 			if err != nil {
 				t.Fatal(err)
@@ -296,7 +297,7 @@ func TestManualBeginOnAConnectionIsNotCommitted(t *testing.T) {
 }
 
 func TestNothingRunsBeforeTheCommit(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		// The dispatcher asks the clock for each statement, so the calls count its looks at the
 		// table.
 		var looks atomic.Int64
@@ -304,13 +305,13 @@ func TestNothingRunsBeforeTheCommit(t *testing.T) {
 			looks.Add(1)
 			return time.Now()
 		}})
-		start(t, p)
-		eventually(t, "the dispatcher has started", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "the dispatcher has started", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 1 })
 		for _, commit := range []bool{true, false} {
 			tx := db.Begin()
-			task := create(t, tx, cancelOrder, nil)
+			task := dbtest.Create(t, tx, cancelOrder, nil)
 			after := looks.Load() + 40
-			eventually(t, "the dispatcher looks", func() bool { return looks.Load() > after })
+			dbtest.Eventually(t, "the dispatcher looks", func() bool { return looks.Load() > after })
 			select {
 			case id := <-ran:
 				t.Fatalf("task %s ran before the commit", id)
@@ -325,9 +326,9 @@ func TestNothingRunsBeforeTheCommit(t *testing.T) {
 				if err := tx.Rollback().Error; err != nil {
 					t.Fatal(err)
 				}
-				want = create(t, db, cancelOrder, nil).ID
+				want = dbtest.Create(t, db, cancelOrder, nil).ID
 			}
-			if got := receive(t, ran); got != want {
+			if got := dbtest.Receive(t, ran); got != want {
 				t.Errorf("commit %v: task %s ran, want %s", commit, got, want)
 			}
 		}
@@ -339,7 +340,7 @@ func TestOuterHandleInsideATransaction(t *testing.T) {
 		_, _ = shop(t, db, outbox.Options{})
 		var task *outbox.TaskModel
 		_ = db.Transaction(func(tx *gorm.DB) error {
-			task = create(t, db, cancelOrder, nil)
+			task = dbtest.Create(t, db, cancelOrder, nil)
 			return errors.New("undo")
 		})
 		if !taskExists(t, db, task.ID) {
@@ -351,7 +352,7 @@ func TestOuterHandleInsideATransaction(t *testing.T) {
 	for name, open := range mysqlServers {
 		t.Run("escapes the rollback of "+name, func(t *testing.T) { escapes(t, open(t)) })
 	}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		_, _ = shop(t, db, outbox.Options{})
 		pool, err := db.DB()
 		if err != nil {
@@ -380,7 +381,7 @@ func TestOuterHandleInsideATransaction(t *testing.T) {
 }
 
 func TestRequireTx(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		shop(t, db, outbox.Options{RequireTx: true})
 		t.Run("the outer handle is refused inside a transaction", func(t *testing.T) {
 			_, err := outbox.Create(db, cancelOrder, nil)
@@ -391,7 +392,7 @@ func TestRequireTx(t *testing.T) {
 			if !errors.Is(err, outbox.ErrNoTransaction) {
 				t.Errorf("CreateBatch gave %v", err)
 			}
-			if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+			if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 0 {
 				t.Errorf("%d tasks were inserted", n)
 			}
 		})

@@ -7,6 +7,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // Typed handlers can return a result, which history keeps.
@@ -14,8 +15,8 @@ func TestTypedResults(t *testing.T) {
 	type args struct{ N int }
 	type double struct{ Twice int }
 	plain, inTx := outbox.Define[args]("plain"), outbox.Define[args]("tx")
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			outbox.HandleResult(plain, p, func(_ context.Context, a args) (double, error) { return double{2 * a.N}, nil })
 			outbox.HandleTxResult(inTx, p, func(_ context.Context, _ *gorm.DB, a args) (*double, error) { return &double{2 * a.N}, nil })
 		})
@@ -27,7 +28,7 @@ func TestTypedResults(t *testing.T) {
 			if _, err := p.RunDue(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if past := ended(t, db, task.ID); past.Func != d.Function() || past.Result.String() != `{"Twice":42}` {
+			if past := dbtest.Ended(t, db, task.ID); past.Func != d.Function() || past.Result.String() != `{"Twice":42}` {
 				t.Errorf("%s: %s with %s", past.Func, past.Status, past.Result)
 			}
 		}

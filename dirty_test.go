@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // useEverything calls each function that takes a handle, with the same one.
@@ -82,7 +83,7 @@ func TestDirtyHandle(t *testing.T) {
 		},
 		"default tx": func(tx *gorm.DB) *gorm.DB { return tx.Session(&gorm.Session{SkipDefaultTransaction: false}) },
 	}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		_, _ = shop(t, db, outbox.Options{})
 		for name, dirty := range handles {
 			t.Run(name, func(t *testing.T) {
@@ -90,7 +91,7 @@ func TestDirtyHandle(t *testing.T) {
 				var made *outbox.TaskModel
 				err := db.Transaction(func(tx *gorm.DB) error {
 					handle := dirty(tx)
-					made = create(t, handle, cancelOrder, outbox.Args{"a": "b"}, outbox.Key("dirty "+name), outbox.Queue("q"),
+					made = dbtest.Create(t, handle, cancelOrder, outbox.Args{"a": "b"}, outbox.Key("dirty "+name), outbox.Queue("q"),
 						outbox.Priority(3), outbox.MaxAttempts(4), outbox.Timeout(5*time.Second))
 					if err := useEverything(t, handle); err != nil {
 						return err
@@ -124,7 +125,7 @@ func TestDirtyHandle(t *testing.T) {
 				t.Fatal(err)
 			}
 			handle := db.Model(&shopOrder{}).Where("name = ?", "mine")
-			create(t, handle, cancelOrder, nil)
+			dbtest.Create(t, handle, cancelOrder, nil)
 			if r := handle.Update("name", "still mine"); r.Error != nil || r.RowsAffected != 1 {
 				t.Errorf("%d rows, %v", r.RowsAffected, r.Error)
 			}
@@ -133,7 +134,7 @@ func TestDirtyHandle(t *testing.T) {
 }
 
 func TestDebugShowsTheStatement(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		_, _ = shop(t, db, outbox.Options{})
 		for name, tt := range map[string]struct {
 			config logger.Config
@@ -151,7 +152,7 @@ func TestDebugShowsTheStatement(t *testing.T) {
 				if tt.debug {
 					tx = tx.Debug()
 				}
-				create(t, tx, cancelOrder, outbox.Args{"token": "secret-7"})
+				dbtest.Create(t, tx, cancelOrder, outbox.Args{"token": "secret-7"})
 				for _, s := range tt.shown {
 					if !strings.Contains(out.String(), s) {
 						t.Errorf("the log lacks %q:\n%s", s, out.String())
@@ -168,14 +169,14 @@ func TestDebugShowsTheStatement(t *testing.T) {
 }
 
 func TestHandleThatCannotBeUsed(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		bare := db.Session(&gorm.Session{NewDB: true})
 		config := *db.Config
 		config.Plugins = map[string]gorm.Plugin{}
 		bare.Config = &config
 		_, _ = shop(t, db, outbox.Options{})
-		waiting := create(t, db, cancelOrder, nil, outbox.Key("waiting"), outbox.StartAfter(time.Hour))
-		past := create(t, db, cancelOrder, nil)
+		waiting := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("waiting"), outbox.StartAfter(time.Hour))
+		past := dbtest.Create(t, db, cancelOrder, nil)
 		if err := outbox.Cancel(db, past.ID); err != nil {
 			t.Fatal(err)
 		}
@@ -209,7 +210,7 @@ func TestHandleThatCannotBeUsed(t *testing.T) {
 						t.Errorf("%s: got %v, want %v", what, err, tt.is)
 					}
 				}
-				if n := count(t, db, &outbox.TaskModel{}); n != 1 {
+				if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 1 {
 					t.Errorf("%d rows", n)
 				}
 				if got, _, err := outbox.Lookup(db, waiting.ID); err != nil || got.Version != 1 {
@@ -224,7 +225,7 @@ func TestHandleThatCannotBeUsed(t *testing.T) {
 				}
 				return tx
 			})
-			if n := count(t, db, &outbox.TaskModel{}); n != 1 {
+			if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 1 {
 				t.Errorf("%d rows", n)
 			}
 		})

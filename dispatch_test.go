@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -28,47 +29,47 @@ func runAsync(t *testing.T, p *outbox.Plugin) (cancel func(), done <-chan error)
 }
 
 func TestTimeout(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		started, leave := make(chan int, 10), make(chan struct{})
 		refused := make(chan error, 10)
 		opts := quick(finishHook(func(_ *outbox.TaskModel, f outbox.Outcome) { refused <- f.Err }))
 		opts.Concurrency, opts.CancelGrace = 1, 50*time.Millisecond
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("obeys", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
 			p.Handle("obeys.tx", func(ctx context.Context, tx *gorm.DB) error { <-ctx.Done(); return ctx.Err() })
 			p.Handle("ignores", func(ctx context.Context) error { started <- 1; <-leave; return nil })
 			p.Handle("next", func(ctx context.Context) error { started <- 2; return nil })
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, path := range []string{"obeys", "obeys.tx"} {
 			t.Run(path+" and is tried again", func(t *testing.T) {
-				past := ended(t, db, create(t, db, path, nil, outbox.Timeout(20*time.Millisecond), outbox.MaxAttempts(2)).ID)
+				past := dbtest.Ended(t, db, dbtest.Create(t, db, path, nil, outbox.Timeout(20*time.Millisecond), outbox.MaxAttempts(2)).ID)
 				if past.Status != outbox.StatusError || past.Reason != outbox.ReasonTimeout || past.Attempt-past.Uncounted != 2 || past.Errors[0].Reason != outbox.ReasonTimeout {
 					t.Errorf("%+v", past)
 				}
 			})
 		}
 		t.Run("ignored: ends, is not tried again, and keeps its slot", func(t *testing.T) {
-			hung := create(t, db, "ignores", nil, outbox.Timeout(20*time.Millisecond), outbox.MaxAttempts(3))
-			if receive(t, started) != 1 {
+			hung := dbtest.Create(t, db, "ignores", nil, outbox.Timeout(20*time.Millisecond), outbox.MaxAttempts(3))
+			if dbtest.Receive(t, started) != 1 {
 				t.Fatal("the wrong task runs")
 			}
-			past := ended(t, db, hung.ID)
+			past := dbtest.Ended(t, db, hung.ID)
 			if past.Status != outbox.StatusError || past.Reason != outbox.ReasonTimeout || past.Attempt != 1 {
 				t.Errorf("%+v", past)
 			}
-			next := create(t, db, "next", nil)
+			next := dbtest.Create(t, db, "next", nil)
 			select {
 			case <-started:
 				t.Error("the slot was given away while the handler was running")
 			case <-time.After(300 * time.Millisecond):
 			}
 			close(leave)
-			if receive(t, started) != 2 {
+			if dbtest.Receive(t, started) != 2 {
 				t.Error("the task was run again")
 			}
-			ended(t, db, next.ID)
-			if after := ended(t, db, hung.ID); after.Status != outbox.StatusError || after.Version != past.Version {
+			dbtest.Ended(t, db, next.ID)
+			if after := dbtest.Ended(t, db, hung.ID); after.Status != outbox.StatusError || after.Version != past.Version {
 				t.Errorf("the late outcome was stored: %+v", after)
 			}
 		})
@@ -85,12 +86,12 @@ func (finishHook) OnStart(ctx context.Context, _ *outbox.TaskModel) context.Cont
 func (h finishHook) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox.Outcome) { h(task, f) }
 
 func TestShutdown(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		started, leave := make(chan string, 10), make(chan struct{})
 		opts := quick()
 		opts.ShutdownGrace, opts.CancelGrace = 100*time.Millisecond, 100*time.Millisecond
 		opts.Heartbeat, opts.HeartbeatLimit = 200*time.Millisecond, time.Second
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("waits", func(ctx context.Context) error { started <- ""; <-leave; return ctx.Err() })
 			p.Handle("obeys", func(ctx context.Context) error { started <- ""; <-ctx.Done(); return ctx.Err() })
 			p.Handle("obeys.repeatable", func(ctx context.Context) error { started <- ""; <-ctx.Done(); return ctx.Err() }, outbox.Idempotent())
@@ -100,10 +101,10 @@ func TestShutdown(t *testing.T) {
 		})
 		shutDown := func(t *testing.T, path string) (*outbox.TaskModel, *outbox.HistoryModel, error) {
 			cancel, done := runAsync(t, p)
-			task := create(t, db, path, nil)
-			receive(t, started)
+			task := dbtest.Create(t, db, path, nil)
+			dbtest.Receive(t, started)
 			cancel()
-			err := receive(t, done)
+			err := dbtest.Receive(t, done)
 			waiting, past, lookup := outbox.Lookup(db, task.ID)
 			if lookup != nil {
 				t.Fatal(lookup)
@@ -113,7 +114,7 @@ func TestShutdown(t *testing.T) {
 					t.Errorf("what went back cannot be cancelled: %v", err)
 				}
 			}
-			if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
+			if n := dbtest.Count(t, db, &outbox.ProcessModel{}); n != 0 {
 				t.Errorf("%d process rows are left", n)
 			}
 			return waiting, past, err
@@ -163,19 +164,19 @@ func (slowToCheck) Validate() error {
 // The run has begun before the shutdown, and its handler would start after the grace: the task goes
 // back.
 func TestShutdownBeforeTheHandlerStarts(t *testing.T) {
-	eachDBInTurn(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		opts := quick()
 		opts.ShutdownGrace, opts.CancelGrace = 100*time.Millisecond, 100*time.Millisecond
 		called := false
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("deaf", func(context.Context, slowToCheck) error { called = true; return nil })
 		})
-		task := create(t, db, "deaf", slowToCheck{})
-		receive(t, checking) // by Create
+		task := dbtest.Create(t, db, "deaf", slowToCheck{})
+		dbtest.Receive(t, checking) // by Create
 		cancel, done := runAsync(t, p)
-		receive(t, checking) // by the run
+		dbtest.Receive(t, checking) // by the run
 		cancel()
-		if err := receive(t, done); err != nil || called {
+		if err := dbtest.Receive(t, done); err != nil || called {
 			t.Errorf("Run: %v; the handler was called: %v", err, called)
 		}
 		if waiting, _, err := outbox.Lookup(db, task.ID); err != nil || waiting == nil || waiting.State != outbox.StatePending || waiting.Uncounted != 1 {
@@ -205,18 +206,18 @@ func (endsLateHook) OnStart(ctx context.Context, _ *outbox.TaskModel) context.Co
 // A transactional handler that returns nil because its context has ended has not succeeded, however
 // late its transaction learns of that.
 func TestShutdownIsSeenByTheHandlerFirst(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		started := make(chan string, 1)
 		opts := quick()
 		opts.ShutdownGrace, opts.Hooks = time.Millisecond, []outbox.Hooks{endsLateHook{}}
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("obeys.tx", func(ctx context.Context, _ *gorm.DB) error { started <- ""; <-ctx.Done(); return nil })
 		})
 		cancel, done := runAsync(t, p)
-		task := create(t, db, "obeys.tx", nil)
-		receive(t, started)
+		task := dbtest.Create(t, db, "obeys.tx", nil)
+		dbtest.Receive(t, started)
 		cancel()
-		if err := receive(t, done); err != nil {
+		if err := dbtest.Receive(t, done); err != nil {
 			t.Error(err)
 		}
 		waiting, past, err := outbox.Lookup(db, task.ID)
@@ -233,7 +234,7 @@ func TestShutdownWhileAClaimWaitsForItsTurn(t *testing.T) {
 	started, leave := make(chan string, 1), make(chan struct{})
 	opts := quick()
 	opts.ShutdownGrace, opts.Heartbeat, opts.HeartbeatLimit = time.Millisecond, time.Minute, time.Hour // a third of it for a statement
-	p := install(t, db, opts, func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("plain", func(context.Context) error { return nil })
 		p.Handle("obeys.tx", func(ctx context.Context, _ *gorm.DB) error {
 			started <- ""
@@ -250,8 +251,8 @@ func TestShutdownWhileAClaimWaitsForItsTurn(t *testing.T) {
 	if _, err := outbox.CreateBatch(db, outbox.NewTask{Func: "obeys.tx"}, outbox.NewTask{Func: "obeys.tx"}); err != nil {
 		t.Fatal(err)
 	}
-	receive(t, started)
-	eventually(t, "a claim waits for its turn", func() bool {
+	dbtest.Receive(t, started)
+	dbtest.Eventually(t, "a claim waits for its turn", func() bool {
 		stacks := make([]byte, 1<<20)
 		for _, stack := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
 			if strings.Contains(stack, "LockWriter") && strings.Contains(stack, "(*dispatcher).loop") {
@@ -261,20 +262,20 @@ func TestShutdownWhileAClaimWaitsForItsTurn(t *testing.T) {
 		return false
 	})
 	cancel()
-	if err := receive(t, done); err != nil {
+	if err := dbtest.Receive(t, done); err != nil {
 		t.Error(err)
 	}
-	if n := count(t, db, &outbox.TaskModel{}); n != 2 {
+	if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 2 {
 		t.Errorf("%d tasks wait to be run again, want both", n)
 	}
 }
 
 func TestRunIsOneAtATimeAndCanBeRepeated(t *testing.T) {
-	eachDBInTurn(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		if err := outbox.New(outbox.Options{}).Run(t.Context()); !errors.Is(err, outbox.ErrNotInstalled) {
 			t.Errorf("before Use: %v", err)
 		}
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("plain", func(context.Context) error { return nil })
 			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { return nil })
 		})
@@ -289,15 +290,15 @@ func TestRunIsOneAtATimeAndCanBeRepeated(t *testing.T) {
 		}
 		before := runtime.NumGoroutine()
 		for range 2 {
-			stop := start(t, p)
-			ended(t, db, create(t, db, "plain", nil).ID)
-			ended(t, db, create(t, db, "plain.tx", nil).ID)
+			stop := dbtest.Start(t, p)
+			dbtest.Ended(t, db, dbtest.Create(t, db, "plain", nil).ID)
+			dbtest.Ended(t, db, dbtest.Create(t, db, "plain.tx", nil).ID)
 			if err := p.Run(t.Context()); err == nil {
 				t.Error("a second Run was accepted")
 			}
 			stop()
 		}
-		eventually(t, "every goroutine is gone", func() bool {
+		dbtest.Eventually(t, "every goroutine is gone", func() bool {
 			pool.SetMaxIdleConns(1)
 			return runtime.NumGoroutine() <= before+2 && pool.Stats().InUse == 0
 		})
@@ -305,12 +306,12 @@ func TestRunIsOneAtATimeAndCanBeRepeated(t *testing.T) {
 }
 
 func TestOrderOfDueTasks(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var mu sync.Mutex
 		var order []string
 		opts := quick()
 		opts.Concurrency, opts.Queues, opts.Scan = 1, []string{"a", "b"}, "@every 1h"
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("note", func(_ context.Context, g greeting) error {
 				mu.Lock()
 				defer mu.Unlock()
@@ -320,7 +321,7 @@ func TestOrderOfDueTasks(t *testing.T) {
 		})
 		var last string
 		note := func(name string, opts ...outbox.CreateOption) {
-			last = create(t, db, "note", greeting{Name: name}, opts...).ID
+			last = dbtest.Create(t, db, "note", greeting{Name: name}, opts...).ID
 		}
 		at := func(hours int) outbox.CreateOption {
 			return outbox.StartAt(time.Now().Add(-time.Duration(hours) * time.Hour))
@@ -334,8 +335,8 @@ func TestOrderOfDueTasks(t *testing.T) {
 			note(fmt.Sprint("B", i), outbox.Queue("b"), outbox.Priority(4))
 		}
 		note("elsewhere", outbox.Queue("c"), outbox.Priority(1))
-		start(t, p)
-		eventually(t, "all but one have run", func() bool { return count(t, db, &outbox.TaskModel{}) == 1 })
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "all but one have run", func() bool { return dbtest.Count(t, db, &outbox.TaskModel{}) == 1 })
 		if task, _, err := outbox.Lookup(db, last); err != nil || task == nil || task.State != outbox.StatePending {
 			t.Errorf("another queue's task: %+v, %v", task, err)
 		}
@@ -374,11 +375,11 @@ func TestOrderOfDueTasks(t *testing.T) {
 }
 
 func TestRunDue(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		frozen := time.Now().UTC().Truncate(time.Millisecond)
 		opts := quick()
 		opts.Clock = func() time.Time { return frozen }
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("plain", func(context.Context) error { return nil })
 			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { return nil })
 			p.Handle("fails", func(context.Context) error { return errors.New("no") })
@@ -389,13 +390,13 @@ func TestRunDue(t *testing.T) {
 			})
 		})
 		for range 60 {
-			create(t, db, "plain.tx", nil)
-			create(t, db, "plain", nil)
+			dbtest.Create(t, db, "plain.tx", nil)
+			dbtest.Create(t, db, "plain", nil)
 		}
-		later := create(t, db, "plain", nil, outbox.StartAfter(time.Minute))
-		create(t, db, "makes", nil)
-		failing := create(t, db, "fails", nil, outbox.MaxAttempts(3))
-		snoozing := create(t, db, "snoozes", nil)
+		later := dbtest.Create(t, db, "plain", nil, outbox.StartAfter(time.Minute))
+		dbtest.Create(t, db, "makes", nil)
+		failing := dbtest.Create(t, db, "fails", nil, outbox.MaxAttempts(3))
+		snoozing := dbtest.Create(t, db, "snoozes", nil)
 		// Bounded, because a task that comes back at once on a clock that stands still must not
 		// keep it for ever.
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -408,7 +409,7 @@ func TestRunDue(t *testing.T) {
 				t.Errorf("left for later: %+v, %+v, %v", task, past, err)
 			}
 		}
-		if n := count(t, db, &outbox.TaskModel{}); n != 4 {
+		if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 4 {
 			t.Errorf("%d tasks wait, want 4", n)
 		}
 		frozen = frozen.Add(2 * time.Second)

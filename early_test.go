@@ -12,6 +12,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // databaseNow is the database's own clock.
@@ -46,14 +47,14 @@ func punctual(p *outbox.Plugin, db *gorm.DB) <-chan error {
 }
 
 func TestNeverEarly(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var ran <-chan error
 		opts := hourly()
 		opts.Concurrency = 4
-		p := install(t, db, opts, func(p *outbox.Plugin) { ran = punctual(p, db) })
-		start(t, p)
-		create(t, db, "note", nil)
-		if err := receive(t, ran); err != nil {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { ran = punctual(p, db) })
+		dbtest.Start(t, p)
+		dbtest.Create(t, db, "note", nil)
+		if err := dbtest.Receive(t, ran); err != nil {
 			t.Error(err)
 		}
 		const tasks = 200
@@ -67,10 +68,10 @@ func TestNeverEarly(t *testing.T) {
 			if i%10 == 0 {
 				path = "note.tx"
 			}
-			create(t, db, path, nil, start, outbox.Priority(1+i%4))
+			dbtest.Create(t, db, path, nil, start, outbox.Priority(1+i%4))
 		}
 		for range tasks {
-			if err := receive(t, ran); err != nil {
+			if err := dbtest.Receive(t, ran); err != nil {
 				t.Error(err)
 			}
 		}
@@ -92,54 +93,54 @@ func TestNeverEarlyInOtherTimeZones(t *testing.T) {
 }
 
 func TestTimerMeetsStartTimes(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var ran <-chan string
 		opts := hourly()
 		opts.Concurrency = 2
 		started, leave := make(chan struct{}, 10), make(chan struct{})
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			ran = notes(p, "note")
 			p.Handle("slow", func(context.Context) error { started <- struct{}{}; <-leave; return nil })
 		})
-		waiting := create(t, db, "note", nil, outbox.StartAfter(500*time.Millisecond))
-		first := create(t, db, "note", nil)
-		start(t, p)
-		if got := receive(t, ran); got != first.ID {
+		waiting := dbtest.Create(t, db, "note", nil, outbox.StartAfter(500*time.Millisecond))
+		first := dbtest.Create(t, db, "note", nil)
+		dbtest.Start(t, p)
+		if got := dbtest.Receive(t, ran); got != first.ID {
 			t.Errorf("%s ran first", got)
 		}
 		t.Run("of a task that was there before", func(t *testing.T) {
-			if got := receive(t, ran); got != waiting.ID {
+			if got := dbtest.Receive(t, ran); got != waiting.ID {
 				t.Errorf("%s ran", got)
 			}
 		})
 		t.Run("of a task that is created now", func(t *testing.T) {
-			create(t, db, "note", nil, outbox.StartAfter(200*time.Millisecond))
-			receive(t, ran)
+			dbtest.Create(t, db, "note", nil, outbox.StartAfter(200*time.Millisecond))
+			dbtest.Receive(t, ran)
 		})
 		t.Run("of one before and one after another", func(t *testing.T) {
-			c := create(t, db, "note", nil, outbox.StartAfter(700*time.Millisecond))
-			a := create(t, db, "note", nil, outbox.StartAfter(200*time.Millisecond))
-			b := create(t, db, "note", nil, outbox.StartAfter(450*time.Millisecond), outbox.Queue("other"))
+			c := dbtest.Create(t, db, "note", nil, outbox.StartAfter(700*time.Millisecond))
+			a := dbtest.Create(t, db, "note", nil, outbox.StartAfter(200*time.Millisecond))
+			b := dbtest.Create(t, db, "note", nil, outbox.StartAfter(450*time.Millisecond), outbox.Queue("other"))
 			for _, want := range []string{a.ID, b.ID, c.ID} {
-				if got := receive(t, ran); got != want {
+				if got := dbtest.Receive(t, ran); got != want {
 					t.Errorf("%s ran, want %s", got, want)
 				}
 			}
 		})
 		t.Run("when all slots were taken meanwhile", func(t *testing.T) {
 			for range 2 {
-				create(t, db, "slow", nil)
-				receive(t, started)
+				dbtest.Create(t, db, "slow", nil)
+				dbtest.Receive(t, started)
 			}
-			create(t, db, "note", nil, outbox.StartAfter(100*time.Millisecond))
-			later := create(t, db, "note", nil, outbox.StartAfter(900*time.Millisecond))
+			dbtest.Create(t, db, "note", nil, outbox.StartAfter(100*time.Millisecond))
+			later := dbtest.Create(t, db, "note", nil, outbox.StartAfter(900*time.Millisecond))
 			held(300 * time.Millisecond)
 			if len(ran) != 0 {
 				t.Error("it ran without a slot")
 			}
 			close(leave)
-			receive(t, ran)
-			if got := receive(t, ran); got != later.ID {
+			dbtest.Receive(t, ran)
+			if got := dbtest.Receive(t, ran); got != later.ID {
 				t.Errorf("%s ran, want %s", got, later.ID)
 			}
 		})
@@ -149,15 +150,15 @@ func TestTimerMeetsStartTimes(t *testing.T) {
 // The start time is over, or has been forgotten in favour of an earlier one, when the transaction
 // commits at last.
 func TestStartTimeOfATransactionThatCommitsLate(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var ran <-chan string
-		p := install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+		p := dbtest.Install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
 		startAwake(t, db, p, "note", ran)
 		late := func(t *testing.T, delay, open time.Duration) {
 			t.Helper()
 			var task *outbox.TaskModel
 			err := db.Transaction(func(tx *gorm.DB) error {
-				task = create(t, tx, "note", nil, outbox.StartAfter(delay))
+				task = dbtest.Create(t, tx, "note", nil, outbox.StartAfter(delay))
 				held(open)
 				return nil
 			})
@@ -182,7 +183,7 @@ func TestStartTimeOfATransactionThatCommitsLate(t *testing.T) {
 		t.Run("after its start time", func(t *testing.T) { late(t, 50*time.Millisecond, 300*time.Millisecond) })
 		t.Run("before its start time", func(t *testing.T) { late(t, 500*time.Millisecond, 100*time.Millisecond) })
 		t.Run("before its start time, but after an earlier one", func(t *testing.T) {
-			create(t, db, "note", nil, outbox.StartAfter(200*time.Millisecond))
+			dbtest.Create(t, db, "note", nil, outbox.StartAfter(200*time.Millisecond))
 			late(t, 700*time.Millisecond, 400*time.Millisecond)
 		})
 	})

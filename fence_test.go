@@ -13,6 +13,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -218,8 +219,8 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 		{"unpark a queue", unpark("mail"), func(m outbox.TaskModel) bool { return parked(m) && m.Queue == "mail" }, pendingAgain, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
-				d, _ := install(t, db, outbox.Options{}, nil).Statements()
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+				d, _ := dbtest.Install(t, db, outbox.Options{}, nil).Statements()
 				before := fenceRows(t, db)
 				tx := db.Begin()
 				defer tx.Rollback()
@@ -254,7 +255,7 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 				if changed != want {
 					t.Errorf("%d rows are changed, want %d", changed, want)
 				}
-				if past := count(t, tx, &outbox.HistoryModel{}); past != int64(len(before)-len(after)) {
+				if past := dbtest.Count(t, tx, &outbox.HistoryModel{}); past != int64(len(before)-len(after)) {
 					t.Errorf("%d rows of history for %d that left", past, len(before)-len(after))
 				}
 			})
@@ -263,8 +264,8 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 }
 
 func TestOrphansAreThoseOfNoProcess(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, outbox.Options{}, nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, outbox.Options{}, nil)
 		var want []string
 		for id, m := range fenceRows(t, db) {
 			if m.State == outbox.StateRunning && text(m.ProcessID) != "alive" {
@@ -312,8 +313,8 @@ func (r reborn) Orphans(ctx context.Context, c dialect.Conn, limit int, each fun
 }
 
 func TestTakeOverLooksAgain(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, outbox.Options{}, nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, outbox.Options{}, nil)
 		dead := "dead"
 		m := outbox.TaskModel{ID: "task", Func: "f", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, RunAt: fenceNow,
 			State: outbox.StateRunning, Attempt: 1, MaxAttempts: 1, Version: 2, CreatedAt: fenceNow, ProcessID: &dead}
@@ -348,8 +349,8 @@ func (b between) Orphans(ctx context.Context, c dialect.Conn, limit int, each fu
 // The owner of a task, which was thought dead, finishes it while the take-over is half done; so
 // does a second take-over, which has seen the same dead process.
 func TestTakeOverHalfDone(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, outbox.Options{}, nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, outbox.Options{}, nil)
 		dead, version := "dead", int64(2)
 		m := outbox.TaskModel{ID: "task", Func: "f", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, RunAt: fenceNow,
 			State: outbox.StateRunning, Attempt: 1, MaxAttempts: 1, Version: version, CreatedAt: fenceNow, ProcessID: &dead}
@@ -373,7 +374,7 @@ func TestTakeOverHalfDone(t *testing.T) {
 					owner <- answer{ids, err}
 				}()
 				if _, pool := p.Statements(); !d.Serial() {
-					eventually(t, "the owner waits for the row, or is refused", func() bool {
+					dbtest.Eventually(t, "the owner waits for the row, or is refused", func() bool {
 						if len(owner) > 0 {
 							return true
 						}
@@ -396,14 +397,14 @@ func TestTakeOverHalfDone(t *testing.T) {
 		if ids, err := p.TakeOver(t.Context()); err != nil || len(ids) != 1 {
 			t.Errorf("the take-over got %v, %v", ids, err)
 		}
-		a := receive(t, owner)
+		a := dbtest.Receive(t, owner)
 		if a.err != nil && strings.Contains(a.err.Error(), "NOWAIT") { // MySQL's statement does not wait: the owner tries again
 			a.ids, a.err = p.Finish(t.Context(), dialect.Outcome{ID: m.ID, Version: &version, Status: "success"})
 		}
 		if a.err != nil || len(a.ids) != 0 {
 			t.Errorf("the owner finished %v, %v", a.ids, a.err)
 		}
-		if a := receive(t, other); a.err != nil || len(a.ids) != 0 {
+		if a := dbtest.Receive(t, other); a.err != nil || len(a.ids) != 0 {
 			t.Errorf("the second take-over got %v, %v", a.ids, a.err)
 		}
 		if task, past, err := outbox.Lookup(db, m.ID); err != nil || past != nil || task.State != outbox.StatePending || task.Version != 3 {
@@ -420,8 +421,8 @@ var waiting = map[string]string{
 }
 
 func TestOutcomeInDoubt(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, outbox.Options{}, nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, outbox.Options{}, nil)
 		d, pool := p.Statements()
 		version, later := int64(2), int64(4)
 		for _, tt := range []struct {
@@ -470,7 +471,7 @@ func TestOutcomeInDoubt(t *testing.T) {
 					answers <- answer{yes, err}
 				}()
 				if query, ok := waiting[db.Name()]; ok {
-					eventually(t, "somebody waits for the row, or has an answer", func() bool {
+					dbtest.Eventually(t, "somebody waits for the row, or has an answer", func() bool {
 						var n int64
 						if err := db.Raw(query).Row().Scan(&n); err != nil {
 							t.Fatal(err)
@@ -481,7 +482,7 @@ func TestOutcomeInDoubt(t *testing.T) {
 				if err := tt.end(tx); err != nil {
 					t.Fatal(err)
 				}
-				if a := receive(t, answers); a.err != nil || a.yes != tt.landed {
+				if a := dbtest.Receive(t, answers); a.err != nil || a.yes != tt.landed {
 					t.Errorf("committed: %v, %v", a.yes, a.err)
 				}
 				if landed, err := p.Landed(t.Context(), asked); err != nil || landed[tt.name] != tt.landed {

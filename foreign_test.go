@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // shardPool is the pool of gorm.io/sharding: what it wraps, with a Commit and a Rollback that do
@@ -59,9 +60,9 @@ func through(tx *gorm.DB, wrap func(gorm.ConnPool) gorm.ConnPool) *gorm.DB {
 // own.
 func TestPoolThatIsNoTransaction(t *testing.T) {
 	shard := func(c gorm.ConnPool) gorm.ConnPool { return &shardPool{c} }
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		_, _ = shop(t, db, outbox.Options{})
-		held := create(t, db, cancelOrder, nil, outbox.Key("held"), outbox.StartAfter(time.Hour))
+		held := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("held"), outbox.StartAfter(time.Hour))
 		batch := func(key string) []outbox.NewTask {
 			return []outbox.NewTask{{Func: cancelOrder}, {Func: cancelOrder, Options: []outbox.CreateOption{outbox.Key(key)}}}
 		}
@@ -72,17 +73,17 @@ func TestPoolThatIsNoTransaction(t *testing.T) {
 			"one that hides":     through(db, func(c gorm.ConnPool) gorm.ConnPool { return hidingPool{&shardPool{c}} }),
 		} {
 			t.Run(name, func(t *testing.T) {
-				before := count(t, db, &outbox.TaskModel{})
+				before := dbtest.Count(t, db, &outbox.TaskModel{})
 				if _, err := outbox.CreateBatch(tx, batch("held")...); !errors.Is(err, outbox.ErrDuplicateKey) {
 					t.Errorf("a key that is held: %v", err)
 				}
-				if n := count(t, db, &outbox.TaskModel{}); n != before {
+				if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != before {
 					t.Errorf("%d rows are left of a batch that failed", n-before)
 				}
 				if made, err := outbox.CreateBatch(tx, batch(fmt.Sprint("free ", name))...); err != nil || len(made) != 2 {
 					t.Errorf("a free key: %v", err)
 				}
-				if err := outbox.Cancel(tx, create(t, tx, cancelOrder, nil).ID); err != nil {
+				if err := outbox.Cancel(tx, dbtest.Create(t, tx, cancelOrder, nil).ID); err != nil {
 					t.Error(err)
 				}
 			})
@@ -94,7 +95,7 @@ func TestPoolThatIsNoTransaction(t *testing.T) {
 				undo := errors.New("undo")
 				err := db.Transaction(func(tx *gorm.DB) error {
 					tx = through(tx, shard)
-					made = create(t, tx, cancelOrder, nil)
+					made = dbtest.Create(t, tx, cancelOrder, nil)
 					if _, err := outbox.CreateBatch(tx, batch("held")...); !errors.Is(err, outbox.ErrDuplicateKey) {
 						t.Errorf("a key that is held: %v", err)
 					}
@@ -116,7 +117,7 @@ func TestPoolThatIsNoTransaction(t *testing.T) {
 
 func TestRequireTxOnForeignPools(t *testing.T) {
 	shard := func(c gorm.ConnPool) gorm.ConnPool { return &shardPool{c} }
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		shop(t, db, outbox.Options{RequireTx: true})
 		if _, err := outbox.Create(through(db, shard), cancelOrder, nil); !errors.Is(err, outbox.ErrNoTransaction) {
 			t.Errorf("a pool with Commit: %v", err)
@@ -133,19 +134,19 @@ func TestRequireTxOnForeignPools(t *testing.T) {
 // The wake-up finds the end of a transaction through what is wrapped around it.
 func TestWakeUpThroughAForeignPool(t *testing.T) {
 	shard := func(c gorm.ConnPool) gorm.ConnPool { return &shardPool{c} }
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var ran <-chan string
-		p := install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+		p := dbtest.Install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
 		startAwake(t, db, p, "note", ran)
 		var made *outbox.TaskModel
 		if err := db.Transaction(func(tx *gorm.DB) error {
-			made = create(t, through(tx, shard), "note", nil)
+			made = dbtest.Create(t, through(tx, shard), "note", nil)
 			held(1200 * time.Millisecond) // longer than the database is asked without knowing the end
 			return nil
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if id := receive(t, ran); id != made.ID {
+		if id := dbtest.Receive(t, ran); id != made.ID {
 			t.Errorf("%s ran, not %s", id, made.ID)
 		}
 	})

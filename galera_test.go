@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -46,7 +47,7 @@ func TestGalera(t *testing.T) {
 			}
 		}
 		// Slots for more than one transaction may change.
-		p := install(t, db, outbox.Options{Concurrency: 100, Logger: slog.New(log), Backoff: func(int) time.Duration { return 0 }},
+		p := dbtest.Install(t, db, outbox.Options{Concurrency: 100, Logger: slog.New(log), Backoff: func(int) time.Duration { return 0 }},
 			func(p *outbox.Plugin) {
 				p.Handle("galera.Plain", func(ctx context.Context, _ galeraArgs) error {
 					task, _ := outbox.TaskFrom(ctx)
@@ -63,18 +64,18 @@ func TestGalera(t *testing.T) {
 				})
 			})
 		dbs = append(dbs, db)
-		defer start(t, p)()
+		defer dbtest.Start(t, p)()
 	}
 	const each = 100
 	want := map[string]int{}
 	begun := time.Now()
 	for i := range each {
 		db := dbs[i%2]
-		want[create(t, db, "galera.Plain", galeraArgs{strings.Repeat("x", 3000)}).ID] = 1
-		want[create(t, db, "galera.Plain", galeraArgs{}, outbox.MaxAttempts(2)).ID] = 2
-		create(t, db, "galera.Tx", nil)
+		want[dbtest.Create(t, db, "galera.Plain", galeraArgs{strings.Repeat("x", 3000)}).ID] = 1
+		want[dbtest.Create(t, db, "galera.Plain", galeraArgs{}, outbox.MaxAttempts(2)).ID] = 2
+		dbtest.Create(t, db, "galera.Tx", nil)
 	}
-	eventually(t, "all tasks end", func() bool { return count(t, dbs[1], &outbox.HistoryModel{}) == 3*each })
+	dbtest.Eventually(t, "all tasks end", func() bool { return dbtest.Count(t, dbs[1], &outbox.HistoryModel{}) == 3*each })
 	t.Logf("%d tasks in %v", 3*each, time.Since(begun))
 	var errs, effects int64
 	if err := errors.Join(dbs[0].Model(&outbox.HistoryModel{}).Where("status <> ?", outbox.StatusSuccess).Count(&errs).Error,

@@ -16,6 +16,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 type greeting struct {
@@ -29,9 +30,9 @@ func quick(hooks ...outbox.Hooks) outbox.Options {
 }
 
 func TestOrdinaryHandler(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		fail := func(format string, args ...any) error { return fmt.Errorf(format, args...) }
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("plain", func(context.Context) error { return nil })
 			p.Handle("struct", func(_ context.Context, g greeting) error {
 				if g != (greeting{"Ann", 9007199254740993}) {
@@ -50,7 +51,7 @@ func TestOrdinaryHandler(t *testing.T) {
 				return task.ID, nil
 			})
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		ann := greeting{"Ann", 9007199254740993}
 		for _, tt := range []struct {
 			path   string
@@ -65,8 +66,8 @@ func TestOrdinaryHandler(t *testing.T) {
 			{"task", nil, "its own id"},
 		} {
 			t.Run(tt.path+" succeeds", func(t *testing.T) {
-				task := create(t, db, tt.path, tt.args)
-				past := ended(t, db, task.ID)
+				task := dbtest.Create(t, db, tt.path, tt.args)
+				past := dbtest.Ended(t, db, task.ID)
 				want := tt.result
 				if want == "its own id" {
 					want = `"` + task.ID + `"`
@@ -79,7 +80,7 @@ func TestOrdinaryHandler(t *testing.T) {
 				}
 			})
 		}
-		if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+		if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 0 {
 			t.Errorf("%d tasks are left", n)
 		}
 	})
@@ -105,16 +106,16 @@ func TestBadResultKeepsSuccess(t *testing.T) {
 		"whose encoding panics":    panickyJSON{},
 		"with half of a surrogate": json.RawMessage(`"\ud800"`),
 	}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("result", func(_ context.Context, g greeting) (any, error) { return results[g.Name], nil })
 			p.Handle("result.tx", func(_ context.Context, tx *gorm.DB, g greeting) (any, error) { return results[g.Name], nil })
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		for name := range results {
 			for _, path := range []string{"result", "result.tx"} {
 				t.Run(path+" "+name, func(t *testing.T) {
-					past := ended(t, db, create(t, db, path, greeting{Name: name}).ID)
+					past := dbtest.Ended(t, db, dbtest.Create(t, db, path, greeting{Name: name}).ID)
 					if past.Status != outbox.StatusSuccess || past.Reason != outbox.ReasonBadResult || past.Error == nil || past.Result != nil {
 						t.Errorf("status %s, reason %q, error %s, result %.50s", past.Status, past.Reason, text(past.Error), past.Result)
 					}
@@ -157,15 +158,15 @@ func TestFailingHandler(t *testing.T) {
 		{"panic text of 70 kB with NUL", func() error { panic(strings.Repeat("ä\x00", 35<<10)) }, outbox.ReasonPanic, "(cut)", 2},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
-				p := install(t, db, quick(), func(p *outbox.Plugin) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+				p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 					p.Handle("fail", func(context.Context) error { return tt.fail() })
 					p.Handle("fail.tx", func(_ context.Context, tx *gorm.DB) error { return tt.fail() })
 					p.Handle("fine", func(context.Context) error { return nil })
 				})
-				start(t, p)
+				dbtest.Start(t, p)
 				for _, path := range []string{"fail", "fail.tx"} {
-					past := ended(t, db, create(t, db, path, nil, outbox.MaxAttempts(2)).ID)
+					past := dbtest.Ended(t, db, dbtest.Create(t, db, path, nil, outbox.MaxAttempts(2)).ID)
 					got := text(past.Error)
 					if past.Status != outbox.StatusError || past.Reason != tt.reason || past.Attempt != tt.runs || !strings.Contains(got, tt.text) {
 						t.Errorf("%s: status %s, reason %s, attempt %d, error %.200q; want error, %s, %d, %q", path, past.Status, past.Reason, past.Attempt, got, tt.reason, tt.runs, tt.text)
@@ -179,7 +180,7 @@ func TestFailingHandler(t *testing.T) {
 						t.Errorf("%s: first attempt recorded as %+v", path, past.Errors[0])
 					}
 				}
-				if past := ended(t, db, create(t, db, "fine", nil).ID); past.Status != outbox.StatusSuccess {
+				if past := dbtest.Ended(t, db, dbtest.Create(t, db, "fine", nil).ID); past.Status != outbox.StatusSuccess {
 					t.Errorf("the next task: %+v", past)
 				}
 			})
@@ -188,7 +189,7 @@ func TestFailingHandler(t *testing.T) {
 }
 
 func TestRetries(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var mu sync.Mutex
 		var asked []int
 		opts := quick()
@@ -198,7 +199,7 @@ func TestRetries(t *testing.T) {
 			asked = append(asked, attempt)
 			return time.Millisecond
 		}
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("thrice", func(ctx context.Context) error {
 				if task, _ := outbox.TaskFrom(ctx); task.Attempt < 3 {
 					return fmt.Errorf("attempt %d", task.Attempt)
@@ -213,10 +214,10 @@ func TestRetries(t *testing.T) {
 				return nil
 			})
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 
 		t.Run("until it works", func(t *testing.T) {
-			past := ended(t, db, create(t, db, "thrice", nil, outbox.MaxAttempts(5)).ID)
+			past := dbtest.Ended(t, db, dbtest.Create(t, db, "thrice", nil, outbox.MaxAttempts(5)).ID)
 			if past.Status != outbox.StatusSuccess || past.Attempt != 3 || len(past.Errors) != 2 || past.Errors[1].Error != "attempt 2" {
 				t.Errorf("%+v", past)
 			}
@@ -227,19 +228,19 @@ func TestRetries(t *testing.T) {
 			}
 		})
 		t.Run("not by default", func(t *testing.T) {
-			past := ended(t, db, create(t, db, "always", nil).ID)
+			past := dbtest.Ended(t, db, dbtest.Create(t, db, "always", nil).ID)
 			if past.Status != outbox.StatusError || past.Attempt != 1 || len(past.Errors) != 0 {
 				t.Errorf("%+v", past)
 			}
 		})
 		t.Run("a long list keeps the first and the latest", func(t *testing.T) {
-			past := ended(t, db, create(t, db, "always", nil, outbox.MaxAttempts(30)).ID)
+			past := dbtest.Ended(t, db, dbtest.Create(t, db, "always", nil, outbox.MaxAttempts(30)).ID)
 			if past.Attempt != 30 || len(past.Errors) != 20 || past.Errors[0].Attempt != 1 || past.Errors[19].Attempt != 29 {
 				t.Errorf("attempt %d, %d kept: %+v", past.Attempt, len(past.Errors), past.Errors)
 			}
 		})
 		t.Run("a snooze does not count", func(t *testing.T) {
-			past := ended(t, db, create(t, db, "snooze", nil).ID)
+			past := dbtest.Ended(t, db, dbtest.Create(t, db, "snooze", nil).ID)
 			if past.Status != outbox.StatusSuccess || past.Attempt != 4 || past.Uncounted != 3 || len(past.Errors) != 0 {
 				t.Errorf("%+v", past)
 			}
@@ -249,10 +250,10 @@ func TestRetries(t *testing.T) {
 
 // Without a scan a retry must be found by the dispatcher that put it back.
 func TestRetryDoesNotWaitForAScan(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		opts := quick()
 		opts.Scan, opts.Backoff = "@every 1h", func(int) time.Duration { return 20 * time.Millisecond }
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("twice", func(ctx context.Context) error {
 				if task, _ := outbox.TaskFrom(ctx); task.Attempt < 2 {
 					return errors.New("once more")
@@ -260,8 +261,8 @@ func TestRetryDoesNotWaitForAScan(t *testing.T) {
 				return nil
 			})
 		})
-		start(t, p)
-		if past := ended(t, db, create(t, db, "twice", nil, outbox.MaxAttempts(2)).ID); past.Status != outbox.StatusSuccess {
+		dbtest.Start(t, p)
+		if past := dbtest.Ended(t, db, dbtest.Create(t, db, "twice", nil, outbox.MaxAttempts(2)).ID); past.Status != outbox.StatusSuccess {
 			t.Errorf("%+v", past)
 		}
 	})
@@ -279,8 +280,8 @@ func (a rudeArgs) Validate() error {
 }
 
 func TestBadRowHarmsOnlyItself(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("greet", func(context.Context, greeting) error { return nil })
 			p.Handle("rude", func(context.Context, rudeArgs) error { return nil })
 		})
@@ -299,22 +300,22 @@ func TestBadRowHarmsOnlyItself(t *testing.T) {
 			edits["bytes as the arguments"] = "args = x'ff00'"
 		}
 		bad := map[string]string{}
-		good := []string{create(t, db, "greet", greeting{Name: "first"}).ID}
+		good := []string{dbtest.Create(t, db, "greet", greeting{Name: "first"}).ID}
 		for name, set := range edits {
-			id := create(t, db, "greet", greeting{Name: "bad"}).ID
+			id := dbtest.Create(t, db, "greet", greeting{Name: "bad"}).ID
 			if err := db.Exec("UPDATE outbox_tasks SET "+set+" WHERE id = ?", id).Error; err != nil {
 				t.Fatal(err)
 			}
 			bad[name] = id
-			good = append(good, create(t, db, "greet", greeting{Name: "good"}).ID)
+			good = append(good, dbtest.Create(t, db, "greet", greeting{Name: "good"}).ID)
 		}
-		bad["arguments whose check panics"] = create(t, db, "rude", rudeArgs{1}).ID
+		bad["arguments whose check panics"] = dbtest.Create(t, db, "rude", rudeArgs{1}).ID
 		if err := db.Exec(`UPDATE outbox_tasks SET args = '{"n":2}' WHERE func = 'rude'`).Error; err != nil {
 			t.Fatal(err)
 		}
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, id := range good {
-			if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+			if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
 				t.Errorf("a good row: %+v", past)
 			}
 		}
@@ -324,7 +325,7 @@ func TestBadRowHarmsOnlyItself(t *testing.T) {
 					return // it is in no partition that could be claimed, and waits for a repair
 				}
 				var status, reason string
-				eventually(t, "the bad row ends", func() bool {
+				dbtest.Eventually(t, "the bad row ends", func() bool {
 					rows := db.Raw("SELECT status, reason FROM outbox_history WHERE id = ?", id).Row()
 					return rows.Scan(&status, &reason) == nil
 				})

@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -59,11 +60,11 @@ func orphan(t *testing.T, db *gorm.DB, id string) {
 }
 
 func TestOrphanThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, producer(), nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, producer(), nil)
 		var ids []string
 		for range 5 {
-			ids = append(ids, create(t, db, "gone", nil).ID)
+			ids = append(ids, dbtest.Create(t, db, "gone", nil).ID)
 			orphan(t, db, ids[len(ids)-1])
 		}
 		refuse(t, db, ids[2], true)
@@ -88,7 +89,7 @@ func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 	t.Parallel()
 	for name, data := range map[string]bool{"for its data": true, "for no known reason": false} {
 		t.Run(name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				finished := make(chan outbox.Outcome, 100)
 				gate := make(chan struct{})
 				opts := producer()
@@ -99,22 +100,22 @@ func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 				})}
 				opts.ShutdownGrace, opts.CancelGrace = 100*time.Millisecond, 100*time.Millisecond
 				opts.Heartbeat, opts.HeartbeatLimit = 500*time.Millisecond, 3*time.Second
-				p := install(t, db, opts, func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 					wait := func(context.Context) error { <-gate; return nil }
 					p.Handle("good", wait)
 					p.Handle("bad", wait)
 				})
 				var good []string
-				bad := create(t, db, "bad", nil).ID
+				bad := dbtest.Create(t, db, "bad", nil).ID
 				for range 5 {
-					good = append(good, create(t, db, "good", nil).ID)
+					good = append(good, dbtest.Create(t, db, "good", nil).ID)
 				}
 				refuse(t, db, bad, data)
 				stop, done := runAsync(t, p)
-				eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
+				dbtest.Eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
 				close(gate)
-				for _, id := range append(good, create(t, db, "good", nil).ID) {
-					if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+				for _, id := range append(good, dbtest.Create(t, db, "good", nil).ID) {
+					if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
 						t.Errorf("%+v", past)
 					}
 				}
@@ -127,12 +128,12 @@ func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 						State: outbox.StateRunning, Attempt: 1, MaxAttempts: 1, Version: 2, CreatedAt: time.Now(), ProcessID: &process}).Error; err != nil {
 						t.Fatal(err)
 					}
-					if past := ended(t, db, "stray"); past.Status != outbox.StatusSuccess {
+					if past := dbtest.Ended(t, db, "stray"); past.Status != outbox.StatusSuccess {
 						t.Errorf("%+v", past)
 					}
 				}
 				stop()
-				if err := receive(t, done); !data && err == nil {
+				if err := dbtest.Receive(t, done); !data && err == nil {
 					t.Error("Run does not tell that an outcome is lost")
 				}
 				if !data {
@@ -146,26 +147,26 @@ func TestOutcomeThatTheDatabaseRefusesKeepsNoOther(t *testing.T) {
 // receiveGivenUp waits for what the hooks are told of a run whose outcome could not be recorded.
 func receiveGivenUp(t *testing.T, finished <-chan outbox.Outcome) {
 	t.Helper()
-	f := receive(t, finished)
+	f := dbtest.Receive(t, finished)
 	if f.Status != "" || f.Reason != outbox.ReasonInterrupted || f.Err == nil || f.Duration == 0 {
 		t.Errorf("the hooks were told %+v", f)
 	}
 }
 
 func TestRowEditedWhileItRunsEndsAsInterrupted(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		started, leave := make(chan struct{}), make(chan struct{})
-		p := install(t, db, processOptions(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) {
 			p.Handle("held", func(context.Context) error { close(started); <-leave; return nil })
 		})
-		start(t, p)
-		task := create(t, db, "held", nil)
-		receive(t, started)
+		dbtest.Start(t, p)
+		task := dbtest.Create(t, db, "held", nil)
+		dbtest.Receive(t, started)
 		if err := db.Model(&outbox.TaskModel{}).Where("id = ?", task.ID).Update("version", gorm.Expr("version + 1")).Error; err != nil {
 			t.Fatal(err)
 		}
 		close(leave)
-		if past := ended(t, db, task.ID); past.Status != outbox.StatusError || past.Reason != outbox.ReasonInterrupted || past.Attempt != 1 {
+		if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusError || past.Reason != outbox.ReasonInterrupted || past.Attempt != 1 {
 			t.Errorf("%+v", past)
 		}
 	})
@@ -180,7 +181,7 @@ func TestHandlerThatLosesItsOwnConnection(t *testing.T) {
 }
 
 func losesItsConnection(t *testing.T, db *gorm.DB, suicide string) {
-	p := install(t, db, quick(), func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 		p.Handle("returns", func(_ context.Context, tx *gorm.DB) error {
 			tx.Exec(suicide) // MySQL may say that the query was interrupted
 			return tx.Exec("SELECT 1").Error
@@ -188,7 +189,7 @@ func losesItsConnection(t *testing.T, db *gorm.DB, suicide string) {
 		p.Handle("swallows", func(_ context.Context, tx *gorm.DB) error { tx.Exec(suicide); return nil })
 		p.Handle("another", func(context.Context, *gorm.DB) error { return fmt.Errorf("read a file: %w", io.ErrUnexpectedEOF) })
 	})
-	start(t, p)
+	dbtest.Start(t, p)
 	for path, want := range map[string]struct {
 		reason           outbox.Reason
 		attempt, crashes int
@@ -198,7 +199,7 @@ func losesItsConnection(t *testing.T, db *gorm.DB, suicide string) {
 		"another":  {outbox.ReasonFailed, 1, 0},
 	} {
 		t.Run(path, func(t *testing.T) {
-			past := ended(t, db, create(t, db, path, nil).ID)
+			past := dbtest.Ended(t, db, dbtest.Create(t, db, path, nil).ID)
 			if past.Status != outbox.StatusError || past.Reason != want.reason || past.Attempt != want.attempt || past.Crashes != want.crashes {
 				t.Errorf("%s, %s, attempt %d, %d crashes, %s", past.Status, past.Reason, past.Attempt, past.Crashes, text(past.Error))
 			}
@@ -208,14 +209,14 @@ func losesItsConnection(t *testing.T, db *gorm.DB, suicide string) {
 
 // Somebody who copies a row of history back by hand gives it the id that history has already.
 func TestRowThatHistoryHasAlreadyHarmsOnlyItself(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		ran := make(chan struct{}, 2)
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("plain", func(context.Context) error { ran <- struct{}{}; return nil })
 			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { ran <- struct{}{}; return nil })
 		})
 		for _, path := range []string{"plain", "plain.tx"} {
-			task := create(t, db, path, nil)
+			task := dbtest.Create(t, db, path, nil)
 			old := outbox.HistoryModel{ID: task.ID, Func: "old", Args: outbox.JSON("{}"), Queue: "default", Status: outbox.StatusCancelled,
 				RunAt: task.RunAt, CreatedAt: task.CreatedAt, FinishedAt: task.CreatedAt}
 			if err := db.Create(&old).Error; err != nil {
@@ -225,10 +226,10 @@ func TestRowThatHistoryHasAlreadyHarmsOnlyItself(t *testing.T) {
 		if n, err := p.RunDue(t.Context()); n != 2 || err != nil {
 			t.Errorf("ran %d, %v", n, err)
 		}
-		if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+		if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 0 {
 			t.Errorf("%d tasks are left", n)
 		}
-		if n := count(t, db.Where("func = 'old'"), &outbox.HistoryModel{}); n != 2 {
+		if n := dbtest.Count(t, db.Where("func = 'old'"), &outbox.HistoryModel{}); n != 2 {
 			t.Errorf("%d of the 2 old rows are as they were", n)
 		}
 	})
@@ -248,8 +249,8 @@ func deferredSQLite(t *testing.T) *gorm.DB {
 
 func TestChangesOnSQLiteTakeTheWriteLockFirst(t *testing.T) {
 	db := deferredSQLite(t)
-	install(t, db, producer(), nil)
-	past := create(t, db, "some", nil)
+	dbtest.Install(t, db, producer(), nil)
+	past := dbtest.Create(t, db, "some", nil)
 	if err := outbox.Cancel(db, past.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -283,20 +284,20 @@ func TestChangesOnSQLiteTakeTheWriteLockFirst(t *testing.T) {
 }
 
 func TestSnoozeDuringShutdownKeepsItsTime(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		started := make(chan struct{})
 		opts := quick()
 		opts.ShutdownGrace = time.Millisecond
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("snoozes", func(ctx context.Context) error {
 				close(started)
 				<-ctx.Done()
 				return outbox.Snooze(time.Hour)
 			}, outbox.Idempotent())
 		})
-		stop := start(t, p)
-		task := create(t, db, "snoozes", nil)
-		receive(t, started)
+		stop := dbtest.Start(t, p)
+		task := dbtest.Create(t, db, "snoozes", nil)
+		dbtest.Receive(t, started)
 		stop()
 		waiting, _, err := outbox.Lookup(db, task.ID)
 		if err != nil || waiting == nil || waiting.RunAt.Before(task.RunAt.Add(59*time.Minute)) || waiting.Uncounted != 1 {
@@ -313,12 +314,12 @@ func (deaf) Created(context.Context, gorm.ConnPool, *sql.DB) error { return erro
 func (deaf) Listen(ctx context.Context, _ *sql.DB, _ func()) error { <-ctx.Done(); return nil }
 
 func TestWakerThatFails(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		opts := producer()
 		opts.Wakers = []outbox.Waker{deaf{}}
-		install(t, db, opts, nil)
+		dbtest.Install(t, db, opts, nil)
 		t.Run("outside, the task is there already", func(t *testing.T) {
-			if task := create(t, db, "some", nil); !taskExists(t, db, task.ID) {
+			if task := dbtest.Create(t, db, "some", nil); !taskExists(t, db, task.ID) {
 				t.Error("the task is not there")
 			}
 		})
@@ -341,11 +342,11 @@ func TestTransactionThatHangsInItsRollbackBlocksNobody(t *testing.T) {
 
 func hangsInItsRollback(t *testing.T, db *gorm.DB, sleep, sleeping string) {
 	var ran <-chan string
-	p := install(t, db, quick(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+	p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { ran = notes(p, "note") })
 	stop := startAwake(t, db, p, "note", ran)
 	ctx, cancel := context.WithCancel(t.Context())
 	tx := db.WithContext(ctx).Begin()
-	create(t, tx, "note", nil)
+	dbtest.Create(t, tx, "note", nil)
 	slept := make(chan struct{})
 	begun := make(chan struct{})
 	go func() {
@@ -355,15 +356,15 @@ func hangsInItsRollback(t *testing.T, db *gorm.DB, sleep, sleeping string) {
 		tx.WithContext(context.WithoutCancel(ctx)).Exec(sleep)
 	}()
 	<-begun
-	eventually(t, "it sleeps", func() bool {
+	dbtest.Eventually(t, "it sleeps", func() bool {
 		var n int64
 		err := db.Raw(sleeping).Scan(&n).Error
 		return err == nil && n > 0
 	})
 	cancel()
 	for range 10 { // so that the transaction is asked meanwhile whether it is over
-		task := create(t, db, "note", nil)
-		if id := receive(t, ran); id != task.ID {
+		task := dbtest.Create(t, db, "note", nil)
+		if id := dbtest.Receive(t, ran); id != task.ID {
 			t.Errorf("%s ran", id)
 		}
 		held(30 * time.Millisecond)
@@ -378,18 +379,18 @@ func hangsInItsRollback(t *testing.T, db *gorm.DB, sleep, sleeping string) {
 }
 
 func TestParkLocksOnlyWhatItParks(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if db.Name() == "sqlite" {
 			t.Skip("all writes are one after the other")
 		}
 		var ran <-chan string
-		p := install(t, db, producer(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+		p := dbtest.Install(t, db, producer(), func(p *outbox.Plugin) { ran = notes(p, "note") })
 		able := outbox.ProcessModel{ID: "able", Functions: outbox.JSON(`["note"]`), StartedAt: time.Now(), BeatAt: time.Now()}
 		if err := db.Create(&able).Error; err != nil {
 			t.Fatal(err)
 		}
-		task := create(t, db, "note", nil)
-		create(t, db, "unknown", nil)
+		task := dbtest.Create(t, db, "note", nil)
+		dbtest.Create(t, db, "unknown", nil)
 		d, _ := p.Statements()
 		tx := db.Begin(&sql.TxOptions{Isolation: d.Isolation()})
 		defer tx.Rollback()
@@ -411,12 +412,12 @@ func TestLockedRowKeepsNoOther(t *testing.T) {
 	t.Parallel()
 	for name, attempts := range map[string]int{"that succeeded": 1, "that goes back": 2} {
 		t.Run(name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				if db.Name() == "sqlite" {
 					t.Skip("there are no locks of single rows")
 				}
 				gate := make(chan struct{})
-				p := install(t, db, quick(), func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 					p.Handle("gated", func(ctx context.Context) error {
 						<-gate
 						if task, _ := outbox.TaskFrom(ctx); task.Attempt < task.MaxAttempts {
@@ -426,15 +427,15 @@ func TestLockedRowKeepsNoOther(t *testing.T) {
 					})
 					p.Handle("quick", func(context.Context) error { return nil })
 				})
-				locked := create(t, db, "gated", nil, outbox.MaxAttempts(attempts)).ID
+				locked := dbtest.Create(t, db, "gated", nil, outbox.MaxAttempts(attempts)).ID
 				var others []string
 				for range 5 {
-					others = append(others, create(t, db, "gated", nil).ID)
+					others = append(others, dbtest.Create(t, db, "gated", nil).ID)
 				}
-				start(t, p)
-				eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
+				dbtest.Start(t, p)
+				dbtest.Eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
 				for range 200 { // so that the group's writer has something to claim
-					others = append(others, create(t, db, "quick", nil).ID)
+					others = append(others, dbtest.Create(t, db, "quick", nil).ID)
 				}
 				console := db.Begin()
 				defer console.Rollback()
@@ -442,8 +443,8 @@ func TestLockedRowKeepsNoOther(t *testing.T) {
 					t.Fatal(err)
 				}
 				close(gate)
-				for _, id := range append(others, create(t, db, "quick", nil).ID) {
-					if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+				for _, id := range append(others, dbtest.Create(t, db, "quick", nil).ID) {
+					if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
 						t.Errorf("%+v", past)
 					}
 				}
@@ -451,7 +452,7 @@ func TestLockedRowKeepsNoOther(t *testing.T) {
 					t.Errorf("the locked one: %+v, %+v, %v", task, past, err)
 				}
 				console.Rollback()
-				if past := ended(t, db, locked); past.Status != outbox.StatusSuccess || past.Attempt != attempts {
+				if past := dbtest.Ended(t, db, locked); past.Status != outbox.StatusSuccess || past.Attempt != attempts {
 					t.Errorf("the locked one: %+v", past)
 				}
 			})
@@ -472,23 +473,23 @@ func (s single) Move(ctx context.Context, c dialect.Conn, from dialect.From, row
 
 func TestGroupThatNeverGoesThroughIsTakenApart(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		gate := make(chan struct{})
 		opts := quick()
 		opts.Heartbeat, opts.HeartbeatLimit = 200*time.Millisecond, 30*time.Second // it tells whether the database answers otherwise
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("gated", func(context.Context) error { <-gate; return nil })
 		})
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return single{d} })
 		var ids []string
 		for range 6 {
-			ids = append(ids, create(t, db, "gated", nil).ID)
+			ids = append(ids, dbtest.Create(t, db, "gated", nil).ID)
 		}
-		start(t, p)
-		eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
 		close(gate)
 		for _, id := range ids {
-			if past := ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
+			if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
 				t.Errorf("%+v", past)
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // elsewhere makes tables like the library's that a session comes to see in their place, as a
@@ -51,7 +52,7 @@ func elsewhere(t *testing.T, db *gorm.DB) (lead []string, prefix string) {
 // A tenant's search_path, a USE, a temporary table: whatever a session has set, tasks land where
 // the dispatcher looks, and a run finishes the task that it was claimed from.
 func TestSessionSeesOtherTables(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		ranTx := make(chan string, 10)
 		var lead []string
 		p, ran := shop(t, db, outbox.Options{})
@@ -79,7 +80,7 @@ func TestSessionSeesOtherTables(t *testing.T) {
 				if err := useEverything(t, tx); err != nil {
 					return err
 				}
-				id, txID = create(t, tx, cancelOrder, nil).ID, create(t, tx, "a.b", nil).ID
+				id, txID = dbtest.Create(t, tx, cancelOrder, nil).ID, dbtest.Create(t, tx, "a.b", nil).ID
 				nothingThere(t, tx)
 				return nil
 			}); err != nil {
@@ -88,14 +89,14 @@ func TestSessionSeesOtherTables(t *testing.T) {
 			if n, err := p.RunDue(t.Context()); n != 2 || err != nil {
 				t.Fatalf("%d ran, %v", n, err)
 			}
-			if got := receive(t, ran); got != id {
+			if got := dbtest.Receive(t, ran); got != id {
 				t.Errorf("task %s ran", got)
 			}
-			if got := receive(t, ranTx); got != txID {
+			if got := dbtest.Receive(t, ranTx); got != txID {
 				t.Errorf("task %s ran", got)
 			}
 			for _, id := range []string{id, txID} {
-				if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+				if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
 					t.Errorf("ended as %s: %s", past.Status, *past.Error)
 				}
 			}
@@ -108,17 +109,17 @@ func TestSessionSeesOtherTables(t *testing.T) {
 			pool.SetMaxOpenConns(1)
 			defer pool.SetMaxOpenConns(20)
 			mustRun(t, db, lead...)
-			id := create(t, db, cancelOrder, nil).ID
+			id := dbtest.Create(t, db, cancelOrder, nil).ID
 			if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 				t.Fatalf("%d ran, %v", n, err)
 			}
-			receive(t, ran)
-			if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+			dbtest.Receive(t, ran)
+			if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
 				t.Errorf("ended as %+v", past)
 			}
-			stop := start(t, p)
-			create(t, db, cancelOrder, nil)
-			receive(t, ran)
+			stop := dbtest.Start(t, p)
+			dbtest.Create(t, db, cancelOrder, nil)
+			dbtest.Receive(t, ran)
 			stop()
 			if err := p.Migrate(t.Context()); err != nil {
 				t.Error(err)
@@ -130,28 +131,28 @@ func TestSessionSeesOtherTables(t *testing.T) {
 
 // The tables need not be in the first schema of the search_path.
 func TestTablesInALaterSchema(t *testing.T) {
-	for _, d := range databases {
-		if d.name != "postgres" {
+	for _, d := range dbtest.Databases {
+		if d.Name != "postgres" {
 			continue
 		}
-		db := d.open(t)
+		db := d.Open(t)
 		shop(t, db, outbox.Options{})
-		dsn := d.dsn(t)
+		dsn := d.DSN(t)
 		var here, empty string
 		if err := db.Raw("SELECT current_schema()").Scan(&here).Error; err != nil {
 			t.Fatal(err)
 		}
-		other := openConfig(t, d.name, dsn, &gorm.Config{})
+		other := openConfig(t, d.Name, dsn, &gorm.Config{})
 		if err := other.Raw("SELECT current_schema()").Scan(&empty).Error; err != nil {
 			t.Fatal(err)
 		}
-		db = openConfig(t, d.name, strings.Replace(dsn, empty, empty+"%2C"+here, 1), &gorm.Config{})
+		db = openConfig(t, d.Name, strings.Replace(dsn, empty, empty+"%2C"+here, 1), &gorm.Config{})
 		p, ran := shop(t, db, outbox.Options{})
-		create(t, db, cancelOrder, nil)
+		dbtest.Create(t, db, cancelOrder, nil)
 		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 			t.Errorf("%d ran, %v", n, err)
 		}
-		receive(t, ran)
+		dbtest.Receive(t, ran)
 		if other.Migrator().HasTable("outbox_tasks") {
 			t.Error("Migrate made a second set of tables")
 		}
@@ -161,12 +162,12 @@ func TestTablesInALaterSchema(t *testing.T) {
 // A database that is away at db.Use is asked for the schema when it is there; never by a caller who
 // holds the pool's last connection.
 func TestUseWhileTheDatabaseIsAway(t *testing.T) {
-	for _, d := range databases {
-		if d.name == "sqlite" {
+	for _, d := range dbtest.Databases {
+		if d.Name == "sqlite" {
 			continue // has nothing to ask
 		}
-		t.Run(d.name, func(t *testing.T) {
-			db := d.open(t)
+		t.Run(d.Name, func(t *testing.T) {
+			db := d.Open(t)
 			shop(t, db, outbox.Options{})
 			lead, prefix := elsewhere(t, db)
 			pool, err := db.DB()
@@ -177,7 +178,7 @@ func TestUseWhileTheDatabaseIsAway(t *testing.T) {
 				t.Helper()
 				p := outbox.New(outbox.Options{ProducerOnly: true, Logger: slog.New(slog.DiscardHandler)})
 				config := &gorm.Config{Logger: logger.Discard}
-				other, err := gorm.Open(dialectors[db.Name()](d.dsn(t)), config)
+				other, err := gorm.Open(dialectors[db.Name()](d.DSN(t)), config)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 type traceKey struct{}
@@ -44,7 +45,7 @@ func (r tracer) OnFinish(ctx context.Context, task *outbox.TaskModel, f outbox.O
 
 // A handler sees the values of Run's context, and what the hooks add.
 func TestContextOfOnStartReachesTheHandler(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		atFinish := make(chan any, 10)
 		add := func(text string) tracer {
 			return tracer{onStart: func(ctx context.Context, _ *outbox.TaskModel) context.Context {
@@ -61,7 +62,7 @@ func TestContextOfOnStartReachesTheHandler(t *testing.T) {
 				atFinish <- ctx.Value(traceKey{})
 			},
 		}
-		p := install(t, db, quick(add("a"), add("b"), last), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(add("a"), add("b"), last), func(p *outbox.Plugin) {
 			p.Handle("plain", func(ctx context.Context) (any, error) { return ctx.Value(traceKey{}), nil })
 			p.Handle("plain.tx", func(ctx context.Context, tx *gorm.DB) (any, error) {
 				if tx.Statement.Context.Value(traceKey{}) != ctx.Value(traceKey{}) {
@@ -77,10 +78,10 @@ func TestContextOfOnStartReachesTheHandler(t *testing.T) {
 		defer func() { cancel(); <-done }()
 		for _, path := range []string{"plain", "plain.tx"} {
 			t.Run(path, func(t *testing.T) {
-				if past := ended(t, db, create(t, db, path, nil).ID); past.Result.String() != `"run+ab"` {
+				if past := dbtest.Ended(t, db, dbtest.Create(t, db, path, nil).ID); past.Result.String() != `"run+ab"` {
 					t.Errorf("the handler saw %s, error %s", past.Result, text(past.Error))
 				}
-				if v := receive(t, atFinish); v != "run+ab" {
+				if v := dbtest.Receive(t, atFinish); v != "run+ab" {
 					t.Errorf("OnFinish saw %v", v)
 				}
 			})
@@ -89,7 +90,7 @@ func TestContextOfOnStartReachesTheHandler(t *testing.T) {
 }
 
 func TestPanicsOfHooksChangeNothing(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var log logBuffer
 		var told = make(chan outbox.Outcome, 10)
 		bad := tracer{
@@ -100,18 +101,18 @@ func TestPanicsOfHooksChangeNothing(t *testing.T) {
 		good := tracer{onFinish: func(_ context.Context, _ *outbox.TaskModel, f outbox.Outcome) { told <- f }}
 		opts := quick(bad, good)
 		opts.Logger, opts.Concurrency = log.logger(), 1
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("plain", func(context.Context) error { return nil })
 			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { return nil })
 			p.Handle("fails", func(context.Context) error { return errors.New("no") })
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		for path, want := range map[string]outbox.Status{"plain": outbox.StatusSuccess, "plain.tx": outbox.StatusSuccess, "fails": outbox.StatusError} {
 			for range 2 {
-				if past := ended(t, db, create(t, db, path, nil).ID); past.Status != want || past.Attempt != 1 {
+				if past := dbtest.Ended(t, db, dbtest.Create(t, db, path, nil).ID); past.Status != want || past.Attempt != 1 {
 					t.Errorf("%s: %+v", path, past)
 				}
-				if f := receive(t, told); f.Status != want {
+				if f := dbtest.Receive(t, told); f.Status != want {
 					t.Errorf("%s: the next hook was told %+v", path, f)
 				}
 			}
@@ -126,7 +127,7 @@ func TestPanicsOfHooksChangeNothing(t *testing.T) {
 
 func TestOnFinishSeesHowItEnded(t *testing.T) {
 	errNo := errors.New("no")
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		told := make(chan outbox.Outcome, 10)
 		durable := make(chan bool, 10)
 		tell := tracer{onFinish: func(_ context.Context, task *outbox.TaskModel, f outbox.Outcome) {
@@ -137,7 +138,7 @@ func TestOnFinishSeesHowItEnded(t *testing.T) {
 		opts := quick(tell)
 		opts.Backoff = func(int) time.Duration { return time.Hour }
 		opts.Heartbeat = time.Minute
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("good", func(context.Context) error { held(2 * time.Millisecond); return nil })
 			p.Handle("good.tx", func(context.Context, *gorm.DB) error { held(2 * time.Millisecond); return nil })
 			p.Handle("bad", func(context.Context) error { held(2 * time.Millisecond); return errNo })
@@ -149,7 +150,7 @@ func TestOnFinishSeesHowItEnded(t *testing.T) {
 				return db.Exec("UPDATE outbox_tasks SET version = version + 1 WHERE id = ?", task.ID).Error
 			})
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, tt := range []struct {
 			name, path string
 			attempts   int
@@ -167,19 +168,19 @@ func TestOnFinishSeesHowItEnded(t *testing.T) {
 			{"claim lost", "loses", 1, "", outbox.ReasonInterrupted, outbox.ErrClaimLost, 0},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
-				create(t, db, tt.path, nil, outbox.MaxAttempts(tt.attempts))
-				f := receive(t, told)
+				dbtest.Create(t, db, tt.path, nil, outbox.MaxAttempts(tt.attempts))
+				f := dbtest.Receive(t, told)
 				if f.Status != tt.status || f.Reason != tt.reason || !errors.Is(f.Err, tt.err) || f.Next != tt.next || f.Duration < time.Millisecond {
 					t.Errorf("told %+v, want %+v", f, tt)
 				}
-				if !receive(t, durable) {
+				if !dbtest.Receive(t, durable) {
 					t.Error("told before it was durable")
 				}
 			})
 		}
 		t.Run("snooze", func(t *testing.T) {
-			create(t, db, "snoozes", nil)
-			if f := receive(t, told); f.Status != "" || f.Next != time.Minute {
+			dbtest.Create(t, db, "snoozes", nil)
+			if f := dbtest.Receive(t, told); f.Status != "" || f.Next != time.Minute {
 				t.Errorf("told %+v", f)
 			}
 		})
@@ -190,7 +191,7 @@ func TestOnFinishSeesHowItEnded(t *testing.T) {
 }
 
 func TestHooksAreCalledInOrder(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var mu sync.Mutex
 		var calls []string
 		done := make(chan struct{}, 10)
@@ -212,17 +213,17 @@ func TestHooksAreCalledInOrder(t *testing.T) {
 				},
 			}
 		}
-		p := install(t, db, quick(hook("1"), hook("2")), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(hook("1"), hook("2")), func(p *outbox.Plugin) {
 			p.Handle("plain", func(context.Context) error { note("run"); return nil })
 			p.Handle("plain.tx", func(context.Context, *gorm.DB) error { note("run"); return nil })
 		})
 		for _, path := range []string{"plain", "plain.tx"} {
-			create(t, db, path, nil)
+			dbtest.Create(t, db, path, nil)
 			if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 				t.Fatalf("%d ran, %v", n, err)
 			}
-			receive(t, done)
-			receive(t, done)
+			dbtest.Receive(t, done)
+			dbtest.Receive(t, done)
 			mu.Lock()
 			if want := []string{"create 1", "create 2", "start 1", "start 2", "run", "finish 1", "finish 2"}; !slices.Equal(calls, want) {
 				t.Errorf("%s: %q, want %q", path, calls, want)

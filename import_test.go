@@ -9,6 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // An import of somebody's own may write SQLite's times as numbers, which sort before every text.
@@ -18,7 +19,7 @@ func TestStartTimeImportedAsANumber(t *testing.T) {
 		"s": time.Time.Unix, "ms": time.Time.UnixMilli, "µs": time.Time.UnixMicro, "ns": time.Time.UnixNano,
 	} {
 		t.Run(unit, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				if db.Name() != "sqlite" {
 					t.Skip("its columns take times only")
 				}
@@ -26,7 +27,7 @@ func TestStartTimeImportedAsANumber(t *testing.T) {
 				var log strings.Builder
 				p, ran := shop(t, db, outbox.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 				at := time.Now().Add(time.Hour).Truncate(time.Second)
-				later, due := create(t, db, cancelOrder, nil).ID, create(t, db, cancelOrder, nil).ID
+				later, due := dbtest.Create(t, db, cancelOrder, nil).ID, dbtest.Create(t, db, cancelOrder, nil).ID
 				for id, at := range map[string]time.Time{later: at, due: at.Add(-2 * time.Hour)} {
 					if err := db.Exec("UPDATE outbox_tasks SET run_at = ?, created_at = ? WHERE id = ?", number(at), number(at), id).Error; err != nil {
 						t.Fatal(err)
@@ -37,10 +38,10 @@ func TestStartTimeImportedAsANumber(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				if got := receive(t, ran); got != due || len(ran) > 0 {
+				if got := dbtest.Receive(t, ran); got != due || len(ran) > 0 {
 					t.Errorf("task %s ran and %d more, want only %s", got, len(ran), due)
 				}
-				if past := ended(t, db, due); past.Status != outbox.StatusSuccess || read && !past.RunAt.Equal(at.Add(-2*time.Hour)) {
+				if past := dbtest.Ended(t, db, due); past.Status != outbox.StatusSuccess || read && !past.RunAt.Equal(at.Add(-2*time.Hour)) {
 					t.Errorf("the due one ended as %+v", past)
 				}
 				task, _, err := outbox.Lookup(db, later)
@@ -65,13 +66,13 @@ func TestStartTimeImportedAsANumber(t *testing.T) {
 
 // The log and the hooks tell of which function a row is that cannot be read.
 func TestUnreadableRowTellsItsFunction(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if db.Name() != "sqlite" {
 			t.Skip("its columns take only what can be read")
 		}
 		var log strings.Builder
 		p, _ := shop(t, db, outbox.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
-		task := create(t, db, cancelOrder, nil)
+		task := dbtest.Create(t, db, cancelOrder, nil)
 		mustRun(t, db, "UPDATE outbox_tasks SET run_at = 1.5")
 		if _, err := p.RunDue(t.Context()); err != nil {
 			t.Fatal(err)

@@ -11,26 +11,27 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // A handler is called before its end is recorded, or not at all.
 
 // A hook that takes longer than the task's time limit takes nothing from it.
 func TestSlowOnStartIsNotPartOfTheTimeLimit(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		opts := quick(tracer{onStart: func(ctx context.Context, _ *outbox.TaskModel) context.Context {
 			held(2200 * time.Millisecond)
 			return ctx
 		}})
 		opts.CancelGrace = -1
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			f := func(ctx context.Context) (bool, error) { _, limited := ctx.Deadline(); return limited, ctx.Err() }
 			p.Handle("plain", f)
 			p.Handle("tx", func(ctx context.Context, _ *gorm.DB) (bool, error) { return f(ctx) })
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, path := range []string{"plain", "tx"} {
-			past := ended(t, db, create(t, db, path, nil, outbox.Timeout(2*time.Second)).ID)
+			past := dbtest.Ended(t, db, dbtest.Create(t, db, path, nil, outbox.Timeout(2*time.Second)).ID)
 			if past.Status != outbox.StatusSuccess || past.Result.String() != "true" {
 				t.Errorf("%s: %s %s, %s: %s", path, past.Status, past.Reason, past.Result, text(past.Error))
 			}
@@ -41,7 +42,7 @@ func TestSlowOnStartIsNotPartOfTheTimeLimit(t *testing.T) {
 // A run may wait for a hook, or for its turn. When its process is declared dead meanwhile, its
 // handler is not called.
 func TestRunThatWaitedIsStillOurs(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		waiting, leave := make(chan string, 1), make(chan struct{})
 		var calls, finished atomic.Int32
 		opts := quick(tracer{
@@ -55,7 +56,7 @@ func TestRunThatWaitedIsStillOurs(t *testing.T) {
 			onFinish: func(context.Context, *outbox.TaskModel, outbox.Outcome) { finished.Add(1) },
 		})
 		opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 10*time.Second
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("plain", func(ctx context.Context) error {
 				if task, _ := outbox.TaskFrom(ctx); task.Attempt == 1 {
 					calls.Add(1)
@@ -63,15 +64,15 @@ func TestRunThatWaitedIsStillOurs(t *testing.T) {
 				return nil
 			})
 		})
-		start(t, p)
-		task := create(t, db, "plain", nil, outbox.MaxAttempts(2))
-		process := receive(t, waiting)
+		dbtest.Start(t, p)
+		task := dbtest.Create(t, db, "plain", nil, outbox.MaxAttempts(2))
+		process := dbtest.Receive(t, waiting)
 		if err := db.Delete(&outbox.ProcessModel{}, "id = ?", process).Error; err != nil {
 			t.Fatal(err)
 		}
 		// It notices at its next heartbeat, and registers anew after its runs have been told.
-		eventually(t, "it has registered anew", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
-		eventually(t, "another process takes the task over", func() bool {
+		dbtest.Eventually(t, "it has registered anew", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 1 })
+		dbtest.Eventually(t, "another process takes the task over", func() bool {
 			row, past, err := outbox.Lookup(db, task.ID)
 			if err != nil {
 				t.Fatal(err)
@@ -79,8 +80,8 @@ func TestRunThatWaitedIsStillOurs(t *testing.T) {
 			return past != nil || text(row.ProcessID) != process
 		})
 		close(leave)
-		past := ended(t, db, task.ID)
-		eventually(t, "both runs are over", func() bool { return finished.Load() >= 2 })
+		past := dbtest.Ended(t, db, task.ID)
+		dbtest.Eventually(t, "both runs are over", func() bool { return finished.Load() >= 2 })
 		if n := calls.Load(); n != 0 || past.Attempt < 2 {
 			t.Errorf("the lost run's handler was called %d times; attempt %d", n, past.Attempt)
 		}
@@ -113,26 +114,26 @@ func (g *gauge) OnFinish(_ context.Context, task *outbox.TaskModel, f outbox.Out
 
 // Each OnStart has its OnFinish, and each OnFinish its OnStart, however a run ends.
 func TestHooksComeInPairs(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		g := &gauge{running: map[string]int{}}
-		p := install(t, db, quick(g), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(g), func(p *outbox.Plugin) {
 			p.Handle("plain", func(context.Context) error { return nil })
 			p.Handle("tx", func(context.Context, *gorm.DB) error { return nil })
 			p.Handle("fails", func(context.Context) error { return errors.New("no") })
 			p.Handle("named", func(context.Context, greeting) error { return nil })
 		})
 		tasks := []*outbox.TaskModel{
-			create(t, db, "plain", nil), create(t, db, "tx", nil), create(t, db, "fails", nil, outbox.MaxAttempts(2)),
-			create(t, db, "named", greeting{"Ann", 1}),
+			dbtest.Create(t, db, "plain", nil), dbtest.Create(t, db, "tx", nil), dbtest.Create(t, db, "fails", nil, outbox.MaxAttempts(2)),
+			dbtest.Create(t, db, "named", greeting{"Ann", 1}),
 		}
 		if err := db.Exec("UPDATE outbox_tasks SET args = '{}' WHERE func = 'named'").Error; err != nil {
 			t.Fatal(err)
 		}
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, task := range tasks {
-			ended(t, db, task.ID)
+			dbtest.Ended(t, db, task.ID)
 		}
-		eventually(t, "every hook was called", func() bool {
+		dbtest.Eventually(t, "every hook was called", func() bool {
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			return len(g.told) == 5
@@ -158,21 +159,21 @@ func TestHooksComeInPairs(t *testing.T) {
 
 // A claim that goes back before its handler was called reaches no hook.
 func TestClaimThatGoesBackReachesNoHook(t *testing.T) {
-	eachDBInTurn(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		g := &gauge{running: map[string]int{}}
 		opts := quick(g)
 		opts.ShutdownGrace, opts.CancelGrace = 100*time.Millisecond, 100*time.Millisecond
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("transactional", func(ctx context.Context, _ *gorm.DB, _ slowToCheck) error { return nil })
 			p.Handle("ordinary", func(ctx context.Context, _ slowToCheck) error { return nil })
 		})
 		for _, path := range []string{"transactional", "ordinary"} {
-			task := create(t, db, path, slowToCheck{})
-			receive(t, checking) // by Create
+			task := dbtest.Create(t, db, path, slowToCheck{})
+			dbtest.Receive(t, checking) // by Create
 			cancel, done := runAsync(t, p)
-			receive(t, checking) // by the run
+			dbtest.Receive(t, checking) // by the run
 			cancel()
-			if err := receive(t, done); err != nil {
+			if err := dbtest.Receive(t, done); err != nil {
 				t.Error(err)
 			}
 			if waiting, _, err := outbox.Lookup(db, task.ID); err != nil || waiting == nil || waiting.Uncounted != 1 {
@@ -191,12 +192,12 @@ func TestClaimThatGoesBackReachesNoHook(t *testing.T) {
 }
 
 func TestSnoozeIsNoFailure(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var log logBuffer
 		g := &gauge{running: map[string]int{}}
 		opts := quick(g)
 		opts.Logger = log.logger()
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			later := func(ctx context.Context) error {
 				if task, _ := outbox.TaskFrom(ctx); task.Uncounted < 2 {
 					return outbox.Snooze(time.Millisecond)
@@ -206,13 +207,13 @@ func TestSnoozeIsNoFailure(t *testing.T) {
 			p.Handle("plain", later)
 			p.Handle("tx", func(ctx context.Context, _ *gorm.DB) error { return later(ctx) })
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, path := range []string{"plain", "tx"} {
-			if past := ended(t, db, create(t, db, path, nil).ID); past.Status != outbox.StatusSuccess || past.Reason != "" || len(past.Errors) != 0 {
+			if past := dbtest.Ended(t, db, dbtest.Create(t, db, path, nil).ID); past.Status != outbox.StatusSuccess || past.Reason != "" || len(past.Errors) != 0 {
 				t.Errorf("%s: %+v", path, past)
 			}
 		}
-		eventually(t, "every hook was called", func() bool {
+		dbtest.Eventually(t, "every hook was called", func() bool {
 			g.mu.Lock()
 			defer g.mu.Unlock()
 			return len(g.told) == 6
@@ -244,10 +245,10 @@ type newer struct {
 // In a rolling deploy an old process meets arguments that only a newer one knows. It leaves them to
 // it.
 func TestNewArgumentsWaitForANewProcess(t *testing.T) {
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
 			t.Parallel()
-			dsn := d.dsn(t)
+			dsn := d.DSN(t)
 			oldDB, err := openDSN(dsn)
 			newDB, again := openDSN(dsn)
 			if err := errors.Join(err, again); err != nil {
@@ -258,21 +259,21 @@ func TestNewArgumentsWaitForANewProcess(t *testing.T) {
 			handler := func(_ context.Context, n newer) (string, error) { ran.Add(1); return n.Extra, nil }
 			opts := quick()
 			opts.Logger = log.logger()
-			old := install(t, oldDB, opts, func(p *outbox.Plugin) {
+			old := dbtest.Install(t, oldDB, opts, func(p *outbox.Plugin) {
 				p.Handle("grows", func(context.Context, greeting) error { t.Error("the old handler was called"); return nil })
 				p.Handle("alone", func(context.Context, greeting) error { return nil })
 			})
-			p := install(t, newDB, opts, func(p *outbox.Plugin) { p.Handle("grows", handler) })
-			stop := start(t, old)
+			p := dbtest.Install(t, newDB, opts, func(p *outbox.Plugin) { p.Handle("grows", handler) })
+			stop := dbtest.Start(t, old)
 			row := outbox.ProcessModel{ID: "newer", Functions: outbox.JSON(`["grows"]`), StartedAt: time.Now().UTC(), BeatAt: time.Now().UTC(), Beats: 1}
 			if err := newDB.Create(&row).Error; err != nil {
 				t.Fatal(err)
 			}
 			var tasks []*outbox.TaskModel
 			for range 3 {
-				tasks = append(tasks, create(t, newDB, "grows", newer{"Ann", 1, "more"}))
+				tasks = append(tasks, dbtest.Create(t, newDB, "grows", newer{"Ann", 1, "more"}))
 			}
-			eventually(t, "the old process gives them back", func() bool {
+			dbtest.Eventually(t, "the old process gives them back", func() bool {
 				for _, task := range tasks {
 					row, past, err := outbox.Lookup(newDB, task.ID)
 					if err != nil || past != nil {
@@ -288,18 +289,18 @@ func TestNewArgumentsWaitForANewProcess(t *testing.T) {
 				t.Errorf("%d lines for one function", n)
 			}
 			// Nobody else has this one.
-			task := create(t, oldDB, "alone", greeting{"Ann", 1}, outbox.StartAfter(time.Hour))
+			task := dbtest.Create(t, oldDB, "alone", greeting{"Ann", 1}, outbox.StartAfter(time.Hour))
 			if err := oldDB.Exec(`UPDATE outbox_tasks SET args = '{"extra":1}' WHERE id = ?`, task.ID).Error; err != nil {
 				t.Fatal(err)
 			}
-			if past := ended(t, oldDB, due(t, oldDB, task.ID)); past.Reason != outbox.ReasonBadArgs || past.Attempt != 1 {
+			if past := dbtest.Ended(t, oldDB, due(t, oldDB, task.ID)); past.Reason != outbox.ReasonBadArgs || past.Attempt != 1 {
 				t.Errorf("%+v", past)
 			}
 			// The deploy goes on. Until then it is chance which of the two gets a task first.
 			stop()
-			start(t, p)
+			dbtest.Start(t, p)
 			for _, task := range tasks {
-				if past := ended(t, newDB, task.ID); past.Status != outbox.StatusSuccess || past.Result.String() != `"more"` || past.Attempt-past.Uncounted != 1 {
+				if past := dbtest.Ended(t, newDB, task.ID); past.Status != outbox.StatusSuccess || past.Result.String() != `"more"` || past.Attempt-past.Uncounted != 1 {
 					t.Errorf("%+v: %s", past, text(past.Error))
 				}
 			}

@@ -26,7 +26,7 @@ var layout = map[string][]string{
 }
 
 // programs are not part of the library: they use it as an application does.
-var programs = []string{"internal/oracle", "internal/soak"}
+var programs = []string{"internal/dbtest", "internal/oracle", "internal/soak"}
 
 func TestPackagesImportInOneDirection(t *testing.T) {
 	const module = "github.com/gorm-outbox/outbox"

@@ -9,13 +9,14 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // eachDBWithRowLocks leaves out SQLite, where one transaction writes at a time.
 func eachDBWithRowLocks(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
 	t.Helper()
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if db.Name() == "sqlite" {
 			t.Skip("there are no locks of single rows")
 		}
@@ -32,7 +33,7 @@ func TestHeldKeyKeepsNoOther(t *testing.T) {
 		var log logBuffer
 		opts := quick()
 		opts.Logger = log.logger()
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("gated", func(context.Context) error {
 				<-gate
 				return nil
@@ -50,13 +51,13 @@ func TestHeldKeyKeepsNoOther(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		keyed := create(t, db, "gated", nil, outbox.Key("key")).ID
+		keyed := dbtest.Create(t, db, "gated", nil, outbox.Key("key")).ID
 		var others []string
 		for range 5 {
-			others = append(others, create(t, db, "gated", nil).ID)
+			others = append(others, dbtest.Create(t, db, "gated", nil).ID)
 		}
-		start(t, p)
-		eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "all run", func() bool { return inState(t, db, outbox.StateRunning) == 6 })
 		held := db.Begin()
 		defer held.Rollback()
 		if _, err := outbox.Create(held, "gated", nil, outbox.Key("key")); !errors.Is(err, outbox.ErrDuplicateKey) {
@@ -64,16 +65,16 @@ func TestHeldKeyKeepsNoOther(t *testing.T) {
 		}
 		close(gate)
 		for _, id := range others {
-			if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+			if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
 				t.Errorf("%+v", past)
 			}
 		}
 		if db.Name() == "mysql" {
 			// It may be in a group of its own, which is then still being tried.
-			eventually(t, "the one that waits is known", func() bool { return log.lines("outcome waits", keyed) > 0 })
+			dbtest.Eventually(t, "the one that waits is known", func() bool { return log.lines("outcome waits", keyed) > 0 })
 		}
 		held.Rollback()
-		if past := ended(t, db, keyed); past.Status != outbox.StatusSuccess {
+		if past := dbtest.Ended(t, db, keyed); past.Status != outbox.StatusSuccess {
 			t.Errorf("the one with the key: %+v", past)
 		}
 	})
@@ -84,12 +85,12 @@ func TestHeldKeyKeepsNoOther(t *testing.T) {
 func TestGoneTaskLocksNobody(t *testing.T) {
 	t.Parallel()
 	eachDBWithRowLocks(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("f", func(context.Context) error { return nil })
 		})
-		start(t, p)
-		done := create(t, db, "f", nil, outbox.Key("key"))
-		ended(t, db, done.ID)
+		dbtest.Start(t, p)
+		done := dbtest.Create(t, db, "f", nil, outbox.Key("key"))
+		dbtest.Ended(t, db, done.ID)
 		if db.Name() == "mysql" {
 			// Until the server has purged the row that is gone, it is that and not the gap that is
 			// locked. Others' transactions may keep it from purging.
@@ -131,7 +132,7 @@ func TestGoneTaskLocksNobody(t *testing.T) {
 func TestDeadlockOutsideOfATransactionIsRunAgain(t *testing.T) {
 	t.Parallel()
 	eachDBWithRowLocks(t, func(t *testing.T, db *gorm.DB) {
-		install(t, db, quick(), func(p *outbox.Plugin) {
+		dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("f", func(context.Context) error { return nil })
 		})
 		for tries := 1; !batchIsUndone(t, db); tries++ {
@@ -154,16 +155,16 @@ func batchIsUndone(t *testing.T, db *gorm.DB) bool {
 	tx := db.Begin()
 	defer tx.Rollback()
 	for range 50 { // MySQL undoes who has written less
-		create(t, tx, "f", nil)
+		dbtest.Create(t, tx, "f", nil)
 	}
-	create(t, tx, "f", nil, outbox.Key("b"))
+	dbtest.Create(t, tx, "f", nil, outbox.Key("b"))
 	answer := make(chan error, 1)
 	go func() {
 		_, err := outbox.CreateBatch(db, outbox.NewTask{Func: "f", Options: []outbox.CreateOption{outbox.Key("a")}},
 			outbox.NewTask{Func: "f", Options: []outbox.CreateOption{outbox.Key("b")}})
 		answer <- err
 	}()
-	eventually(t, "the batch waits for the key", func() bool {
+	dbtest.Eventually(t, "the batch waits for the key", func() bool {
 		var n int64
 		query := "SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE 'INSERT INTO%' AND command <> 'Sleep'"
 		if db.Name() == "postgres" {
@@ -179,7 +180,7 @@ func batchIsUndone(t *testing.T, db *gorm.DB) bool {
 		t.Fatal(err)
 	}
 	tx.Rollback()
-	if err := receive(t, answer); err != nil {
+	if err := dbtest.Receive(t, answer); err != nil {
 		t.Errorf("CreateBatch: %v", err)
 	}
 	return err == nil

@@ -8,11 +8,12 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 func TestMigrateEndsWithItsContext(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, outbox.Options{}, nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, outbox.Options{}, nil)
 		pool, err := db.DB()
 		if err != nil {
 			t.Fatal(err)
@@ -27,7 +28,7 @@ func TestMigrateEndsWithItsContext(t *testing.T) {
 		defer cancel()
 		done := make(chan error, 1)
 		go func() { done <- p.Migrate(ctx) }()
-		if err := receive(t, done); err == nil {
+		if err := dbtest.Receive(t, done); err == nil {
 			t.Error("migrated without a connection")
 		}
 	})
@@ -37,7 +38,7 @@ func TestMigrateEndsWithItsContext(t *testing.T) {
 // locked. MySQL's lock is the session's: in the pool, the connection would keep every later Migrate
 // away.
 func TestMigrateThatIsCutShortLeavesNoLock(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		lock, unlock := []string{"BEGIN", "LOCK TABLE outbox_schema IN ACCESS EXCLUSIVE MODE"}, "ROLLBACK"
 		switch db.Dialector.Name() {
 		case "sqlite":
@@ -45,7 +46,7 @@ func TestMigrateThatIsCutShortLeavesNoLock(t *testing.T) {
 		case "mysql":
 			lock, unlock = []string{"LOCK TABLES outbox_schema WRITE"}, "UNLOCK TABLES"
 		}
-		p := install(t, db, outbox.Options{}, nil)
+		p := dbtest.Install(t, db, outbox.Options{}, nil)
 		pool, err := db.DB()
 		if err != nil {
 			t.Fatal(err)

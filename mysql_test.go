@@ -14,17 +14,18 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // eachMySQL runs a test on both servers that understand MySQL's dialect.
 func eachMySQL(t *testing.T, test func(t *testing.T, newDSN func(testing.TB) string)) {
 	t.Helper()
-	for _, d := range databases {
-		if d.dialect == "mysql" {
-			t.Run(d.name, func(t *testing.T) {
+	for _, d := range dbtest.Databases {
+		if d.Dialect == "mysql" {
+			t.Run(d.Name, func(t *testing.T) {
 				t.Parallel()
-				test(t, d.dsn)
+				test(t, d.DSN)
 			})
 		}
 	}
@@ -84,7 +85,7 @@ func settings(t *testing.T, newDSN func(testing.TB) string) {
 					t.Errorf("Migrate: %v", err)
 				}
 				good := openConfig(t, "mysql", dsn+"?parseTime=true&loc=UTC&charset=utf8mb4", &gorm.Config{})
-				install(t, good, quick(), nil)
+				dbtest.Install(t, good, quick(), nil)
 				if err := p.Run(t.Context()); err == nil || !strings.Contains(err.Error(), tt.refused) {
 					t.Errorf("Run: %v", err)
 				}
@@ -93,14 +94,14 @@ func settings(t *testing.T, newDSN func(testing.TB) string) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			start(t, p)
+			dbtest.Start(t, p)
 			text := `🚀 it's "quoted" \ and \n 漢字`
-			task := create(t, db, "emoji", outbox.Args{"text": text}, outbox.StartAt(late), outbox.Key("🚀"))
-			if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess || past.Result.String() != fmt.Sprintf("%q", text) || *past.Key != "🚀" {
+			task := dbtest.Create(t, db, "emoji", outbox.Args{"text": text}, outbox.StartAt(late), outbox.Key("🚀"))
+			if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess || past.Result.String() != fmt.Sprintf("%q", text) || *past.Key != "🚀" {
 				t.Errorf("%+v: %s", past, past.Result)
 			}
 			// What follows depends on how many rows the driver says that a statement has changed.
-			waiting := create(t, db, "Emoji", nil, outbox.StartAfter(time.Hour), outbox.Key("key"))
+			waiting := dbtest.Create(t, db, "Emoji", nil, outbox.StartAfter(time.Hour), outbox.Key("key"))
 			at := waiting.RunAt
 			if err := outbox.Reschedule(db, waiting.ID, at); err != nil {
 				t.Errorf("Reschedule to the same time: %v", err)
@@ -139,11 +140,11 @@ func characterSet(t *testing.T, newDSN func(testing.TB) string) {
 				}
 				const text = "🚀 漢 é"
 				fails := errors.New(text)
-				p := install(t, db, quick(), func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 					p.Handle("écho.漢", func(_ context.Context, a outbox.Args) (any, error) { return a["text"], nil })
 					p.Handle("fail", func(context.Context) error { return fails })
 				})
-				start(t, p)
+				dbtest.Start(t, p)
 				args := outbox.Args{"text": text}
 				batch, err := outbox.CreateBatch(db, outbox.NewTask{Func: "écho.漢", Args: args, Options: []outbox.CreateOption{outbox.Key(text)}},
 					outbox.NewTask{Func: "écho.漢", Args: args, Options: []outbox.CreateOption{outbox.Key("? 漢 é")}})
@@ -151,14 +152,14 @@ func characterSet(t *testing.T, newDSN func(testing.TB) string) {
 					t.Fatal(err)
 				}
 				for _, task := range batch {
-					past := ended(t, db, task.ID)
+					past := dbtest.Ended(t, db, task.ID)
 					if past.Status != outbox.StatusSuccess || past.Result.String() != fmt.Sprintf("%q", text) || *past.Key != *task.Key ||
 						past.Args.String() != task.Args.String() {
 						t.Errorf("%+v: %s, %s", past, past.Args, past.Result)
 					}
 				}
-				retried := create(t, db, "fail", nil, outbox.MaxAttempts(2), outbox.Queue("漢"))
-				past := ended(t, db, retried.ID)
+				retried := dbtest.Create(t, db, "fail", nil, outbox.MaxAttempts(2), outbox.Queue("漢"))
+				past := dbtest.Ended(t, db, retried.ID)
 				if !strings.Contains(*past.Error, text) || !strings.Contains(fmt.Sprint(past.Errors), text) || past.Queue != "漢" {
 					t.Errorf("%+v: %s, %v", past, *past.Error, past.Errors)
 				}
@@ -180,7 +181,7 @@ func lockWait(t *testing.T, newDSN func(testing.TB) string) {
 		t.Fatal(err)
 	}
 	var calls atomic.Int32
-	p := install(t, db, quick(), func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 		p.Handle("both", func(_ context.Context, tx *gorm.DB) error {
 			if calls.Add(1) == 2 {
 				other.Rollback()
@@ -191,8 +192,8 @@ func lockWait(t *testing.T, newDSN func(testing.TB) string) {
 			return tx.Model(&counter{}).Where("id = 2").Update("n", gorm.Expr("n + 1")).Error
 		})
 	})
-	start(t, p)
-	past := ended(t, db, create(t, db, "both", nil).ID)
+	dbtest.Start(t, p)
+	past := dbtest.Ended(t, db, dbtest.Create(t, db, "both", nil).ID)
 	if past.Status != outbox.StatusSuccess || past.Attempt != 1 || calls.Load() != 2 {
 		t.Errorf("%s, attempt %d, %d calls: %s", past.Status, past.Attempt, calls.Load(), text(past.Error))
 	}
@@ -207,7 +208,7 @@ func TestSnapshotIsolationOfMariaDBIsRunAgain(t *testing.T) {
 	db := openConfig(t, "mysql", testdb.MariaDBDSN(t)+"&innodb_snapshot_isolation=1", &gorm.Config{})
 	counters(t, db)
 	var calls atomic.Int32
-	p := install(t, db, quick(), func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 		p.Handle("count", func(ctx context.Context, tx *gorm.DB) error {
 			var c counter
 			if err := tx.Take(&c, 1).Error; err != nil {
@@ -221,8 +222,8 @@ func TestSnapshotIsolationOfMariaDBIsRunAgain(t *testing.T) {
 			return tx.Model(&counter{}).Where("id = 1").Update("n", c.N+1).Error
 		})
 	})
-	start(t, p)
-	past := ended(t, db, create(t, db, "count", nil).ID)
+	dbtest.Start(t, p)
+	past := dbtest.Ended(t, db, dbtest.Create(t, db, "count", nil).ID)
 	if past.Status != outbox.StatusSuccess || past.Attempt != 1 || calls.Load() != 2 {
 		t.Errorf("%s, attempt %d, %d calls: %s", past.Status, past.Attempt, calls.Load(), text(past.Error))
 	}
@@ -240,7 +241,7 @@ func TestLargeBatchFitsIntoPackets(t *testing.T) {
 func largeBatch(t *testing.T, newDSN func(testing.TB) string) {
 	for _, params := range []string{"", "&interpolateParams=true"} {
 		db := openConfig(t, "mysql", newDSN(t)+params, &gorm.Config{})
-		install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("f", func(context.Context, outbox.Args) error { return nil }) })
+		dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("f", func(context.Context, outbox.Args) error { return nil }) })
 		tasks := make([]outbox.NewTask, 700)
 		for i := range tasks {
 			tasks[i] = outbox.NewTask{Func: "f", Args: outbox.Args{"html": strings.Repeat(`<b>"`, 3000)}}

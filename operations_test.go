@@ -12,6 +12,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -54,9 +55,9 @@ func TestIsolationInTheDSN(t *testing.T) {
 // Two dispatchers in one process, each with a handle and a plugin of its own, share the tasks of
 // their database.
 func TestTwoDispatchersInOneProcess(t *testing.T) {
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
-			dsn := d.dsn(t)
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
+			dsn := d.DSN(t)
 			var mu sync.Mutex
 			runs := map[string]int{}
 			work := func(ctx context.Context, _ outbox.Args) error {
@@ -68,21 +69,21 @@ func TestTwoDispatchersInOneProcess(t *testing.T) {
 			}
 			var first *gorm.DB
 			for range 2 {
-				db := openConfig(t, d.dialect, dsn, &gorm.Config{})
+				db := openConfig(t, d.Dialect, dsn, &gorm.Config{})
 				if first == nil {
 					first = db
 				}
-				start(t, install(t, db, outbox.Options{}, func(p *outbox.Plugin) { p.Handle("work", work) }))
+				dbtest.Start(t, dbtest.Install(t, db, outbox.Options{}, func(p *outbox.Plugin) { p.Handle("work", work) }))
 			}
 			if err := first.Use(outbox.New(outbox.Options{})); !errors.Is(err, gorm.ErrRegistered) {
 				t.Errorf("a second plugin on one handle: %v", err)
 			}
 			var ids []string
 			for range 20 {
-				ids = append(ids, create(t, first, "work", nil).ID)
+				ids = append(ids, dbtest.Create(t, first, "work", nil).ID)
 			}
 			for _, id := range ids {
-				h := ended(t, first, id)
+				h := dbtest.Ended(t, first, id)
 				mu.Lock()
 				n := runs[id]
 				mu.Unlock()
@@ -106,9 +107,9 @@ func TestForeignKeyOnTheTaskTable(t *testing.T) {
 		"SET NULL": {true, 1, 0},
 	} {
 		t.Run(action, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				var logged strings.Builder
-				p := install(t, db, outbox.Options{Logger: slog.New(slog.NewTextHandler(&logged, nil))}, func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, outbox.Options{Logger: slog.New(slog.NewTextHandler(&logged, nil))}, func(p *outbox.Plugin) {
 					p.Handle("work", func(context.Context, outbox.Args) error { return nil })
 				})
 				idType := "text"
@@ -128,7 +129,7 @@ func TestForeignKeyOnTheTaskTable(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				task := create(t, db, "work", nil)
+				task := dbtest.Create(t, db, "work", nil)
 				for _, statement := range []string{
 					"CREATE TABLE watchers (name varchar(20) PRIMARY KEY, task_id " + idType + " NULL, FOREIGN KEY (task_id) REFERENCES outbox_tasks (id) ON DELETE " + action + ")",
 					"INSERT INTO watchers VALUES ('alice', '" + task.ID + "')",

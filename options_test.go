@@ -13,6 +13,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -92,12 +93,12 @@ func TestBadCreateOptions(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			db := testdb.SQLite(t)
-			install(t, db, outbox.Options{ProducerOnly: true}, nil)
+			dbtest.Install(t, db, outbox.Options{ProducerOnly: true}, nil)
 			_, err := outbox.Create(db, "a.b", nil, c.opt)
 			if !errors.Is(err, outbox.ErrBadOption) || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "outbox: create a.b: ") {
 				t.Errorf("got %v; want %q", err, c.want)
 			}
-			if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+			if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 0 {
 				t.Errorf("%d tasks were inserted", n)
 			}
 		})
@@ -105,27 +106,27 @@ func TestBadCreateOptions(t *testing.T) {
 }
 
 func TestOptionsOfATask(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		install(t, db, outbox.Options{ProducerOnly: true}, nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		dbtest.Install(t, db, outbox.Options{ProducerOnly: true}, nil)
 		t.Run("none", func(t *testing.T) {
-			got := create(t, db, "a.b", nil)
+			got := dbtest.Create(t, db, "a.b", nil)
 			if got.MaxAttempts != 1 || got.TimeoutMS != 0 || got.Key != nil || got.Queue != "default" || got.Priority != 2 || !got.RunAt.Equal(got.CreatedAt) {
 				t.Errorf("got %+v", got)
 			}
 		})
 		t.Run("the later one holds", func(t *testing.T) {
-			got := create(t, db, "a.b", nil, outbox.StartAt(time.Now().Add(time.Hour)), outbox.StartAfter(0), outbox.Priority(1), outbox.Priority(4))
+			got := dbtest.Create(t, db, "a.b", nil, outbox.StartAt(time.Now().Add(time.Hour)), outbox.StartAfter(0), outbox.Priority(1), outbox.Priority(4))
 			if got.Priority != 4 || !got.RunAt.Equal(got.CreatedAt) {
 				t.Errorf("got %+v", got)
 			}
 		})
 		t.Run("a time limit is rounded up", func(t *testing.T) {
-			if got := create(t, db, "a.b", nil, outbox.Timeout(1)); got.TimeoutMS != 1 {
+			if got := dbtest.Create(t, db, "a.b", nil, outbox.Timeout(1)); got.TimeoutMS != 1 {
 				t.Errorf("got %d ms", got.TimeoutMS)
 			}
 		})
 		t.Run("the longest delay is not early", func(t *testing.T) {
-			got := create(t, db, "a.b", nil, outbox.StartAfter(math.MaxInt64))
+			got := dbtest.Create(t, db, "a.b", nil, outbox.StartAfter(math.MaxInt64))
 			if got.RunAt.Sub(got.CreatedAt) < 290*365*24*time.Hour {
 				t.Errorf("due at %v", got.RunAt)
 			}
@@ -153,8 +154,8 @@ func TestMetaOfAHook(t *testing.T) {
 		{"too large", strings.Repeat("x", 300), "over the limit of 256 (Options.MaxArgsBytes)"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
-				install(t, db, outbox.Options{ProducerOnly: true, MaxArgsBytes: 256, Hooks: []outbox.Hooks{metaHook{text: c.text}}}, nil)
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+				dbtest.Install(t, db, outbox.Options{ProducerOnly: true, MaxArgsBytes: 256, Hooks: []outbox.Hooks{metaHook{text: c.text}}}, nil)
 				err := db.Transaction(func(tx *gorm.DB) error {
 					task, err := outbox.Create(tx, "a.b", nil)
 					if (err == nil) != (c.want == "") || !strings.Contains(fmt.Sprint(err), c.want) {
@@ -178,15 +179,15 @@ func TestMetaOfAHook(t *testing.T) {
 }
 
 func TestSecretsStayOutOfTheLog(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var log strings.Builder
 		logger := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-		p := install(t, db, outbox.Options{Logger: logger}, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, outbox.Options{Logger: logger}, func(p *outbox.Plugin) {
 			p.Handle("a.ok", func(context.Context, outbox.Args) (string, error) { return "secret-result", nil })
 			p.Handle("a.strict", func(context.Context, struct{ N int }) error { return nil })
 		})
-		create(t, db, "a.ok", outbox.Args{"token": "secret-argument"})
-		bad := create(t, db, "a.strict", outbox.Args{"N": 1})
+		dbtest.Create(t, db, "a.ok", outbox.Args{"token": "secret-argument"})
+		bad := dbtest.Create(t, db, "a.strict", outbox.Args{"N": 1})
 		if err := db.Model(bad).Update("args", outbox.JSON(`{"N":"secret-text"}`)).Error; err != nil {
 			t.Fatal(err)
 		}

@@ -15,6 +15,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -52,12 +53,12 @@ func (b *logBuffer) logger() *slog.Logger {
 // peers are plugins of processes that share a database.
 func peers(t *testing.T, test func(t *testing.T, join func(outbox.Options, func(*outbox.Plugin)) (*gorm.DB, *outbox.Plugin))) {
 	t.Helper()
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
-			dsn := d.dsn(t)
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
+			dsn := d.DSN(t)
 			test(t, func(opts outbox.Options, setup func(*outbox.Plugin)) (*gorm.DB, *outbox.Plugin) {
-				db := openConfig(t, d.dialect, dsn, &gorm.Config{})
-				return db, install(t, db, opts, setup)
+				db := openConfig(t, d.Dialect, dsn, &gorm.Config{})
+				return db, dbtest.Install(t, db, opts, setup)
 			})
 		})
 	}
@@ -72,7 +73,7 @@ func producer() outbox.Options {
 
 func inState(t *testing.T, db *gorm.DB, state outbox.State) int64 {
 	t.Helper()
-	return count(t, db.Where("state = ?", state), &outbox.TaskModel{})
+	return dbtest.Count(t, db.Where("state = ?", state), &outbox.TaskModel{})
 }
 
 func stateOf(t *testing.T, db *gorm.DB, id string) outbox.State {
@@ -96,19 +97,19 @@ func TestTaskThatNobodyCanRunIsParked(t *testing.T) {
 		db, old := join(opts, func(p *outbox.Plugin) { ran = notes(p, "note") })
 		var made []string
 		for range 3 {
-			made = append(made, create(t, db, "new.one", nil).ID, create(t, db, "new.two", nil).ID)
+			made = append(made, dbtest.Create(t, db, "new.one", nil).ID, dbtest.Create(t, db, "new.two", nil).ID)
 		}
-		future := create(t, db, "new.one", nil, outbox.StartAfter(time.Hour))
-		stop := start(t, old)
-		eventually(t, "all that is due is parked", func() bool { return inState(t, db, outbox.StateParked) == 6 })
+		future := dbtest.Create(t, db, "new.one", nil, outbox.StartAfter(time.Hour))
+		stop := dbtest.Start(t, old)
+		dbtest.Eventually(t, "all that is due is parked", func() bool { return inState(t, db, outbox.StateParked) == 6 })
 		t.Run("what is not due is not", func(t *testing.T) {
 			if s := stateOf(t, db, future.ID); s != outbox.StatePending {
 				t.Errorf("it is %s", s)
 			}
 		})
 		t.Run("later ones too, and none was claimed", func(t *testing.T) {
-			made = append(made, create(t, db, "new.one", nil).ID)
-			eventually(t, "it is parked", func() bool { return inState(t, db, outbox.StateParked) == 7 })
+			made = append(made, dbtest.Create(t, db, "new.one", nil).ID)
+			dbtest.Eventually(t, "it is parked", func() bool { return inState(t, db, outbox.StateParked) == 7 })
 			for _, id := range made {
 				if task, _, err := outbox.Lookup(db, id); err != nil || task == nil || task.Attempt != 0 || task.StartedAt != nil || task.Version != 2 {
 					t.Errorf("%+v, %v", task, err)
@@ -126,7 +127,7 @@ func TestTaskThatNobodyCanRunIsParked(t *testing.T) {
 			if err := outbox.Cancel(db, made[0]); err != nil {
 				t.Error(err)
 			}
-			if past := ended(t, db, made[0]); past.Status != outbox.StatusCancelled {
+			if past := dbtest.Ended(t, db, made[0]); past.Status != outbox.StatusCancelled {
 				t.Errorf("%+v", past)
 			}
 		})
@@ -137,7 +138,7 @@ func TestTaskThatNobodyCanRunIsParked(t *testing.T) {
 			if err := outbox.Reschedule(db, made[1], time.Now()); err != nil {
 				t.Error(err)
 			}
-			eventually(t, "it is parked", func() bool { return stateOf(t, db, made[1]) == outbox.StateParked })
+			dbtest.Eventually(t, "it is parked", func() bool { return stateOf(t, db, made[1]) == outbox.StateParked })
 		})
 		t.Run("RunDue of a process with the function brings it back", func(t *testing.T) {
 			_, able := join(quick(), func(p *outbox.Plugin) {
@@ -153,9 +154,9 @@ func TestTaskThatNobodyCanRunIsParked(t *testing.T) {
 			_, able := join(opts, func(p *outbox.Plugin) {
 				p.Handle("new.two", func(context.Context) error { return nil })
 			})
-			start(t, able)
+			dbtest.Start(t, able)
 			for i := 1; i < 6; i += 2 {
-				ended(t, db, made[i])
+				dbtest.Ended(t, db, made[i])
 			}
 		})
 		stop()
@@ -166,10 +167,10 @@ func TestTaskThatNobodyCanRunIsParked(t *testing.T) {
 }
 
 func TestRunDueParksToo(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, producer(), func(p *outbox.Plugin) { notes(p, "note") })
-		task := create(t, db, "new", nil)
-		create(t, db, "note", nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, producer(), func(p *outbox.Plugin) { notes(p, "note") })
+		task := dbtest.Create(t, db, "new", nil)
+		dbtest.Create(t, db, "note", nil)
 		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 			t.Errorf("ran %d, %v", n, err)
 		}
@@ -180,11 +181,11 @@ func TestRunDueParksToo(t *testing.T) {
 }
 
 func TestUnknownFunctionsDoNotBlockTheLane(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var ran <-chan string
 		opts := producer()
 		opts.Concurrency = 2
-		p := install(t, db, opts, func(p *outbox.Plugin) { ran = notes(p, "note") })
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { ran = notes(p, "note") })
 		const head = 3000
 		batch := make([]outbox.NewTask, head)
 		for i := range batch {
@@ -193,15 +194,15 @@ func TestUnknownFunctionsDoNotBlockTheLane(t *testing.T) {
 		if _, err := outbox.CreateBatch(db, batch...); err != nil {
 			t.Fatal(err)
 		}
-		task := create(t, db, "note", nil)
-		start(t, p)
-		if got := receive(t, ran); got != task.ID {
+		task := dbtest.Create(t, db, "note", nil)
+		dbtest.Start(t, p)
+		if got := dbtest.Receive(t, ran); got != task.ID {
 			t.Errorf("%s ran", got)
 		}
-		eventually(t, "the head is parked", func() bool { return inState(t, db, outbox.StateParked) == head })
+		dbtest.Eventually(t, "the head is parked", func() bool { return inState(t, db, outbox.StateParked) == head })
 		for range 20 {
-			create(t, db, "note", nil)
-			receive(t, ran)
+			dbtest.Create(t, db, "note", nil)
+			dbtest.Receive(t, ran)
 		}
 	})
 }
@@ -214,22 +215,22 @@ func TestFunctionOfAnotherLiveProcessIsLeftToIt(t *testing.T) {
 		db, able := join(busy, func(p *outbox.Plugin) {
 			p.Handle("new", func(context.Context) error { started <- struct{}{}; <-leave; return nil })
 		})
-		start(t, able)
+		dbtest.Start(t, able)
 		letGo := sync.OnceFunc(func() { close(leave) })
 		t.Cleanup(letGo)
-		first := create(t, db, "new", nil)
-		receive(t, started)
+		first := dbtest.Create(t, db, "new", nil)
+		dbtest.Receive(t, started)
 		var log logBuffer
 		opts := producer()
 		opts.Logger = log.logger()
 		db, old := join(opts, func(p *outbox.Plugin) { notes(p, "note") })
-		second := create(t, db, "new", nil)
-		elsewhere := create(t, db, "gone", nil)
-		start(t, old)
-		eventually(t, "the old process has looked", func() bool { return stateOf(t, db, elsewhere.ID) == outbox.StateParked })
+		second := dbtest.Create(t, db, "new", nil)
+		elsewhere := dbtest.Create(t, db, "gone", nil)
+		dbtest.Start(t, old)
+		dbtest.Eventually(t, "the old process has looked", func() bool { return stateOf(t, db, elsewhere.ID) == outbox.StateParked })
 		for range 3 {
-			again := create(t, db, "gone", nil)
-			eventually(t, "and looked again", func() bool { return stateOf(t, db, again.ID) == outbox.StateParked })
+			again := dbtest.Create(t, db, "gone", nil)
+			dbtest.Eventually(t, "and looked again", func() bool { return stateOf(t, db, again.ID) == outbox.StateParked })
 			task, _, err := outbox.Lookup(db, second.ID)
 			if err != nil || task == nil || task.State != outbox.StatePending || task.Version != 1 {
 				t.Fatalf("the task of the other: %+v, %v", task, err)
@@ -240,7 +241,7 @@ func TestFunctionOfAnotherLiveProcessIsLeftToIt(t *testing.T) {
 		}
 		letGo()
 		for _, id := range []string{first.ID, second.ID} {
-			if past := ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
+			if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt != 1 {
 				t.Errorf("%+v", past)
 			}
 		}
@@ -253,14 +254,14 @@ func TestProcessThatServesAnotherQueueDoesNotCount(t *testing.T) {
 		opts.Queues = []string{"mail"}
 		var ran <-chan string
 		db, mail := join(opts, func(p *outbox.Plugin) { ran = notes(p, "new") })
-		start(t, mail)
-		eventually(t, "it has started", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
+		dbtest.Start(t, mail)
+		dbtest.Eventually(t, "it has started", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 1 })
 		_, old := join(producer(), func(p *outbox.Plugin) { notes(p, "note") })
-		start(t, old)
-		parked := create(t, db, "new", nil)
-		eventually(t, "it is parked", func() bool { return stateOf(t, db, parked.ID) == outbox.StateParked })
-		served := create(t, db, "new", nil, outbox.Queue("mail"))
-		if got := receive(t, ran); got != served.ID {
+		dbtest.Start(t, old)
+		parked := dbtest.Create(t, db, "new", nil)
+		dbtest.Eventually(t, "it is parked", func() bool { return stateOf(t, db, parked.ID) == outbox.StateParked })
+		served := dbtest.Create(t, db, "new", nil, outbox.Queue("mail"))
+		if got := dbtest.Receive(t, ran); got != served.ID {
 			t.Errorf("%s ran", got)
 		}
 		t.Run("and does not bring it back", func(t *testing.T) {
@@ -275,7 +276,7 @@ func TestProcessThatServesAnotherQueueDoesNotCount(t *testing.T) {
 func TestAliasRunsOldTasks(t *testing.T) {
 	peers(t, func(t *testing.T, join func(outbox.Options, func(*outbox.Plugin)) (*gorm.DB, *outbox.Plugin)) {
 		db, _ := join(producer(), nil)
-		tasks := []*outbox.TaskModel{create(t, db, "old.name", nil), create(t, db, "old.tx", nil), create(t, db, "new.name", nil)}
+		tasks := []*outbox.TaskModel{dbtest.Create(t, db, "old.name", nil), dbtest.Create(t, db, "old.tx", nil), dbtest.Create(t, db, "new.name", nil)}
 		var ran <-chan string
 		_, p := join(quick(), func(p *outbox.Plugin) {
 			ran = notes(p, "new.name")
@@ -283,9 +284,9 @@ func TestAliasRunsOldTasks(t *testing.T) {
 			p.Alias("old.name", "new.name")
 			p.Alias("old.tx", "new.tx")
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, task := range tasks {
-			if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess || past.Func != task.Func {
+			if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess || past.Func != task.Func {
 				t.Errorf("%+v", past)
 			}
 		}
@@ -294,8 +295,8 @@ func TestAliasRunsOldTasks(t *testing.T) {
 		}
 	})
 	t.Run("to nowhere fails Run and RunDue", func(t *testing.T) {
-		eachDB(t, func(t *testing.T, db *gorm.DB) {
-			p := install(t, db, quick(), func(p *outbox.Plugin) {
+		dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+			p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 				notes(p, "orders.cancel")
 				p.Alias("orders.kancel", "orders.cancle")
 			})
@@ -306,7 +307,7 @@ func TestAliasRunsOldTasks(t *testing.T) {
 					t.Errorf("got %v", err)
 				}
 			}
-			if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
+			if n := dbtest.Count(t, db, &outbox.ProcessModel{}); n != 0 {
 				t.Errorf("%d process rows are left", n)
 			}
 		})
@@ -320,25 +321,25 @@ func TestRollingDeploy(t *testing.T) {
 		opts.Concurrency = 3
 		var byOld, byNew, news <-chan string
 		db, old := join(opts, func(p *outbox.Plugin) { byOld = notes(p, "kept") })
-		stopOld := start(t, old)
+		stopOld := dbtest.Start(t, old)
 		const each = 60
 		var ids []string
 		make := func() {
 			for range each {
-				ids = append(ids, create(t, db, "kept", nil).ID, create(t, db, "added", nil).ID)
+				ids = append(ids, dbtest.Create(t, db, "kept", nil).ID, dbtest.Create(t, db, "added", nil).ID)
 			}
 		}
 		make()
-		eventually(t, "the new function's tasks are parked, the others have run", func() bool {
-			return inState(t, db, outbox.StateParked) == each && count(t, db, &outbox.TaskModel{}) == each
+		dbtest.Eventually(t, "the new function's tasks are parked, the others have run", func() bool {
+			return inState(t, db, outbox.StateParked) == each && dbtest.Count(t, db, &outbox.TaskModel{}) == each
 		})
 		_, current := join(opts, func(p *outbox.Plugin) { byNew, news = notes(p, "kept"), notes(p, "added") })
-		start(t, current)
+		dbtest.Start(t, current)
 		make()
 		stopOld()
 		make()
 		for _, id := range ids {
-			if past := ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt-past.Uncounted != 1 {
+			if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess || past.Attempt-past.Uncounted != 1 {
 				t.Errorf("%+v", past) // a claim that the old process had no time to start goes back, uncounted
 			}
 		}
@@ -367,25 +368,25 @@ func (l late) Unpark(ctx context.Context, c dialect.Conn, funcs, queues []string
 
 func TestTaskIsParkedJustAfterItsProcessHasLooked(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		opts := hourly()
 		opts.Heartbeat, opts.HeartbeatLimit, opts.Concurrency = time.Hour, 3*time.Hour, 1
 		gate := make(chan struct{})
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("held", func(context.Context) error { <-gate; return nil }) // so that nothing is claimed between the two
 			p.Handle("parked", func(context.Context) error { return nil })
 		})
 		parked := make(chan error, 1)
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return late{d, new(atomic.Bool), parked} })
-		create(t, db, "held", nil)
-		id := create(t, db, "parked", nil, outbox.Priority(4)).ID
+		dbtest.Create(t, db, "held", nil)
+		id := dbtest.Create(t, db, "parked", nil, outbox.Priority(4)).ID
 		mustRun(t, db, "UPDATE outbox_tasks SET state = 'parked' WHERE func = 'parked'")
-		start(t, p)
-		if err := receive(t, parked); err != nil {
+		dbtest.Start(t, p)
+		if err := dbtest.Receive(t, parked); err != nil {
 			t.Fatal(err)
 		}
 		close(gate)
-		if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+		if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
 			t.Errorf("%+v", past)
 		}
 	})

@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -42,7 +43,7 @@ func TestPgBouncer(t *testing.T) {
 				return db
 			}
 			db := open()
-			p := install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
+			p := dbtest.Install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
 				p.Handle("pooled.Tx", func(ctx context.Context, tx *gorm.DB) error {
 					task, _ := outbox.TaskFrom(ctx)
 					return tx.Exec("INSERT INTO pooled (task) VALUES (?)", task.ID).Error
@@ -60,17 +61,17 @@ func TestPgBouncer(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			start(t, p)
+			dbtest.Start(t, p)
 			producer := open()
 			if err := producer.Use(outbox.New(outbox.Options{ProducerOnly: true})); err != nil {
 				t.Fatal(err)
 			}
 			const n = 100
 			for range n {
-				create(t, producer, "pooled.Plain", nil)
-				create(t, producer, "pooled.Tx", nil)
+				dbtest.Create(t, producer, "pooled.Plain", nil)
+				dbtest.Create(t, producer, "pooled.Tx", nil)
 			}
-			eventually(t, "all tasks end", func() bool { return count(t, db, &outbox.HistoryModel{}) == 2*n })
+			dbtest.Eventually(t, "all tasks end", func() bool { return dbtest.Count(t, db, &outbox.HistoryModel{}) == 2*n })
 			var done, effects int64
 			if err := errors.Join(db.Model(&outbox.HistoryModel{}).Where("status = ?", string(outbox.StatusSuccess)).Count(&done).Error,
 				db.Table("pooled").Count(&effects).Error); err != nil {
@@ -114,11 +115,11 @@ func TestPostgresSettings(t *testing.T) {
 				if err := p.Migrate(t.Context()); err != nil {
 					t.Fatal(err)
 				}
-				task := create(t, db, "settings.Do", nil)
+				task := dbtest.Create(t, db, "settings.Do", nil)
 				if n, err := p.RunDue(t.Context()); err != nil || n != 1 {
 					t.Errorf("RunDue ran %d: %v", n, err)
 				}
-				if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess || !past.CreatedAt.Equal(task.CreatedAt) {
+				if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess || !past.CreatedAt.Equal(task.CreatedAt) {
 					t.Errorf("%s, created at %v instead of %v", past.Status, past.CreatedAt, task.CreatedAt)
 				}
 				return

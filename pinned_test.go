@@ -12,6 +12,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -48,7 +49,7 @@ func TestSessionsThatDoNotServeAreLeft(t *testing.T) {
 			const connections, tasks = 20, 20
 			pool.SetMaxOpenConns(connections)
 			pool.SetMaxIdleConns(connections)
-			p := install(t, db, outbox.Options{Concurrency: 10}, func(p *outbox.Plugin) {
+			p := dbtest.Install(t, db, outbox.Options{Concurrency: 10}, func(p *outbox.Plugin) {
 				p.Handle("pinned.Plain", func(context.Context) error { return nil })
 				p.Handle("pinned.Tx", func(ctx context.Context, tx *gorm.DB) error {
 					task, _ := outbox.TaskFrom(ctx)
@@ -58,7 +59,7 @@ func TestSessionsThatDoNotServeAreLeft(t *testing.T) {
 			if err := db.Exec("CREATE TABLE pinned (task varchar(36) NOT NULL PRIMARY KEY)").Error; err != nil {
 				t.Fatal(err)
 			}
-			start(t, p)
+			dbtest.Start(t, p)
 			own, err := pool.Conn(t.Context()) // which stays fit
 			if err != nil {
 				t.Fatal(err)
@@ -84,8 +85,8 @@ func TestSessionsThatDoNotServeAreLeft(t *testing.T) {
 			producer := db.Session(&gorm.Session{NewDB: true})
 			producer.Statement.ConnPool = own
 			for range tasks {
-				create(t, producer, "pinned.Plain", nil)
-				create(t, producer, "pinned.Tx", nil)
+				dbtest.Create(t, producer, "pinned.Plain", nil)
+				dbtest.Create(t, producer, "pinned.Tx", nil)
 			}
 			n := func(query string) (n int) {
 				if err := own.QueryRowContext(t.Context(), query).Scan(&n); err != nil {
@@ -93,7 +94,7 @@ func TestSessionsThatDoNotServeAreLeft(t *testing.T) {
 				}
 				return n
 			}
-			eventually(t, "all tasks end", func() bool { return n("SELECT count(*) FROM outbox_history") == 2*tasks })
+			dbtest.Eventually(t, "all tasks end", func() bool { return n("SELECT count(*) FROM outbox_history") == 2*tasks })
 			t.Logf("after %v", time.Since(begun))
 			if ok := n("SELECT count(*) FROM outbox_history WHERE status = 'success' AND attempt - uncounted = 1"); ok != 2*tasks {
 				t.Errorf("of %d tasks %d succeeded at once", 2*tasks, ok)

@@ -17,6 +17,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // lossy is a driver that can swallow the reply to one claim, which takes effect, and be without its
@@ -194,12 +195,12 @@ func (c *lossyConn) CheckNamedValue(v *driver.NamedValue) error {
 // On MySQL an INSERT returns nothing. A creation that has taken effect does not fail because of
 // what would have been asked after it.
 func TestCreationIsOverWithTheInsert(t *testing.T) {
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
 			t.Parallel()
-			l := &lossy{dsn: d.dsn(t)}
-			db := l.open(t, d.dialect)
-			install(t, db, processOptions(), func(p *outbox.Plugin) {
+			l := &lossy{dsn: d.DSN(t)}
+			db := l.open(t, d.Dialect)
+			dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) {
 				p.Handle("quick", func(context.Context) error { return nil })
 			})
 			for _, tasks := range [][]outbox.NewTask{{{Func: "quick"}}, {{Func: "quick"}, {Func: "quick", Options: []outbox.CreateOption{outbox.StartAfter(time.Hour)}}}} {
@@ -221,27 +222,27 @@ func TestCreationIsOverWithTheInsert(t *testing.T) {
 }
 
 func TestClaimWhoseReplyIsLostIsGivenBack(t *testing.T) {
-	for _, d := range databases {
+	for _, d := range dbtest.Databases {
 		for name, outage := range map[string]time.Duration{"short outage": 0, "outage longer than the limit": processLimit + time.Second} {
-			t.Run(d.name+"/"+name, func(t *testing.T) {
+			t.Run(d.Name+"/"+name, func(t *testing.T) {
 				t.Parallel()
-				l := &lossy{dsn: d.dsn(t)}
-				plain, db := processDB(t, l.dsn), l.open(t, d.dialect)
-				p := install(t, db, processOptions(), func(p *outbox.Plugin) {
+				l := &lossy{dsn: d.DSN(t)}
+				plain, db := processDB(t, l.dsn), l.open(t, d.Dialect)
+				p := dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) {
 					p.Handle("quick", func(context.Context) error { return nil })
 				})
-				start(t, p)
-				ended(t, db, create(t, db, "quick", nil).ID)
+				dbtest.Start(t, p)
+				dbtest.Ended(t, db, dbtest.Create(t, db, "quick", nil).ID)
 				l.armed.Store(true)
-				task := create(t, db, "quick", nil)
-				eventually(t, "the reply is lost", l.down.Load)
+				task := dbtest.Create(t, db, "quick", nil)
+				dbtest.Eventually(t, "the reply is lost", l.down.Load)
 				var row outbox.TaskModel
-				eventually(t, "the claim has taken effect", func() bool {
+				dbtest.Eventually(t, "the claim has taken effect", func() bool {
 					return plain.First(&row, "id = ?", task.ID).Error == nil && row.State == outbox.StateRunning
 				})
 				<-time.After(outage)
 				l.down.Store(false)
-				if h := ended(t, db, task.ID); h.Status != outbox.StatusSuccess || h.Attempt != 2 || h.Uncounted != 1 || h.Crashes != 0 {
+				if h := dbtest.Ended(t, db, task.ID); h.Status != outbox.StatusSuccess || h.Attempt != 2 || h.Uncounted != 1 || h.Crashes != 0 {
 					t.Errorf("%+v", h)
 				}
 			})

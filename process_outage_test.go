@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -75,7 +76,7 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 			if i > 0 {
 				at = processDB(t, server.dsn)
 			}
-			plugins[i] = install(t, at, opts, func(p *outbox.Plugin) {
+			plugins[i] = dbtest.Install(t, at, opts, func(p *outbox.Plugin) {
 				p.Handle("deaf", func(ctx context.Context) error {
 					task, _ := outbox.TaskFrom(ctx)
 					started <- task.ID
@@ -91,7 +92,7 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 				}, outbox.Idempotent())
 				p.Handle("quick", func(context.Context) error { return nil })
 			})
-			start(t, plugins[i])
+			dbtest.Start(t, plugins[i])
 		}
 		rows := func() (m []outbox.ProcessModel) {
 			if err := db.Order("id").Find(&m).Error; err != nil {
@@ -99,19 +100,19 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 			}
 			return m
 		}
-		eventually(t, "both run", func() bool { return len(rows()) == 2 })
+		dbtest.Eventually(t, "both run", func() bool { return len(rows()) == 2 })
 		before := rows()
 		var deaf, obedient []string
 		for i := range plugins {
-			deaf = append(deaf, create(t, db, "deaf", nil, outbox.Queue(fmt.Sprint("only", i))).ID)
-			obedient = append(obedient, create(t, db, "obedient", nil, outbox.Queue(fmt.Sprint("only", i))).ID)
+			deaf = append(deaf, dbtest.Create(t, db, "deaf", nil, outbox.Queue(fmt.Sprint("only", i))).ID)
+			obedient = append(obedient, dbtest.Create(t, db, "obedient", nil, outbox.Queue(fmt.Sprint("only", i))).ID)
 		}
 		for range 4 {
-			receive(t, started)
+			dbtest.Receive(t, started)
 		}
 		var later []string
 		for i := range 100 {
-			later = append(later, create(t, db, "quick", nil, outbox.StartAfter(time.Duration(i)*40*time.Millisecond)).ID)
+			later = append(later, dbtest.Create(t, db, "quick", nil, outbox.StartAfter(time.Duration(i)*40*time.Millisecond)).ID)
 		}
 		var earlier, down [2]map[string]int // a busy machine may have failed a statement before
 		for i, l := range logs {
@@ -124,7 +125,7 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 			down[i] = l.seen()
 		}
 		for _, l := range logs {
-			eventually(t, "the lapse is logged", func() bool { return l.seen()[logLapsed] == 1 })
+			dbtest.Eventually(t, "the lapse is logged", func() bool { return l.seen()[logLapsed] == 1 })
 		}
 		<-time.After(2 * processLimit) // which is what the test is about
 		for i, l := range logs {
@@ -148,13 +149,13 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 			}
 		}()
 		for _, id := range append(obedient, later...) {
-			if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Crashes != 0 || h.Attempt-h.Uncounted != 1 {
+			if h := dbtest.Ended(t, db, id); h.Status != outbox.StatusSuccess || h.Crashes != 0 || h.Attempt-h.Uncounted != 1 {
 				t.Errorf("%+v", h)
 			}
 		}
 		close(release)
 		for _, id := range deaf {
-			if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+			if h := dbtest.Ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 				t.Errorf("a task of a live process: %+v", h)
 			}
 		}
@@ -183,11 +184,11 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 		if len(after) != 2 || after[0].ID != before[0].ID || after[1].ID != before[1].ID {
 			t.Fatalf("process rows %+v, were %+v", after, before)
 		}
-		eventually(t, "both beat", func() bool {
+		dbtest.Eventually(t, "both beat", func() bool {
 			now := rows()
 			return now[0].Beats > after[0].Beats && now[1].Beats > after[1].Beats
 		})
-		if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+		if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 0 {
 			t.Errorf("%d tasks are left", n)
 		}
 	})
@@ -201,7 +202,7 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 		db := processDB(t, server.dsn)
 		opts := processOptions()
 		opts.Concurrency = 20
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			write := func(ctx context.Context, tx *gorm.DB) error {
 				task, _ := outbox.TaskFrom(ctx)
 				return tx.Create(&effect{Task: task.ID}).Error
@@ -223,7 +224,7 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		start(t, p)
+		dbtest.Start(t, p)
 		// This session is spared.
 		pool, err := db.DB()
 		if err != nil {
@@ -242,7 +243,7 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 		}
 		killed := 0
 		for i := range kills {
-			eventually(t, "some have ended", func() bool {
+			dbtest.Eventually(t, "some have ended", func() bool {
 				return number("SELECT count(*) FROM outbox_history") >= i*(ordinary+transactional)*9/10/kills
 			})
 			killed += server.terminate(t, own)
@@ -250,7 +251,7 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 		if killed < kills {
 			t.Errorf("%d sessions were terminated in %d rounds: nothing was tested", killed, kills)
 		}
-		eventually(t, "all have ended", func() bool { return number("SELECT count(*) FROM outbox_tasks") == 0 })
+		dbtest.Eventually(t, "all have ended", func() bool { return number("SELECT count(*) FROM outbox_tasks") == 0 })
 		effects := map[string]int{}
 		rows, err := own.QueryContext(t.Context(), "SELECT task, count(*) FROM effects GROUP BY task")
 		if err != nil {
@@ -270,7 +271,7 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 		}
 		again := 0
 		for _, task := range tasks {
-			h := ended(t, db, task.ID)
+			h := dbtest.Ended(t, db, task.ID)
 			if h.Attempt > 1 {
 				again++
 			}
@@ -282,7 +283,7 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 				t.Errorf("%d effects of %+v", n, h)
 			}
 		}
-		if n := count(t, db, &outbox.HistoryModel{}); n != ordinary+transactional {
+		if n := dbtest.Count(t, db, &outbox.HistoryModel{}); n != ordinary+transactional {
 			t.Errorf("%d rows of history, want %d", n, ordinary+transactional)
 		}
 		t.Logf("%d sessions terminated, %d tasks were claimed again", killed, again)
@@ -296,8 +297,8 @@ func TestDatabaseIsDownAtTheStart(t *testing.T) {
 		lines := &processLog{Handler: slog.DiscardHandler, lines: map[string]int{}}
 		opts := processOptions()
 		opts.Logger = slog.New(lines)
-		p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
-		id := create(t, db, "quick", nil).ID
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
+		id := dbtest.Create(t, db, "quick", nil).ID
 
 		server.stop()
 		if n, err := p.RunDue(t.Context()); n != 0 || err == nil {
@@ -306,15 +307,15 @@ func TestDatabaseIsDownAtTheStart(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() { done <- p.Run(ctx) }()
-		eventually(t, "it is logged", func() bool { return lines.seen()[logFails+"start"] > 0 })
+		dbtest.Eventually(t, "it is logged", func() bool { return lines.seen()[logFails+"start"] > 0 })
 		cancel()
-		if err := receive(t, done); err != nil {
+		if err := dbtest.Receive(t, done); err != nil {
 			t.Errorf("Run, whose context ended while it waited: %v", err)
 		}
-		start(t, p)
-		eventually(t, "it is logged again", func() bool { return lines.seen()[logFails+"start"] > 1 })
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "it is logged again", func() bool { return lines.seen()[logFails+"start"] > 1 })
 		server.start()
-		if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+		if h := dbtest.Ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 			t.Errorf("%+v", h)
 		}
 		if n := lines.seen()[logFails+"start"]; n != 2 {
@@ -331,16 +332,16 @@ func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
 	running, release := make(chan context.Context, 1), make(chan struct{})
 	opts := processOptions()
 	opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 300*time.Millisecond
-	p := install(t, db, opts, func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("held", func(ctx context.Context) error {
 			running <- ctx
 			<-release
 			return ctx.Err()
 		})
 	})
-	id := create(t, db, "held", nil).ID
-	start(t, p)
-	ctx := receive(t, running)
+	id := dbtest.Create(t, db, "held", nil).ID
+	dbtest.Start(t, p)
+	ctx := dbtest.Receive(t, running)
 	lock := other.Begin() // immediate
 	select {
 	case <-ctx.Done():
@@ -349,7 +350,7 @@ func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
 	}
 	lock.Rollback()
 	close(release)
-	if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+	if h := dbtest.Ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 		t.Errorf("%+v", h)
 	}
 }
@@ -360,7 +361,7 @@ func TestHeartbeatAfterASlowTakeOver(t *testing.T) {
 	running, release, taking := make(chan context.Context, 1), make(chan struct{}), make(chan struct{})
 	opts := processOptions()
 	opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 300*time.Millisecond
-	p := install(t, db, opts, func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("held", func(ctx context.Context) error {
 			running <- ctx
 			<-release
@@ -376,23 +377,23 @@ func TestHeartbeatAfterASlowTakeOver(t *testing.T) {
 			})
 		}}
 	})
-	id := create(t, db, "held", nil).ID
-	start(t, p)
-	ctx := receive(t, running)
+	id := dbtest.Create(t, db, "held", nil).ID
+	dbtest.Start(t, p)
+	ctx := dbtest.Receive(t, running)
 	dead := "dead"
 	if err := db.Create(&outbox.TaskModel{ID: "task", Func: "held", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, RunAt: time.Now(),
 		State: outbox.StateRunning, Attempt: 1, MaxAttempts: 1, Version: 2, CreatedAt: time.Now(), ProcessID: &dead}).Error; err != nil {
 		t.Fatal(err)
 	}
-	receive(t, taking)
-	if past := ended(t, db, "task"); past.Reason != outbox.ReasonInterrupted {
+	dbtest.Receive(t, taking)
+	if past := dbtest.Ended(t, db, "task"); past.Reason != outbox.ReasonInterrupted {
 		t.Errorf("%+v", past)
 	}
 	if ctx.Err() != nil {
 		t.Errorf("the handler's context ended during the take-over: %v", context.Cause(ctx))
 	}
 	close(release)
-	if h := ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+	if h := dbtest.Ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 		t.Errorf("%+v", h)
 	}
 }

@@ -13,12 +13,13 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // processRow is the row of the only process, another one than not.
 func processRow(t *testing.T, db *gorm.DB, not string) (m outbox.ProcessModel) {
 	t.Helper()
-	eventually(t, "the process has a row", func() bool {
+	dbtest.Eventually(t, "the process has a row", func() bool {
 		return db.Where("id <> ?", not).Limit(1).Find(&m).RowsAffected == 1
 	})
 	return m
@@ -32,7 +33,7 @@ func dropProcesses(t *testing.T, db *gorm.DB) {
 }
 
 func TestProcessDeclaredDeadWhileHandlersRun(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if err := db.AutoMigrate(&effect{}); err != nil {
 			t.Fatal(err)
 		}
@@ -53,7 +54,7 @@ func TestProcessDeclaredDeadWhileHandlersRun(t *testing.T) {
 			<-leave
 			return nil
 		}
-		p := install(t, db, processOptions(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) { ends <- end{task, f.Err} })),
+		p := dbtest.Install(t, db, processOptions(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) { ends <- end{task, f.Err} })),
 			func(p *outbox.Plugin) {
 				p.Handle("ordinary", first)
 				p.Handle("idempotent", first, outbox.Idempotent())
@@ -71,28 +72,28 @@ func TestProcessDeclaredDeadWhileHandlersRun(t *testing.T) {
 			if path == "transactional" && db.Name() == "sqlite" {
 				continue // it would keep everybody from deleting the row
 			}
-			tasks[path] = create(t, db, path, nil)
+			tasks[path] = dbtest.Create(t, db, path, nil)
 		}
-		start(t, p)
+		dbtest.Start(t, p)
 		before := processRow(t, db, "")
 		for range tasks {
-			receive(t, started)
+			dbtest.Receive(t, started)
 		}
 		dropProcesses(t, db)
 		for range tasks {
-			if e := receive(t, told); !errors.Is(e.cause, outbox.ErrClaimLost) {
+			if e := dbtest.Receive(t, told); !errors.Is(e.cause, outbox.ErrClaimLost) {
 				t.Errorf("%s: the context ended with %v", e.task.Func, e.cause)
 			}
 		}
 		after := processRow(t, db, before.ID)
 		past := map[string]*outbox.HistoryModel{}
 		for path, task := range tasks {
-			past[path] = ended(t, db, task.ID)
+			past[path] = dbtest.Ended(t, db, task.ID)
 		}
 		close(leave)
 		refused := 0
 		for refused < len(tasks) {
-			if e := receive(t, ends); e.task.Attempt == 1 {
+			if e := dbtest.Receive(t, ends); e.task.Attempt == 1 {
 				refused++
 				if !errors.Is(e.cause, outbox.ErrClaimLost) {
 					t.Errorf("%s: its late outcome: %v", e.task.Func, e.cause)
@@ -107,27 +108,27 @@ func TestProcessDeclaredDeadWhileHandlersRun(t *testing.T) {
 			if h.Status != want || h.Attempt != attempt {
 				t.Errorf("%s: %+v", path, h)
 			}
-			if now := ended(t, db, h.ID); now.Version != h.Version || now.Status != h.Status {
+			if now := dbtest.Ended(t, db, h.ID); now.Version != h.Version || now.Status != h.Status {
 				t.Errorf("%s: history has changed to %+v", path, now)
 			}
 		}
 		if task := tasks["transactional"]; task != nil && effects(t, db, task.ID) != 1 {
 			t.Errorf("%d effects, want 1", effects(t, db, task.ID))
 		}
-		if h := ended(t, db, create(t, db, "quick", nil).ID); h.Status != outbox.StatusSuccess || *h.ProcessID != after.ID {
+		if h := dbtest.Ended(t, db, dbtest.Create(t, db, "quick", nil).ID); h.Status != outbox.StatusSuccess || *h.ProcessID != after.ID {
 			t.Errorf("a new task: %+v, want success by %s", h, after.ID)
 		}
 	})
 }
 
 func TestProcessWithoutRowClaimsNothing(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		opts := processOptions()
 		opts.Heartbeat, opts.HeartbeatLimit = time.Second, 9*time.Second
-		p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
-		start(t, p)
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
+		dbtest.Start(t, p)
 		before := processRow(t, db, "")
-		ended(t, db, create(t, db, "quick", nil).ID)
+		dbtest.Ended(t, db, dbtest.Create(t, db, "quick", nil).ID)
 		var task *outbox.TaskModel
 		if err := db.Transaction(func(tx *gorm.DB) (err error) {
 			task, err = outbox.Create(tx, "quick", nil)
@@ -135,7 +136,7 @@ func TestProcessWithoutRowClaimsNothing(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		h := ended(t, db, task.ID)
+		h := dbtest.Ended(t, db, task.ID)
 		if after := processRow(t, db, before.ID); *h.ProcessID != after.ID || h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 			t.Errorf("%+v; want one run by %s", h, after.ID)
 		}
@@ -143,8 +144,8 @@ func TestProcessWithoutRowClaimsNothing(t *testing.T) {
 }
 
 func TestHeartbeatSavesFromBurial(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, processOptions(), nil)
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, processOptions(), nil)
 		m := outbox.ProcessModel{ID: "other", Functions: outbox.JSON("[]"), StartedAt: time.Now().UTC(), BeatAt: time.Now().UTC(), Beats: 7}
 		if err := db.Create(&m).Error; err != nil {
 			t.Fatal(err)
@@ -164,11 +165,11 @@ func TestHeartbeatSavesFromBurial(t *testing.T) {
 }
 
 func TestRunDueTakesOverOnlyWhatIsLongDead(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		now := time.Now().UTC().Truncate(time.Millisecond)
 		opts := processOptions()
 		opts.Clock = func() time.Time { return now }
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("quick", func(context.Context) error { t.Error("an interrupted task was run again"); return nil })
 		})
 		running := func(process string, age time.Duration) string {
@@ -178,7 +179,7 @@ func TestRunDueTakesOverOnlyWhatIsLongDead(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			id := create(t, db, "quick", nil).ID
+			id := dbtest.Create(t, db, "quick", nil).ID
 			if err := db.Model(&outbox.TaskModel{}).Where("id = ?", id).Updates(map[string]any{
 				"state": outbox.StateRunning, "attempt": 1, "version": 2, "process_id": process, "started_at": now,
 			}).Error; err != nil {
@@ -221,13 +222,13 @@ func TestRunDueBesideOthers(t *testing.T) {
 	for _, withRun := range []bool{false, true} {
 		name := map[bool]string{false: "two RunDue", true: "Run and RunDue"}[withRun]
 		t.Run(name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				const tasks = 200
 				var mu sync.Mutex
 				runs, ran := map[string]int{}, atomic.Int64{}
 				opts := processOptions()
 				opts.HeartbeatLimit = time.Minute // nobody is taken for dead, however slow the machine is
-				p := install(t, db, opts, func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 					note := func(ctx context.Context) error {
 						task, _ := outbox.TaskFrom(ctx)
 						mu.Lock()
@@ -246,7 +247,7 @@ func TestRunDueBesideOthers(t *testing.T) {
 					t.Fatal(err)
 				}
 				if withRun {
-					start(t, p)
+					dbtest.Start(t, p)
 				}
 				var wg sync.WaitGroup
 				for range 2 {
@@ -259,7 +260,7 @@ func TestRunDueBesideOthers(t *testing.T) {
 					})
 				}
 				wg.Wait()
-				eventually(t, "all have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) == tasks })
+				dbtest.Eventually(t, "all have ended", func() bool { return dbtest.Count(t, db, &outbox.HistoryModel{}) == tasks })
 				mu.Lock()
 				defer mu.Unlock()
 				for id, n := range runs {
@@ -270,8 +271,8 @@ func TestRunDueBesideOthers(t *testing.T) {
 				if len(runs) != tasks || !withRun && ran.Load() != tasks || ran.Load() > tasks {
 					t.Errorf("%d tasks ran, RunDue says %d; want %d", len(runs), ran.Load(), tasks)
 				}
-				if want := map[bool]int64{true: 1}[withRun]; count(t, db, &outbox.ProcessModel{}) != want {
-					t.Errorf("%d process rows, want %d", count(t, db, &outbox.ProcessModel{}), want)
+				if want := map[bool]int64{true: 1}[withRun]; dbtest.Count(t, db, &outbox.ProcessModel{}) != want {
+					t.Errorf("%d process rows, want %d", dbtest.Count(t, db, &outbox.ProcessModel{}), want)
 				}
 			})
 		})
@@ -284,26 +285,26 @@ func TestRunDueLeavesAHandlerThatIgnoresItsTimeout(t *testing.T) {
 	t.Parallel()
 	for _, slots := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d slots", slots), func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				leave := make(chan struct{})
 				defer close(leave)
 				opts := quick()
 				opts.CancelGrace, opts.Concurrency = 50*time.Millisecond, slots
-				p := install(t, db, opts, func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 					p.Handle("deaf", func(context.Context) error { <-leave; return nil })
 					p.Handle("fine", func(context.Context) error { return nil })
 				})
-				deaf := create(t, db, "deaf", nil, outbox.Timeout(20*time.Millisecond), outbox.Priority(1)).ID
-				fine := create(t, db, "fine", nil).ID
+				deaf := dbtest.Create(t, db, "deaf", nil, outbox.Timeout(20*time.Millisecond), outbox.Priority(1)).ID
+				fine := dbtest.Create(t, db, "fine", nil).ID
 				done := make(chan error, 1)
 				go func() {
 					_, err := p.RunDue(context.Background())
 					done <- err
 				}()
-				if err := receive(t, done); err == nil || !strings.Contains(err.Error(), "1 handlers ignored") {
+				if err := dbtest.Receive(t, done); err == nil || !strings.Contains(err.Error(), "1 handlers ignored") {
 					t.Errorf("got %v", err)
 				}
-				if past := ended(t, db, deaf); past.Reason != outbox.ReasonTimeout {
+				if past := dbtest.Ended(t, db, deaf); past.Reason != outbox.ReasonTimeout {
 					t.Errorf("%+v", past)
 				}
 				task, past, err := outbox.Lookup(db, fine)

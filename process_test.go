@@ -21,6 +21,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // processEnv makes the test binary a dispatcher that its parent steers: it says on its standard
@@ -141,7 +142,7 @@ func (c *process) says(t *testing.T, want ...string) {
 		missing[w] = true
 	}
 	for len(missing) > 0 {
-		line := receive(t, c.lines)
+		line := dbtest.Receive(t, c.lines)
 		if line == "" {
 			t.Fatalf("the child has ended, without having said %v", missing)
 		}
@@ -166,7 +167,7 @@ func (c *process) freeze(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		return
 	}
-	eventually(t, "it stands still", func() bool {
+	dbtest.Eventually(t, "it stands still", func() bool {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", c.Process.Pid))
 		return err == nil && !slices.ContainsFunc(threads, func(path string) bool {
 			stat, err := os.ReadFile(path)
@@ -185,7 +186,7 @@ func (c *process) letGo(t *testing.T) {
 // row is the child's process row.
 func (c *process) row(t *testing.T, db *gorm.DB) (m outbox.ProcessModel) {
 	t.Helper()
-	eventually(t, "the process has a row", func() bool {
+	dbtest.Eventually(t, "the process has a row", func() bool {
 		return db.Where("pid = ?", c.Process.Pid).Limit(1).Find(&m).RowsAffected == 1
 	})
 	return m
@@ -212,11 +213,11 @@ func processDB(t *testing.T, dsn string) *gorm.DB {
 // eachDSN runs a test on each database and for each kind of handler.
 func eachDSN(t *testing.T, kinds []string, test func(t *testing.T, dsn, kind string)) {
 	t.Helper()
-	for _, d := range databases {
+	for _, d := range dbtest.Databases {
 		for _, kind := range kinds {
-			t.Run(d.name+"/"+kind, func(t *testing.T) {
+			t.Run(d.Name+"/"+kind, func(t *testing.T) {
 				t.Parallel() // they mostly wait for heartbeats
-				test(t, d.dsn(t), kind)
+				test(t, d.DSN(t), kind)
 			})
 		}
 	}
@@ -227,10 +228,10 @@ func TestKilledProcessHasItsVerdictInTime(t *testing.T) {
 	close(released)
 	eachDSN(t, []string{"ordinary", "idempotent", "transactional"}, func(t *testing.T, dsn, kind string) {
 		db := processDB(t, dsn)
-		p := install(t, db, processOptions(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, released) })
-		ids := []string{create(t, db, kind, nil).ID}
+		p := dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, released) })
+		ids := []string{dbtest.Create(t, db, kind, nil).ID}
 		if kind == "ordinary" {
-			ids = append(ids, create(t, db, kind, nil, outbox.MaxAttempts(2)).ID)
+			ids = append(ids, dbtest.Create(t, db, kind, nil, outbox.MaxAttempts(2)).ID)
 		}
 		victim := startProcess(t, dsn)
 		var begun []string
@@ -238,15 +239,15 @@ func TestKilledProcessHasItsVerdictInTime(t *testing.T) {
 			begun = append(begun, "started "+id)
 		}
 		victim.says(t, begun...)
-		start(t, p)
+		dbtest.Start(t, p)
 		if kind != "transactional" || !strings.HasPrefix(dsn, "file:") { // its own row waits for the victim's transaction
-			eventually(t, "the survivor watches", func() bool { return count(t, db, &outbox.ProcessModel{}) == 2 })
+			dbtest.Eventually(t, "the survivor watches", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 2 })
 		}
 		killed := time.Now()
 		victim.kill()
 		past := make([]*outbox.HistoryModel, len(ids))
 		for i, id := range ids {
-			past[i] = ended(t, db, id)
+			past[i] = dbtest.Ended(t, db, id)
 		}
 		if took := time.Since(killed); took > 3*processLimit {
 			t.Errorf("the verdict took %v; want two limits of %v, and one is allowed for a slow machine", took, processLimit)
@@ -279,16 +280,16 @@ func TestPoisonIsGivenUp(t *testing.T) {
 		opts := processOptions()
 		// It survives and judges, though it does not know the function.
 		opts.ProducerOnly, opts.Concurrency = true, 2
-		p := install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
-		poison := create(t, db, kind, nil)
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
+		poison := dbtest.Create(t, db, kind, nil)
 		var others []string
 		some := func() {
 			for range 10 {
-				others = append(others, create(t, db, "quick", nil, outbox.MaxAttempts(9)).ID)
+				others = append(others, dbtest.Create(t, db, "quick", nil, outbox.MaxAttempts(9)).ID)
 			}
 		}
 		some()
-		start(t, p)
+		dbtest.Start(t, p)
 		for range 3 {
 			c := startProcess(t, dsn)
 			for line := range c.lines {
@@ -300,12 +301,12 @@ func TestPoisonIsGivenUp(t *testing.T) {
 				t.Fatalf("the child ended otherwise: %v", c.ProcessState)
 			}
 		}
-		h := ended(t, db, poison.ID)
+		h := dbtest.Ended(t, db, poison.ID)
 		if h.Status != outbox.StatusError || h.Reason != outbox.ReasonInterrupted || h.Crashes != 3 || h.Attempt != 3 || len(h.Errors) != 2 {
 			t.Errorf("%+v", h)
 		}
 		for _, id := range others {
-			if h := ended(t, db, id); h.Status != outbox.StatusSuccess {
+			if h := dbtest.Ended(t, db, id); h.Status != outbox.StatusSuccess {
 				t.Errorf("another task: %+v", h)
 			}
 		}
@@ -316,10 +317,10 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 	eachDSN(t, []string{"ordinary", "transactional"}, func(t *testing.T, dsn, kind string) {
 		db := processDB(t, dsn)
 		started, release := make(chan string, 10), make(chan struct{})
-		p := install(t, db, processOptions(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) {
 			heldHandlers(p, func(id string) { started <- id }, release)
 		})
-		task := create(t, db, kind, nil, outbox.MaxAttempts(2))
+		task := dbtest.Create(t, db, kind, nil, outbox.MaxAttempts(2))
 		zombie := startProcess(t, dsn)
 		before := zombie.row(t, db)
 		zombie.says(t, "started "+task.ID)
@@ -331,7 +332,7 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 			<-time.After(processLimit)
 			zombie.signal(t, syscall.SIGCONT)
 			zombie.letGo(t)
-			h := ended(t, db, task.ID)
+			h := dbtest.Ended(t, db, task.ID)
 			if n := effects(t, db, task.ID); n != 1 || h.Status != outbox.StatusSuccess {
 				t.Errorf("%d effects, %+v", n, h)
 			}
@@ -342,8 +343,8 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 		if err := db.Transaction(freeze); err != nil {
 			t.Fatal(err)
 		}
-		stop := start(t, p)
-		if got := receive(t, started); got != task.ID {
+		stop := dbtest.Start(t, p)
+		if got := dbtest.Receive(t, started); got != task.ID {
 			t.Fatalf("%s was taken over, want %s", got, task.ID)
 		}
 		// The second run is under way: only the fence tells the two apart now.
@@ -354,7 +355,7 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 			t.Fatalf("after the late finish: %+v, %+v, %v", now, past, err)
 		}
 		close(release)
-		h := ended(t, db, task.ID)
+		h := dbtest.Ended(t, db, task.ID)
 		if h.Status != outbox.StatusSuccess || h.Attempt != 2 || h.Result.String() != strconv.Itoa(os.Getpid()) {
 			t.Errorf("%+v, result %s; want this process's, %d", h, h.Result, os.Getpid())
 		}
@@ -363,12 +364,12 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 		}
 		stop()
 		var after outbox.ProcessModel
-		eventually(t, "the zombie has a new row", func() bool { after = zombie.row(t, db); return after.ID != before.ID })
-		next := ended(t, db, create(t, db, "quick", nil).ID)
+		dbtest.Eventually(t, "the zombie has a new row", func() bool { after = zombie.row(t, db); return after.ID != before.ID })
+		next := dbtest.Ended(t, db, dbtest.Create(t, db, "quick", nil).ID)
 		if next.ProcessID == nil || *next.ProcessID != after.ID || next.Result.String() != strconv.Itoa(zombie.Process.Pid) {
 			t.Errorf("ran in process %v with result %s, want the new incarnation %s", next.ProcessID, next.Result, after.ID)
 		}
-		if again := ended(t, db, task.ID); again.Version != h.Version || again.Result.String() != h.Result.String() || !again.FinishedAt.Equal(h.FinishedAt) {
+		if again := dbtest.Ended(t, db, task.ID); again.Version != h.Version || again.Result.String() != h.Result.String() || !again.FinishedAt.Equal(h.FinishedAt) {
 			t.Errorf("history has changed: %+v, was %+v", again, h)
 		}
 	})
@@ -379,24 +380,24 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 func TestFrozenTogetherNobodyIsDeclaredDead(t *testing.T) {
 	eachDSN(t, []string{"ordinary"}, func(t *testing.T, dsn, kind string) {
 		db := processDB(t, dsn)
-		install(t, db, processOptions(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, nil) })
-		task := create(t, db, kind, nil)
+		dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, nil) })
+		task := dbtest.Create(t, db, kind, nil)
 		owner := startProcess(t, dsn)
 		owner.says(t, "started "+task.ID)
 		observer := startProcess(t, dsn)
 		row := observer.row(t, db)
 		beaten := func() bool { return observer.row(t, db).Beats > row.Beats+3 }
-		eventually(t, "the observer has seen the owner", beaten)
+		dbtest.Eventually(t, "the observer has seen the owner", beaten)
 		owner.freeze(t)
 		observer.freeze(t)
 		<-time.After(processLimit + 500*time.Millisecond)
 		row = observer.row(t, db)
 		observer.signal(t, syscall.SIGCONT)
-		eventually(t, "the observer looks again", beaten)
+		dbtest.Eventually(t, "the observer looks again", beaten)
 		owner.signal(t, syscall.SIGCONT)
 		owner.letGo(t)
 		owner.says(t, "finished "+task.ID+" "+string(outbox.StatusSuccess))
-		if h := ended(t, db, task.ID); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+		if h := dbtest.Ended(t, db, task.ID); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 			t.Errorf("%+v", h)
 		}
 	})

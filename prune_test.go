@@ -9,6 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 func TestPruneDeletesWhatIsOldOnly(t *testing.T) {
@@ -22,8 +23,8 @@ func TestPruneDeletesWhatIsOldOnly(t *testing.T) {
 		{false, 1, []string{"cancelled new", "cancelled old", "error new", "error old", "success new"}}, // one status after the other
 	} {
 		t.Run(fmt.Sprintf("errors %v, %d", tt.errors, tt.limit), func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
-				d, pool := install(t, db, outbox.Options{}, nil).Statements()
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+				d, pool := dbtest.Install(t, db, outbox.Options{}, nil).Statements()
 				for i, status := range []outbox.Status{outbox.StatusSuccess, outbox.StatusError, outbox.StatusCancelled} {
 					for name, age := range map[string]time.Duration{"new": 55 * time.Minute, "old": 65 * time.Minute} {
 						m := outbox.HistoryModel{ID: string(status) + " " + name, Func: "f", Args: outbox.JSON("{}"), Queue: "default",

@@ -9,6 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // inQueue are n tasks of one function.
@@ -22,9 +23,9 @@ func inQueue(n int, function, queue string, priority int) []outbox.NewTask {
 
 // The claims of a dispatcher are told by the time that they leave in their tasks.
 func TestPriorityIsOfAQueueAndQueuesTakeTurns(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		const many, few = 300, 20
-		p := install(t, db, outbox.Options{Concurrency: 4}, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, outbox.Options{Concurrency: 4}, func(p *outbox.Plugin) {
 			p.Handle("fine", func(context.Context) error { return nil })
 		})
 		batch := append(inQueue(many, "fine", "large", 1), inQueue(few, "fine", "small", 2)...)
@@ -32,9 +33,9 @@ func TestPriorityIsOfAQueueAndQueuesTakeTurns(t *testing.T) {
 		if _, err := outbox.CreateBatch(db, batch...); err != nil {
 			t.Fatal(err)
 		}
-		start(t, p)
+		dbtest.Start(t, p)
 		var ended []outbox.HistoryModel
-		eventually(t, "all have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) == many+2*few })
+		dbtest.Eventually(t, "all have ended", func() bool { return dbtest.Count(t, db, &outbox.HistoryModel{}) == many+2*few })
 		if err := db.Find(&ended).Error; err != nil {
 			t.Fatal(err)
 		}
@@ -72,9 +73,9 @@ func TestPriorityIsOfAQueueAndQueuesTakeTurns(t *testing.T) {
 // A claim of few slots asks few of many queues, and those that are empty do not end the
 // dispatching.
 func TestManyQueues(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		const queues = 150
-		p := install(t, db, outbox.Options{Concurrency: 7}, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, outbox.Options{Concurrency: 7}, func(p *outbox.Plugin) {
 			p.Handle("fine", func(context.Context) error { return nil })
 			p.Handle("transactional", func(context.Context, *gorm.DB) error { return nil })
 		})
@@ -98,17 +99,17 @@ func TestManyQueues(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.Run("Run runs all", func(t *testing.T) {
-			start(t, p)
-			eventually(t, "all have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) == int64(2*len(batch)) })
+			dbtest.Start(t, p)
+			dbtest.Eventually(t, "all have ended", func() bool { return dbtest.Count(t, db, &outbox.HistoryModel{}) == int64(2*len(batch)) })
 		})
 	})
 }
 
 // What nobody can run is parked by one RunDue, in however many queues it stands.
 func TestRunDueParksInManyQueues(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		const queues = 150
-		p := install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
 			p.Handle("fine", func(context.Context) error { return nil })
 		})
 		var batch []outbox.NewTask
@@ -124,7 +125,7 @@ func TestRunDueParksInManyQueues(t *testing.T) {
 		if n, err := p.RunDue(t.Context()); err != nil || n != 0 {
 			t.Fatalf("%d ran, with the error %v", n, err)
 		}
-		if n := count(t, db.Where("state = ?", outbox.StateParked), &outbox.TaskModel{}); n != queues {
+		if n := dbtest.Count(t, db.Where("state = ?", outbox.StateParked), &outbox.TaskModel{}); n != queues {
 			t.Errorf("%d of %d are parked", n, queues)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -30,13 +31,13 @@ func (d picky) Move(ctx context.Context, c dialect.Conn, from dialect.From, rows
 }
 
 func TestRefusedTextIsReplaced(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("fails", func(context.Context) error { return errors.New("poison") })
 		})
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return picky{d} })
-		start(t, p)
-		h := ended(t, db, create(t, db, "fails", nil).ID)
+		dbtest.Start(t, p)
+		h := dbtest.Ended(t, db, dbtest.Create(t, db, "fails", nil).ID)
 		if h.Status != outbox.StatusError || h.Reason != outbox.ReasonFailed || !strings.Contains(text(h.Error), "refused by the database") {
 			t.Errorf("%+v, %s", h, text(h.Error))
 		}

@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // unanswered is a transaction whose server does not answer a rollback to a savepoint.
@@ -31,9 +32,9 @@ func (u unanswered) ExecContext(ctx context.Context, query string, params ...any
 // The caller's context ends while a creation that was refused is undone in the caller's
 // transaction.
 func TestRollbackToTheSavepointEndsWithItsContext(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		install(t, db, outbox.Options{ProducerOnly: true}, nil)
-		create(t, db, "a", nil, outbox.Key("held"))
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		dbtest.Install(t, db, outbox.Options{ProducerOnly: true}, nil)
+		dbtest.Create(t, db, "a", nil, outbox.Key("held"))
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		tx := db.Begin()

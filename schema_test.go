@@ -20,6 +20,7 @@ import (
 	"gorm.io/gorm/schema"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 var ddl = regexp.MustCompile(`(?i)\b(CREATE|ALTER|DROP|COMMENT)\b[^\n]*`)
@@ -79,7 +80,7 @@ func catalog(t *testing.T, db *gorm.DB) string {
 
 func TestSchemaByNamingStrategy(t *testing.T) {
 	t.Parallel()
-	for _, d := range databases {
+	for _, d := range dbtest.Databases {
 		for name, namer := range map[string]schema.NamingStrategy{
 			"default":          {},
 			"prefix":           {TablePrefix: "shop_"},
@@ -90,24 +91,24 @@ func TestSchemaByNamingStrategy(t *testing.T) {
 			"no lower case":    {NoLowerCase: true},
 		} {
 			qualified := strings.HasPrefix(namer.TablePrefix, "app.")
-			if qualified && d.name == "sqlite" {
+			if qualified && d.Name == "sqlite" {
 				continue // there it is an attached database, which a pool of connections does not share
 			}
-			t.Run(d.name+"/"+name, func(t *testing.T) {
-				dsn := d.dsn(t)
-				db := openConfig(t, d.dialect, dsn, &gorm.Config{})
+			t.Run(d.Name+"/"+name, func(t *testing.T) {
+				dsn := d.DSN(t)
+				db := openConfig(t, d.Dialect, dsn, &gorm.Config{})
 				if qualified {
 					var here string
-					schema := map[string]string{"postgres": "current_schema() || '_app'", "mysql": "CONCAT(DATABASE(), '_app')"}[d.dialect]
+					schema := map[string]string{"postgres": "current_schema() || '_app'", "mysql": "CONCAT(DATABASE(), '_app')"}[d.Dialect]
 					if err := db.Raw("SELECT " + schema).Scan(&here).Error; err != nil {
 						t.Fatal(err)
 					}
 					namer.TablePrefix = strings.Replace(namer.TablePrefix, "app", here, 1)
 					mustRun(t, db, "CREATE SCHEMA "+here)
-					defer mustRun(t, db, "DROP SCHEMA "+here+map[string]string{"postgres": " CASCADE"}[d.dialect])
+					defer mustRun(t, db, "DROP SCHEMA "+here+map[string]string{"postgres": " CASCADE"}[d.Dialect])
 				}
 				var out bytes.Buffer
-				db = openConfig(t, d.dialect, dsn, &gorm.Config{NamingStrategy: namer,
+				db = openConfig(t, d.Dialect, dsn, &gorm.Config{NamingStrategy: namer,
 					Logger: logger.New(log.New(&out, "", 0), logger.Config{LogLevel: logger.Info})})
 				p, ran := shop(t, db, outbox.Options{})
 				for _, model := range []any{&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}, &outbox.AuditModel{}} {
@@ -128,7 +129,7 @@ func TestSchemaByNamingStrategy(t *testing.T) {
 					}
 				})
 				t.Run("AutoMigrate afterwards executes no DDL", func(t *testing.T) {
-					if qualified && d.dialect == "mysql" {
+					if qualified && d.Dialect == "mysql" {
 						t.Skip("GORM's AutoMigrate finds no table of another schema there, not even its own of the first run")
 					}
 					before := catalog(t, db)
@@ -150,18 +151,18 @@ func TestSchemaByNamingStrategy(t *testing.T) {
 					if err := db.Transaction(func(tx *gorm.DB) error { return useEverything(t, tx) }); err != nil {
 						t.Fatal(err)
 					}
-					stop := start(t, p)
+					stop := dbtest.Start(t, p)
 					defer stop()
-					task := create(t, db, cancelOrder, outbox.Args{"a": 1}, outbox.Key("k"))
-					receive(t, ran)
-					ended(t, db, task.ID)
+					task := dbtest.Create(t, db, cancelOrder, outbox.Args{"a": 1}, outbox.Key("k"))
+					dbtest.Receive(t, ran)
+					dbtest.Ended(t, db, task.ID)
 				})
 				t.Run("Schema by hand gives the same", func(t *testing.T) {
 					if qualified {
 						t.Skip("the other schema's name would differ")
 					}
-					other := openConfig(t, d.dialect, d.dsn(t)+scriptParam[d.dialect], &gorm.Config{NamingStrategy: namer})
-					text, err := p.Schema(d.dialect)
+					other := openConfig(t, d.Dialect, d.DSN(t)+scriptParam[d.Dialect], &gorm.Config{NamingStrategy: namer})
+					text, err := p.Schema(d.Dialect)
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -206,13 +207,13 @@ func TestSchemaOfAnUnknownDatabase(t *testing.T) {
 }
 
 func TestTenFirstMigratesAtOnce(t *testing.T) {
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
-			dsn := d.dsn(t)
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
+			dsn := d.DSN(t)
 			plugins := make([]*outbox.Plugin, 10)
 			for i := range plugins {
 				plugins[i] = outbox.New(quiet())
-				if err := openConfig(t, d.dialect, dsn, &gorm.Config{}).Use(plugins[i]); err != nil {
+				if err := openConfig(t, d.Dialect, dsn, &gorm.Config{}).Use(plugins[i]); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -229,7 +230,7 @@ func TestTenFirstMigratesAtOnce(t *testing.T) {
 }
 
 func TestMissingTables(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		opts := quiet()
 		opts.ProducerOnly = true
 		p := outbox.New(opts)
@@ -257,7 +258,7 @@ func TestMissingTables(t *testing.T) {
 }
 
 func TestNewerTables(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, _ := shop(t, db, outbox.Options{})
 		mustRun(t, db, "INSERT INTO outbox_schema (version, migrated_at) SELECT 99, migrated_at FROM outbox_schema")
 		_, due := p.RunDue(t.Context())
@@ -270,17 +271,17 @@ func TestNewerTables(t *testing.T) {
 }
 
 func TestColumnsAndIndexesOfOthers(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, ran := shop(t, db, outbox.Options{Scan: "@every 20ms"})
-		start(t, p)
+		dbtest.Start(t, p)
 		work := func() {
 			t.Helper()
 			if err := db.Transaction(func(tx *gorm.DB) error { return useEverything(t, tx) }); err != nil {
 				t.Fatal(err)
 			}
-			task := create(t, db, cancelOrder, nil, outbox.Key("k"))
-			receive(t, ran)
-			if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
+			task := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("k"))
+			dbtest.Receive(t, ran)
+			if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
 				t.Fatalf("ended as %+v", past)
 			}
 		}

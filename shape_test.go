@@ -17,6 +17,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 var models = []any{&outbox.TaskModel{}, &outbox.HistoryModel{}, &outbox.ProcessModel{}, &outbox.AuditModel{}}
@@ -64,7 +65,7 @@ func refuses(t *testing.T, db *gorm.DB, says ...string) {
 
 // AutoMigrate of the models before Migrate leaves out what GORM's tags cannot say.
 func TestAutoMigrateBeforeMigrate(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if err := db.AutoMigrate(models...); err != nil {
 			t.Fatal(err)
 		}
@@ -74,11 +75,11 @@ func TestAutoMigrateBeforeMigrate(t *testing.T) {
 			return
 		}
 		p, ran := shop(t, db, outbox.Options{}) // there the indexes are all that is missing
-		create(t, db, cancelOrder, nil, outbox.Key("k"))
+		dbtest.Create(t, db, cancelOrder, nil, outbox.Key("k"))
 		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 			t.Fatalf("%d ran, %v", n, err)
 		}
-		receive(t, ran)
+		dbtest.Receive(t, ran)
 		var n int64
 		if err := db.Raw("SELECT count(*) FROM sqlite_master WHERE type = 'index' AND sql LIKE '%pending%'").Scan(&n).Error; err != nil || n != 1 {
 			t.Errorf("%d indexes for the claim, %v", n, err)
@@ -87,7 +88,7 @@ func TestAutoMigrateBeforeMigrate(t *testing.T) {
 }
 
 func TestMissingIndexesAndTables(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, ran := shop(t, db, outbox.Options{})
 		whole := catalog(t, db)
 		on := map[string]string{"mysql": " ON outbox_tasks"}[db.Name()]
@@ -117,11 +118,11 @@ func TestMissingIndexesAndTables(t *testing.T) {
 		if now := catalog(t, db); now != whole {
 			t.Errorf("before:\n%s\nafter:\n%s", whole, now)
 		}
-		create(t, db, cancelOrder, nil)
+		dbtest.Create(t, db, cancelOrder, nil)
 		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 			t.Fatalf("%d ran, %v", n, err)
 		}
-		receive(t, ran)
+		dbtest.Receive(t, ran)
 	})
 }
 
@@ -167,7 +168,7 @@ func TestOtherTables(t *testing.T) {
 		{"tasks with heirs", "outbox_tasks is partitioned", map[string]string{"postgres": "CREATE TABLE p () INHERITS (outbox_tasks)"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				statements, ok := tt.statements[db.Name()]
 				if !ok {
 					statements, ok = tt.statements[""]
@@ -201,7 +202,7 @@ func isMySQL(t *testing.T, db *gorm.DB) bool {
 
 // Wider columns are somebody's right.
 func TestWiderColumns(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, _ := shop(t, db, outbox.Options{})
 		switch db.Name() {
 		case "postgres":
@@ -221,17 +222,17 @@ func TestWiderColumns(t *testing.T) {
 
 // Applications empty all of their tables between tests.
 func TestAllTablesEmptied(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		_, ran := shop(t, db, outbox.Options{})
 		for _, table := range []string{"outbox_tasks", "outbox_history", "outbox_processes", "outbox_audit", "outbox_schema"} {
 			mustRun(t, db, map[bool]string{false: "TRUNCATE TABLE ", true: "DELETE FROM "}[db.Name() == "sqlite"]+table)
 		}
 		p := db.Plugins["outbox"].(*outbox.Plugin)
-		create(t, db, cancelOrder, nil)
+		dbtest.Create(t, db, cancelOrder, nil)
 		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 			t.Fatalf("%d ran, %v", n, err)
 		}
-		receive(t, ran)
+		dbtest.Receive(t, ran)
 		if err := p.Migrate(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -244,7 +245,7 @@ func TestAllTablesEmptied(t *testing.T) {
 
 // An export of all tables can be imported into tables that Migrate has made.
 func TestVersionRowImportedOnceMore(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, _ := shop(t, db, outbox.Options{})
 		if err := db.Exec("INSERT INTO outbox_schema (version, migrated_at) VALUES (?, ?)", 1, time.Now().UTC().Add(-time.Hour)).Error; err != nil {
 			t.Fatal(err)
@@ -260,24 +261,24 @@ func TestVersionRowImportedOnceMore(t *testing.T) {
 
 // History in partitions by month: the way to drop a month at once.
 func TestHistoryInPartitions(t *testing.T) {
-	for _, d := range databases {
-		if d.name != "postgres" {
+	for _, d := range dbtest.Databases {
+		if d.Name != "postgres" {
 			continue
 		}
-		db := d.open(t)
+		db := d.Open(t)
 		mustRun(t, db, partitions(t)...)
 		p, ran := shop(t, db, outbox.Options{RetainSuccess: time.Hour})
 		p.Handle("a.b", func(context.Context, *gorm.DB) error { return nil })
 		if err := db.Transaction(func(tx *gorm.DB) error { return useEverything(t, tx) }); err != nil {
 			t.Fatal(err)
 		}
-		task, inTx := create(t, db, cancelOrder, nil), create(t, db, "a.b", nil)
+		task, inTx := dbtest.Create(t, db, cancelOrder, nil), dbtest.Create(t, db, "a.b", nil)
 		if n, err := p.RunDue(t.Context()); n != 2 || err != nil {
 			t.Fatalf("%d ran, %v", n, err)
 		}
-		receive(t, ran)
+		dbtest.Receive(t, ran)
 		for _, id := range []string{task.ID, inTx.ID} {
-			if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+			if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
 				t.Errorf("ended as %+v", past)
 			}
 		}
@@ -300,7 +301,7 @@ func TestHistoryInPartitions(t *testing.T) {
 		if n, err := statements.Prune(t.Context(), pool, false, time.Hour, 100); err != nil || n != 6 {
 			t.Errorf("pruned %d of 6 rows, %v", n, err)
 		}
-		if n := count(t, db, &outbox.HistoryModel{}); n != 3 {
+		if n := dbtest.Count(t, db, &outbox.HistoryModel{}); n != 3 {
 			t.Errorf("%d of 3 new rows are left", n)
 		}
 	}
@@ -329,7 +330,7 @@ func partitions(t *testing.T) []string {
 
 // The rights that docs/security.md names are enough to dispatch.
 func TestRightsOfADispatcher(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if db.Name() == "sqlite" {
 			t.Skip("has no users")
 		}
@@ -375,11 +376,11 @@ func TestRightsOfADispatcher(t *testing.T) {
 		if err := other.Use(p); err != nil {
 			t.Fatal(err)
 		}
-		create(t, other, "a.b", nil)
+		dbtest.Create(t, other, "a.b", nil)
 		if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 			t.Fatalf("%d ran, %v", n, err)
 		}
-		receive(t, ran)
+		dbtest.Receive(t, ran)
 	})
 }
 

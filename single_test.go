@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -23,14 +24,14 @@ func TestSingleProcessTakesOverAtItsStart(t *testing.T) {
 		db := processDB(t, dsn)
 		opts := processOptions()
 		opts.SingleProcess, opts.Heartbeat, opts.HeartbeatLimit = true, 10*time.Second, 30*time.Second
-		p := install(t, db, opts, func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, released) })
-		task := create(t, db, kind, nil, outbox.MaxAttempts(2))
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, released) })
+		task := dbtest.Create(t, db, kind, nil, outbox.MaxAttempts(2))
 		victim := startProcess(t, dsn)
 		victim.says(t, "started "+task.ID)
 		victim.kill()
 		begun := time.Now()
-		start(t, p)
-		h := ended(t, db, task.ID)
+		dbtest.Start(t, p)
+		h := dbtest.Ended(t, db, task.ID)
 		if h.Status != outbox.StatusSuccess || h.Attempt != 2 || len(h.Errors) != 1 || h.Errors[0].Reason != outbox.ReasonInterrupted {
 			t.Errorf("%+v", h)
 		}
@@ -39,43 +40,43 @@ func TestSingleProcessTakesOverAtItsStart(t *testing.T) {
 }
 
 func TestSecondSingleProcessFailsByName(t *testing.T) {
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
 			t.Parallel()
-			dsn := d.dsn(t)
+			dsn := d.DSN(t)
 			db := processDB(t, dsn)
 			opts := processOptions()
 			opts.SingleProcess = true
-			first := install(t, db, opts, nil)
-			other := install(t, processDB(t, dsn), opts, nil)
-			plain := install(t, processDB(t, dsn), processOptions(), nil)
-			stop := start(t, first)
+			first := dbtest.Install(t, db, opts, nil)
+			other := dbtest.Install(t, processDB(t, dsn), opts, nil)
+			plain := dbtest.Install(t, processDB(t, dsn), processOptions(), nil)
+			stop := dbtest.Start(t, first)
 			host, _ := os.Hostname()
-			eventually(t, "it runs", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
+			dbtest.Eventually(t, "it runs", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 1 })
 			refused := func(when string) {
 				t.Helper()
 				err := other.Run(t.Context())
 				if want := fmt.Sprintf("on host %s, with pid %d", host, os.Getpid()); err == nil || !strings.Contains(err.Error(), want) {
 					t.Errorf("%s: %v, want %q", when, err, want)
 				}
-				if n := count(t, db, &outbox.ProcessModel{}); n != 1 {
+				if n := dbtest.Count(t, db, &outbox.ProcessModel{}); n != 1 {
 					t.Errorf("%s: %d process rows, want 1", when, n)
 				}
 			}
 			refused("while it runs")
 			refused("again")
 			// One of several is not refused, and the lock is free when its holder has ended.
-			start(t, plain)()
+			dbtest.Start(t, plain)()
 			stop()
-			start(t, other)()
-			stop = start(t, first)
-			if d.name != "sqlite" {
-				eventually(t, "it runs", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
+			dbtest.Start(t, other)()
+			stop = dbtest.Start(t, first)
+			if d.Name != "sqlite" {
+				dbtest.Eventually(t, "it runs", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 1 })
 				ended := endSessions(t, db)
 				if len(ended) != 1 {
 					t.Fatalf("%d sessions had the lock, want 1", len(ended))
 				}
-				eventually(t, "it has the lock again", func() bool {
+				dbtest.Eventually(t, "it has the lock again", func() bool {
 					now := lockers(t, db)
 					return len(now) == 1 && now[0] != ended[0]
 				})
@@ -88,13 +89,13 @@ func TestSecondSingleProcessFailsByName(t *testing.T) {
 
 // A server may end the session of a process that has just ended a moment later.
 func TestSingleProcessWaitsForASessionThatEnds(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if db.Name() == "sqlite" {
 			t.Skip("a file's lock ends with its process")
 		}
 		opts := quick()
 		opts.SingleProcess = true
-		p := install(t, db, opts, nil)
+		p := dbtest.Install(t, db, opts, nil)
 		d, pool := p.Statements()
 		conn, err := pool.Conn(t.Context())
 		if err != nil {
@@ -106,8 +107,8 @@ func TestSingleProcessWaitsForASessionThatEnds(t *testing.T) {
 			t.Fatalf("the lock was not free: %v", err)
 		}
 		time.AfterFunc(100*time.Millisecond, func() { _ = locker.EndAlone(context.Background(), conn) })
-		start(t, p)
-		eventually(t, "it runs", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "it runs", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 1 })
 	})
 }
 

@@ -7,22 +7,23 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // Where a driver prepares a statement each time, those of the dispatcher are prepared once; also on
 // a pool that has a single connection, which is taken while a transaction is open.
 func TestStatementsAreKeptPrepared(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("fine", func(context.Context) error { return nil })
 			p.Handle("wrong", func(context.Context) error { return context.Canceled })
 		})
 		d, pool := p.Statements()
 		pool.SetMaxOpenConns(1)
-		start(t, p)
+		dbtest.Start(t, p)
 		run := func() {
 			for _, path := range []string{"fine", "wrong"} {
-				ended(t, db, create(t, db, path, nil).ID)
+				dbtest.Ended(t, db, dbtest.Create(t, db, path, nil).ID)
 			}
 		}
 		if run(); !d.Keep() {
@@ -31,7 +32,7 @@ func TestStatementsAreKeptPrepared(t *testing.T) {
 			}
 			return
 		}
-		eventually(t, "probe, claim and both ways to finish are kept", func() bool {
+		dbtest.Eventually(t, "probe, claim and both ways to finish are kept", func() bool {
 			run()
 			return len(p.Prepared()) >= 6
 		})

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -45,7 +46,7 @@ func FuzzStoredRow(f *testing.F) {
 		}
 		task, err := outbox.Create(tx, "f", json.RawMessage(args), opts...)
 		if err != nil {
-			if n := count(t, tx, &outbox.TaskModel{}); n != 0 {
+			if n := dbtest.Count(t, tx, &outbox.TaskModel{}); n != 0 {
 				t.Fatalf("refused with %v, but there are %d rows", err, n)
 			}
 			return

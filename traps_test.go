@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -27,10 +28,10 @@ func TestUseTwice(t *testing.T) {
 
 // One *gorm.Config for two gorm.Open calls initialises the plugin again, with the second database.
 func TestConfigThatOpensASecondDatabase(t *testing.T) {
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
 			config := &gorm.Config{Logger: logger.Discard}
-			db := openConfig(t, d.dialect, d.dsn(t), config)
+			db := openConfig(t, d.Dialect, d.DSN(t), config)
 			first, err := db.DB()
 			if err != nil {
 				t.Fatal(err)
@@ -38,16 +39,16 @@ func TestConfigThatOpensASecondDatabase(t *testing.T) {
 			defer first.Close()
 			p, ran := shop(t, db, outbox.Options{})
 			handle := db.Session(&gorm.Session{}) // has its own copy of the config
-			second := openConfig(t, d.dialect, d.dsn(t), config)
+			second := openConfig(t, d.Dialect, d.DSN(t), config)
 			if second.Migrator().HasTable("outbox_tasks") {
 				t.Fatal("the plugin made tables in the second database")
 			}
-			start(t, p)
-			task := create(t, handle, cancelOrder, nil)
-			if got := receive(t, ran); got != task.ID {
+			dbtest.Start(t, p)
+			task := dbtest.Create(t, handle, cancelOrder, nil)
+			if got := dbtest.Receive(t, ran); got != task.ID {
 				t.Errorf("task %s ran, want %s", got, task.ID)
 			}
-			ended(t, handle, task.ID)
+			dbtest.Ended(t, handle, task.ID)
 		})
 	}
 }
@@ -56,13 +57,13 @@ func TestTwoDatabasesAreTwoPlugins(t *testing.T) {
 	a, b := testdb.SQLite(t), testdb.Postgres(t)
 	pa, ranA := shop(t, a, outbox.Options{})
 	pb, ranB := shop(t, b, outbox.Options{})
-	start(t, pa)
-	start(t, pb)
-	taskA, taskB := create(t, a, cancelOrder, nil, outbox.Key("same")), create(t, b, cancelOrder, nil, outbox.Key("same"))
-	if got := receive(t, ranA); got != taskA.ID {
+	dbtest.Start(t, pa)
+	dbtest.Start(t, pb)
+	taskA, taskB := dbtest.Create(t, a, cancelOrder, nil, outbox.Key("same")), dbtest.Create(t, b, cancelOrder, nil, outbox.Key("same"))
+	if got := dbtest.Receive(t, ranA); got != taskA.ID {
 		t.Errorf("task %s ran on the first, want %s", got, taskA.ID)
 	}
-	if got := receive(t, ranB); got != taskB.ID {
+	if got := dbtest.Receive(t, ranB); got != taskB.ID {
 		t.Errorf("task %s ran on the second, want %s", got, taskB.ID)
 	}
 	if taskExists(t, a, taskB.ID) || taskExists(t, b, taskA.ID) {
@@ -155,12 +156,12 @@ func TestScanSpecs(t *testing.T) {
 }
 
 func TestSubSecondScanFindsWhatNoWakeUpTold(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, ran := shop(t, db, outbox.Options{Scan: "@every 20ms"})
-		start(t, p)
-		task := create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
+		dbtest.Start(t, p)
+		task := dbtest.Create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
 		mustRun(t, db, "UPDATE outbox_tasks SET run_at = created_at") // behind the library's back
-		if got := receive(t, ran); got != task.ID {
+		if got := dbtest.Receive(t, ran); got != task.ID {
 			t.Errorf("task %s ran", got)
 		}
 	})
@@ -169,9 +170,9 @@ func TestSubSecondScanFindsWhatNoWakeUpTold(t *testing.T) {
 // The application's NowFunc, hooks of its own and logger have no say in what is written or when it
 // is due.
 func TestApplicationsConfigHasNoSay(t *testing.T) {
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
-			db := openConfig(t, d.dialect, d.dsn(t), &gorm.Config{
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
+			db := openConfig(t, d.Dialect, d.DSN(t), &gorm.Config{
 				NowFunc:         func() time.Time { return time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) },
 				CreateBatchSize: 2, QueryFields: true, FullSaveAssociations: true, TranslateError: true, AllowGlobalUpdate: true,
 				DisableNestedTransaction: true, SkipDefaultTransaction: true,
@@ -180,12 +181,12 @@ func TestApplicationsConfigHasNoSay(t *testing.T) {
 			if err := db.Transaction(func(tx *gorm.DB) error { return useEverything(t, tx) }); err != nil {
 				t.Fatal(err)
 			}
-			due := create(t, db, cancelOrder, nil)
-			early := create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
+			due := dbtest.Create(t, db, cancelOrder, nil)
+			early := dbtest.Create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour))
 			if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 				t.Fatalf("%d ran, %v", n, err)
 			}
-			if got := receive(t, ran); got != due.ID || !taskExists(t, db, early.ID) {
+			if got := dbtest.Receive(t, ran); got != due.ID || !taskExists(t, db, early.ID) {
 				t.Errorf("task %s ran", got)
 			}
 			var row outbox.TaskModel // generics read the same: compat, with a GORM that has them
@@ -207,11 +208,11 @@ func (h recordingHooks) OnCreate(ctx context.Context, task *outbox.TaskModel) er
 
 func TestOnCreate(t *testing.T) {
 	type key struct{}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		errNo := errors.New("the quota is used up")
 		seen := make(chan outbox.Meta, 10)
 		var logged strings.Builder
-		p := install(t, db, outbox.Options{Logger: slog.New(slog.NewTextHandler(&logged, nil)), Hooks: []outbox.Hooks{
+		p := dbtest.Install(t, db, outbox.Options{Logger: slog.New(slog.NewTextHandler(&logged, nil)), Hooks: []outbox.Hooks{
 			recordingHooks{create: func(ctx context.Context, task *outbox.TaskModel) error {
 				switch task.Args.String() {
 				case `{"do":"refuse"}`:
@@ -250,13 +251,13 @@ func TestOnCreate(t *testing.T) {
 		}
 		t.Run("Meta travels to the handler, history and re-runs", func(t *testing.T) {
 			tx := db.WithContext(context.WithValue(t.Context(), key{}, "t-1"))
-			task := create(t, tx, cancelOrder, nil)
+			task := dbtest.Create(t, tx, cancelOrder, nil)
 			check(t, "created", task.Meta)
 			if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 				t.Fatalf("%d ran, %v", n, err)
 			}
-			check(t, "handler", receive(t, seen))
-			check(t, "history", ended(t, db, task.ID).Meta)
+			check(t, "handler", dbtest.Receive(t, seen))
+			check(t, "history", dbtest.Ended(t, db, task.ID).Meta)
 			again, err := outbox.Rerun(tx, task.ID, outbox.StartAfter(time.Hour))
 			if err != nil {
 				t.Fatal(err)
@@ -274,7 +275,7 @@ func TestOnCreate(t *testing.T) {
 		})
 		for what, says := range map[string]string{"refuse": "refused by a hook: the quota is used up", "much": "over the limit of 65536 (Options.MaxArgsBytes)"} {
 			t.Run(what+" leaves the transaction usable", func(t *testing.T) {
-				before := count(t, db, &outbox.TaskModel{})
+				before := dbtest.Count(t, db, &outbox.TaskModel{})
 				err := db.Transaction(func(tx *gorm.DB) error {
 					_, err := outbox.Create(tx, cancelOrder, outbox.Args{"do": what})
 					if err == nil || !strings.Contains(err.Error(), says) || what == "refuse" && !errors.Is(err, errNo) {
@@ -282,13 +283,13 @@ func TestOnCreate(t *testing.T) {
 					}
 					return tx.Create(&shopOrder{}).Error
 				})
-				if err != nil || count(t, db, &outbox.TaskModel{}) != before {
+				if err != nil || dbtest.Count(t, db, &outbox.TaskModel{}) != before {
 					t.Errorf("not usable or something inserted: %v", err)
 				}
 			})
 		}
 		t.Run("a panic is logged and changes nothing", func(t *testing.T) {
-			task := create(t, db, cancelOrder, outbox.Args{"do": "panic"})
+			task := dbtest.Create(t, db, cancelOrder, outbox.Args{"do": "panic"})
 			if !taskExists(t, db, task.ID) || !strings.Contains(logged.String(), "hook is broken") || strings.Contains(logged.String(), `"do"`) {
 				t.Errorf("logged %q", logged.String())
 			}
@@ -299,10 +300,10 @@ func TestOnCreate(t *testing.T) {
 // A re-run's hooks see the finished task's Meta. They set keys anew; what they leave out is kept,
 // also by a hook that makes a new map.
 func TestOnCreateOfARerun(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var shown outbox.Meta
 		var of *string
-		p := install(t, db, outbox.Options{Hooks: []outbox.Hooks{
+		p := dbtest.Install(t, db, outbox.Options{Hooks: []outbox.Hooks{
 			recordingHooks{create: func(ctx context.Context, task *outbox.TaskModel) error {
 				shown, of = maps.Clone(task.Meta), task.RerunOf
 				task.Meta = outbox.Meta{"trace": fmt.Sprint("of ", task.ID)}
@@ -314,7 +315,7 @@ func TestOnCreateOfARerun(t *testing.T) {
 		}}, func(p *outbox.Plugin) {
 			p.Handle(cancelOrder, func(context.Context, outbox.Args) error { return nil })
 		})
-		old := create(t, db, cancelOrder, nil)
+		old := dbtest.Create(t, db, cancelOrder, nil)
 		if of != nil || shown != nil {
 			t.Errorf("a new task is shown with Meta %v, RerunOf %v", shown, of)
 		}
@@ -341,9 +342,9 @@ func TestOnCreateOfARerun(t *testing.T) {
 
 // A hook sets Meta and nothing else: whatever it writes elsewhere has passed no check.
 func TestOnCreateChangesMetaOnly(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var change func(*outbox.TaskModel)
-		install(t, db, outbox.Options{Hooks: []outbox.Hooks{
+		dbtest.Install(t, db, outbox.Options{Hooks: []outbox.Hooks{
 			recordingHooks{create: func(_ context.Context, task *outbox.TaskModel) error {
 				change(task)
 				return nil
@@ -372,7 +373,7 @@ func TestOnCreateChangesMetaOnly(t *testing.T) {
 				t.Errorf("%s: got %v", name, err)
 			}
 		}
-		if n := count(t, db, &outbox.TaskModel{}); n != 0 {
+		if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 0 {
 			t.Errorf("%d tasks were inserted", n)
 		}
 		change = func(task *outbox.TaskModel) {
@@ -380,7 +381,7 @@ func TestOnCreateChangesMetaOnly(t *testing.T) {
 			task.Priority = 99
 			panic("broken")
 		}
-		if task := create(t, db, cancelOrder, nil); task.Meta != nil || task.Priority != 2 {
+		if task := dbtest.Create(t, db, cancelOrder, nil); task.Meta != nil || task.Priority != 2 {
 			t.Errorf("a panic has changed Meta to %v, Priority to %d", task.Meta, task.Priority)
 		}
 	})
@@ -388,7 +389,7 @@ func TestOnCreateChangesMetaOnly(t *testing.T) {
 
 // A task thousands of years off must not make the dispatcher's sleep overflow to nothing.
 func TestFarFutureDoesNotSpin(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		looks := make(chan struct{}, 1_000_000)
 		p, ran := shop(t, db, outbox.Options{Scan: "@every 1h", Clock: func() time.Time {
 			select {
@@ -397,11 +398,11 @@ func TestFarFutureDoesNotSpin(t *testing.T) {
 			}
 			return time.Now()
 		}})
-		create(t, db, cancelOrder, nil, outbox.StartAt(time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)))
-		start(t, p)
-		eventually(t, "the dispatcher has started", func() bool { return count(t, db, &outbox.ProcessModel{}) == 1 })
-		task := create(t, db, cancelOrder, nil, outbox.StartAfter(500*time.Millisecond), outbox.Queue("other"))
-		if got := receive(t, ran); got != task.ID {
+		dbtest.Create(t, db, cancelOrder, nil, outbox.StartAt(time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)))
+		dbtest.Start(t, p)
+		dbtest.Eventually(t, "the dispatcher has started", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 1 })
+		task := dbtest.Create(t, db, cancelOrder, nil, outbox.StartAfter(500*time.Millisecond), outbox.Queue("other"))
+		if got := dbtest.Receive(t, ran); got != task.ID {
 			t.Errorf("task %s ran", got)
 		}
 		if n := len(looks); n > 300 {

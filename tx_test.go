@@ -10,6 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -29,7 +30,7 @@ func effects(t *testing.T, db *gorm.DB, task string) int64 {
 
 func TestTransactionalHandler(t *testing.T) {
 	errNo := errors.New("no")
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var kept *gorm.DB
 		write := func(ctx context.Context, tx *gorm.DB) error {
 			task, _ := outbox.TaskFrom(ctx)
@@ -92,7 +93,7 @@ func TestTransactionalHandler(t *testing.T) {
 			},
 		}
 		lost := make(chan error, 100)
-		p := install(t, db, quick(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) {
+		p := dbtest.Install(t, db, quick(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) {
 			if task.Func == outboxPath("loses its claim") {
 				lost <- f.Err
 			}
@@ -104,7 +105,7 @@ func TestTransactionalHandler(t *testing.T) {
 		if err := db.AutoMigrate(&effect{}); err != nil {
 			t.Fatal(err)
 		}
-		start(t, p)
+		dbtest.Start(t, p)
 		swallowed := outbox.StatusSuccess // an error of one statement undoes nothing else there
 		after := int64(1)                 // what was written before the COMMIT
 		if db.Name() == "postgres" {
@@ -130,7 +131,7 @@ func TestTransactionalHandler(t *testing.T) {
 			{"creates", outbox.StatusSuccess, outbox.ReasonNone, 0},
 		} {
 			t.Run(tt.path, func(t *testing.T) {
-				past := ended(t, db, create(t, db, outboxPath(tt.path), nil).ID)
+				past := dbtest.Ended(t, db, dbtest.Create(t, db, outboxPath(tt.path), nil).ID)
 				if n := effects(t, db, past.ID); past.Status != tt.status || past.Reason != tt.reason || n != tt.effects {
 					t.Errorf("%s, %s, %d effects; want %s, %s, %d; error %.300s", past.Status, past.Reason, n, tt.status, tt.reason, tt.effects, text(past.Error))
 				}
@@ -152,11 +153,11 @@ func TestTransactionalHandler(t *testing.T) {
 			}
 		})
 		t.Run("a task that it creates runs after its commit", func(t *testing.T) {
-			eventually(t, "no task is left", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
+			dbtest.Eventually(t, "no task is left", func() bool { return dbtest.Count(t, db, &outbox.TaskModel{}) == 0 })
 		})
 		t.Run("a lost claim leaves no effect", func(t *testing.T) {
-			task := create(t, db, outboxPath("loses its claim"), nil)
-			if err := receive(t, lost); !errors.Is(err, outbox.ErrClaimLost) {
+			task := dbtest.Create(t, db, outboxPath("loses its claim"), nil)
+			if err := dbtest.Receive(t, lost); !errors.Is(err, outbox.ErrClaimLost) {
 				t.Errorf("the hook was told %v", err)
 			}
 			if n := effects(t, db, task.ID); n != 0 {
@@ -182,14 +183,14 @@ func outboxPath(name string) string {
 }
 
 func TestOutcomeOfALostClaimIsRefused(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		started, leave, told := make(chan int, 1), make(chan int), make(chan error, 1)
-		p := install(t, db, quick(finishHook(func(_ *outbox.TaskModel, f outbox.Outcome) { told <- f.Err })), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(finishHook(func(_ *outbox.TaskModel, f outbox.Outcome) { told <- f.Err })), func(p *outbox.Plugin) {
 			p.Handle("slow", func(context.Context) error { started <- 1; <-leave; return nil })
 		})
-		start(t, p)
-		task := create(t, db, "slow", nil, outbox.StartAt(time.Now()))
-		receive(t, started)
+		dbtest.Start(t, p)
+		task := dbtest.Create(t, db, "slow", nil, outbox.StartAt(time.Now()))
+		dbtest.Receive(t, started)
 		// Another has it now. Otherwise a heartbeat would find a claim of this process without a
 		// run.
 		other := outbox.ProcessModel{ID: "other", Functions: outbox.JSON("[]"), StartedAt: time.Now(), BeatAt: time.Now(), Beats: 1}
@@ -200,7 +201,7 @@ func TestOutcomeOfALostClaimIsRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		close(leave)
-		if err := receive(t, told); !errors.Is(err, outbox.ErrClaimLost) {
+		if err := dbtest.Receive(t, told); !errors.Is(err, outbox.ErrClaimLost) {
 			t.Errorf("the hook was told %v", err)
 		}
 		if waiting, past, err := outbox.Lookup(db, task.ID); err != nil || waiting == nil || waiting.State != outbox.StateRunning {
@@ -223,7 +224,7 @@ func (f finishing) Move(ctx context.Context, c dialect.Conn, from dialect.From, 
 // The handle is closed from the handler's return on, thus also while the run still works on the
 // transaction, where what a goroutine of the handler's wrote would be committed.
 func TestClosedTransaction(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		const write, read = "INSERT INTO effects (task, what) VALUES ('late', 'late')", "SELECT 1"
 		if err := db.AutoMigrate(&effect{}); err != nil {
 			t.Fatal(err)
@@ -231,7 +232,7 @@ func TestClosedTransaction(t *testing.T) {
 		var tx gorm.Tx
 		var session *gorm.DB
 		var own *sql.Stmt
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("keeps", func(ctx context.Context, db *gorm.DB) (err error) {
 				tx, session = db.Statement.ConnPool.(gorm.Tx), db.WithContext(context.WithoutCancel(ctx)).Session(&gorm.Session{PrepareStmt: true})
 				if own, err = tx.PrepareContext(context.WithoutCancel(ctx), write); err != nil {
@@ -271,7 +272,7 @@ func TestClosedTransaction(t *testing.T) {
 			}
 		}
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return finishing{d, try} })
-		create(t, db, "keeps", nil)
+		dbtest.Create(t, db, "keeps", nil)
 		if n, err := p.RunDue(t.Context()); n != 1 || err != nil || !tried {
 			t.Fatal(n, err, tried)
 		}

@@ -12,6 +12,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
@@ -49,17 +50,17 @@ func TestTransactionThatNeverEndsIsGivenUp(t *testing.T) {
 		"its transaction is undone": func(context.Context, dialect.Conn, int32) error { return sqlState("25P02") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				var log logBuffer
 				var calls atomic.Int32
 				opts := quick()
 				opts.Logger = log.logger()
-				p := install(t, db, opts, func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 					p.Handle("tx", func(context.Context, *gorm.DB) error { calls.Add(1); return nil })
 				})
 				p.Intercept(func(d dialect.Dialect) dialect.Dialect { return unfinishable{d, fail, new(atomic.Int32)} })
-				start(t, p)
-				past := ended(t, db, create(t, db, "tx", nil).ID)
+				dbtest.Start(t, p)
+				past := dbtest.Ended(t, db, dbtest.Create(t, db, "tx", nil).ID)
 				if past.Status != outbox.StatusError || past.Reason != outbox.ReasonTransaction || past.Crashes != 3 || len(past.Errors) != 2 ||
 					!strings.Contains(text(past.Error), "SQLSTATE") {
 					t.Errorf("%+v, %s", past, text(past.Error))
@@ -68,7 +69,7 @@ func TestTransactionThatNeverEndsIsGivenUp(t *testing.T) {
 					t.Errorf("the handler was called %d times", n)
 				}
 				// A line comes after what it says is to be read in the tables.
-				eventually(t, "two warnings and an error", func() bool {
+				dbtest.Eventually(t, "two warnings and an error", func() bool {
 					return log.lines("level=WARN", past.ID, "SQLSTATE") == 2 && log.lines("level=ERROR", past.ID, "SQLSTATE") == 1
 				})
 			})
@@ -89,20 +90,20 @@ func (d refusing) Begin(ctx context.Context, c dialect.Conn) error {
 
 // Here the handler is not called at all.
 func TestTransactionThatNeverBeginsIsGivenUp(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var log logBuffer
 		opts := quick()
 		opts.Logger = log.logger()
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("tx", func(context.Context, *gorm.DB) error { t.Error("it was called"); return nil })
 		})
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return refusing{d} })
-		start(t, p)
-		past := ended(t, db, create(t, db, "tx", nil).ID)
+		dbtest.Start(t, p)
+		past := dbtest.Ended(t, db, dbtest.Create(t, db, "tx", nil).ID)
 		if past.Status != outbox.StatusError || past.Reason != outbox.ReasonTransaction || past.Attempt != 3 || !strings.Contains(text(past.Error), "begin") {
 			t.Errorf("%+v, %s", past, text(past.Error))
 		}
-		eventually(t, "two warnings", func() bool { return log.lines("level=WARN", past.ID, "begin") == 2 })
+		dbtest.Eventually(t, "two warnings", func() bool { return log.lines("level=WARN", past.ID, "begin") == 2 })
 	})
 }
 
@@ -121,11 +122,11 @@ func (d away) Rebind(query string) string {
 
 // An outage may hit the end of a transaction any number of times: the task is not to blame.
 func TestOutageAtTheEndOfATransactionDoesNotCount(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var log logBuffer
 		opts := quick()
 		opts.Heartbeat, opts.Logger = time.Minute, log.logger()
-		p := install(t, db, opts, func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("tx", func(context.Context, *gorm.DB) error { return nil })
 		})
 		var gone atomic.Bool
@@ -136,29 +137,29 @@ func TestOutageAtTheEndOfATransactionDoesNotCount(t *testing.T) {
 			return nil
 		}
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return away{unfinishable{d, fail, new(atomic.Int32)}, &gone} })
-		start(t, p)
-		past := ended(t, db, create(t, db, "tx", nil).ID)
+		dbtest.Start(t, p)
+		past := dbtest.Ended(t, db, dbtest.Create(t, db, "tx", nil).ID)
 		if past.Status != outbox.StatusSuccess || past.Crashes != 0 || past.Attempt != 5 || past.Uncounted != 4 {
 			t.Errorf("%+v, %s", past, text(past.Error))
 		}
 		if n := log.lines("level=WARN", "finish a handler's transaction"); n != 1 {
 			t.Errorf("%d warnings of one outage", n)
 		}
-		eventually(t, "it works again", func() bool { return log.lines("level=INFO", "works again", "finish a handler's transaction") == 1 })
+		dbtest.Eventually(t, "it works again", func() bool { return log.lines("level=INFO", "works again", "finish a handler's transaction") == 1 })
 	})
 }
 
 // A time limit that is over at the end of the transaction counts as one.
 func TestTimeLimitAtTheEndOfATransactionCounts(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var calls atomic.Int32
-		p := install(t, db, quick(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 			p.Handle("tx", func(context.Context, *gorm.DB) error { calls.Add(1); return nil })
 		})
 		wait := func(ctx context.Context, _ dialect.Conn, _ int32) error { <-ctx.Done(); return ctx.Err() }
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return unfinishable{d, wait, new(atomic.Int32)} })
-		start(t, p)
-		past := ended(t, db, create(t, db, "tx", nil, outbox.Timeout(100*time.Millisecond), outbox.MaxAttempts(2)).ID)
+		dbtest.Start(t, p)
+		past := dbtest.Ended(t, db, dbtest.Create(t, db, "tx", nil, outbox.Timeout(100*time.Millisecond), outbox.MaxAttempts(2)).ID)
 		if past.Reason != outbox.ReasonTimeout || calls.Load() != 2 {
 			t.Errorf("%s %s, %d calls: %s", past.Status, past.Reason, calls.Load(), text(past.Error))
 		}
@@ -177,7 +178,7 @@ func TestCommitThatFailsEachTime(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			db := databases[1].open(t)
+			db := dbtest.Databases[1].Open(t)
 			if err := errors.Join(db.AutoMigrate(&effect{}),
 				db.Exec("CREATE FUNCTION never() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "+tt.body+"; RETURN NULL; END $$").Error,
 				db.Exec("CREATE CONSTRAINT TRIGGER never AFTER INSERT ON effects DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION never()").Error,
@@ -188,19 +189,19 @@ func TestCommitThatFailsEachTime(t *testing.T) {
 			var calls atomic.Int32
 			opts := quick()
 			opts.Logger = log.logger()
-			p := install(t, db, opts, func(p *outbox.Plugin) {
+			p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 				p.Handle("tx", func(_ context.Context, tx *gorm.DB) error { calls.Add(1); return tx.Create(&effect{"a", "b"}).Error })
 				p.Handle("plain.tx", func(context.Context, *gorm.DB) error { return nil })
 			})
-			start(t, p)
-			past := ended(t, db, create(t, db, "tx", nil).ID)
+			dbtest.Start(t, p)
+			past := dbtest.Ended(t, db, dbtest.Create(t, db, "tx", nil).ID)
 			if past.Status != outbox.StatusError || past.Reason != outbox.ReasonTransaction || calls.Load() != tt.calls {
 				t.Errorf("%s %s after %d calls: %s", past.Status, past.Reason, calls.Load(), text(past.Error))
 			}
-			eventually(t, "each call is logged", func() bool {
+			dbtest.Eventually(t, "each call is logged", func() bool {
 				return log.lines("level=WARN", past.ID)+log.lines("level=ERROR", past.ID) == int(tt.calls)
 			})
-			if past := ended(t, db, create(t, db, "plain.tx", nil).ID); past.Status != outbox.StatusSuccess {
+			if past := dbtest.Ended(t, db, dbtest.Create(t, db, "plain.tx", nil).ID); past.Status != outbox.StatusSuccess {
 				t.Errorf("%+v", past)
 			}
 		})

@@ -23,6 +23,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -86,7 +87,7 @@ func TestStartTime(t *testing.T) {
 		{"UTC", "0001-01-01 00:00:00", "zero time"},
 		{"America/New_York", "9999-12-31 23:59:59", "year 10000"},
 	}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		names := map[string]*gorm.DB{}
 		for _, tt := range tests {
 			t.Run(tt.zone+" "+tt.text, func(t *testing.T) {
@@ -96,7 +97,7 @@ func TestStartTime(t *testing.T) {
 					config := *db.Config
 					config.Plugins = map[string]gorm.Plugin{}
 					tx.Config = &config
-					install(t, tx, outbox.Options{ProducerOnly: true, Location: zone(t, tt.zone)}, nil)
+					dbtest.Install(t, tx, outbox.Options{ProducerOnly: true, Location: zone(t, tt.zone)}, nil)
 					names[tt.zone] = tx
 				}
 				task, err := outbox.Create(tx, "f", nil, outbox.StartTime(tt.text))
@@ -119,7 +120,7 @@ func TestStartTime(t *testing.T) {
 }
 
 func TestStartAt(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p, _ := shop(t, db, outbox.Options{})
 		t.Run("keeps the instant, rounded up to microseconds", func(t *testing.T) {
 			for _, at := range []time.Time{
@@ -132,7 +133,7 @@ func TestStartAt(t *testing.T) {
 				time.Now().Add(time.Hour),
 			} {
 				want := at.Add(999 * time.Nanosecond).Truncate(time.Microsecond)
-				task := create(t, db, cancelOrder, nil, outbox.StartAt(at))
+				task := dbtest.Create(t, db, cancelOrder, nil, outbox.StartAt(at))
 				got, _, err := outbox.Lookup(db, task.ID)
 				if err != nil || !got.RunAt.Equal(want) || !task.RunAt.Equal(want) || got.RunAt.Before(at) {
 					t.Errorf("%v: returned %v, stored %v, %v", at, task.RunAt, got.RunAt, err)
@@ -146,14 +147,14 @@ func TestStartAt(t *testing.T) {
 			}
 		})
 		t.Run("far future is not due", func(t *testing.T) {
-			create(t, db, cancelOrder, nil, outbox.StartAfter(math.MaxInt64))
+			dbtest.Create(t, db, cancelOrder, nil, outbox.StartAfter(math.MaxInt64))
 			if n, err := p.RunDue(t.Context()); n != 0 || err != nil {
 				t.Errorf("%d ran, %v", n, err)
 			}
 		})
 		t.Run("the past is due at once", func(t *testing.T) {
 			for _, at := range []time.Time{time.Unix(0, 0), time.Now(), time.Date(1, 1, 1, 0, 0, 1, 0, time.UTC)} {
-				task := create(t, db, cancelOrder, nil, outbox.StartAt(at))
+				task := dbtest.Create(t, db, cancelOrder, nil, outbox.StartAt(at))
 				if task.RunAt.After(task.CreatedAt) {
 					t.Errorf("%v: run at %v, created at %v", at, task.RunAt, task.CreatedAt)
 				}
@@ -173,7 +174,7 @@ func TestStartAt(t *testing.T) {
 }
 
 func TestOptions(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		shop(t, db, outbox.Options{})
 		type made = *outbox.TaskModel
 		for name, tt := range map[string]struct {
@@ -196,7 +197,7 @@ func TestOptions(t *testing.T) {
 			"Key of odd letters":        {[]outbox.CreateOption{outbox.Key(`{tasks} $1 ? ' " \ <&> 😀 {now} %s`)}, func(m made) bool { return *m.Key == `{tasks} $1 ? ' " \ <&> 😀 {now} %s` }},
 		} {
 			t.Run(name, func(t *testing.T) {
-				task := create(t, db, cancelOrder, nil, tt.opts...)
+				task := dbtest.Create(t, db, cancelOrder, nil, tt.opts...)
 				stored, _, err := outbox.Lookup(db, task.ID)
 				if err != nil || !tt.good(task) || !tt.good(stored) {
 					t.Errorf("returned %+v\nstored %+v, %v", task, stored, err)
@@ -223,7 +224,7 @@ func TestOptions(t *testing.T) {
 			"nil":                 {nil, "option 0 is nil"},
 		} {
 			t.Run(name, func(t *testing.T) {
-				before := count(t, db, &outbox.TaskModel{})
+				before := dbtest.Count(t, db, &outbox.TaskModel{})
 				err := db.Transaction(func(tx *gorm.DB) error {
 					_, err := outbox.Create(tx, cancelOrder, nil, tt.opt)
 					if !errors.Is(err, outbox.ErrBadOption) || !strings.Contains(err.Error(), tt.says) || !strings.Contains(err.Error(), cancelOrder) {
@@ -231,13 +232,13 @@ func TestOptions(t *testing.T) {
 					}
 					return tx.Create(&shopOrder{}).Error
 				})
-				if err != nil || count(t, db, &outbox.TaskModel{}) != before {
+				if err != nil || dbtest.Count(t, db, &outbox.TaskModel{}) != before {
 					t.Errorf("not usable or something inserted: %v", err)
 				}
 			})
 		}
 		t.Run("nil is refused by Cancel and Reschedule", func(t *testing.T) {
-			task := create(t, db, cancelOrder, nil, outbox.Key("mine"))
+			task := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("mine"))
 			_, cancelKey := outbox.CancelKey(db, "mine", nil)
 			for _, err := range []error{outbox.Cancel(db, task.ID, nil), cancelKey, outbox.Reschedule(db, task.ID, time.Now(), nil)} {
 				if !errors.Is(err, outbox.ErrBadOption) || !strings.Contains(err.Error(), "option 0 is nil") {
@@ -277,8 +278,8 @@ func (c checked) Validate() error {
 }
 
 func TestValidateIsCalledAtCreateAndAtRun(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
-		p := install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		p := dbtest.Install(t, db, outbox.Options{}, func(p *outbox.Plugin) {
 			p.Handle("by.value", func(context.Context, checked) error { return nil })
 			p.Handle("by.pointer", func(context.Context, *checked) error { return nil })
 		})
@@ -286,12 +287,12 @@ func TestValidateIsCalledAtCreateAndAtRun(t *testing.T) {
 			if _, err := outbox.Create(db, path, checked{-1}); !errors.Is(err, outbox.ErrBadArgs) || !strings.Contains(err.Error(), "N is below zero: -1") {
 				t.Errorf("%s: got %v", path, err)
 			}
-			task := create(t, db, path, checked{1})
+			task := dbtest.Create(t, db, path, checked{1})
 			mustRun(t, db, `UPDATE outbox_tasks SET args = '{"N":-7}' WHERE id = '`+task.ID+`'`)
 			if n, err := p.RunDue(t.Context()); n > 1 || err != nil {
 				t.Fatalf("%d ran, %v", n, err)
 			}
-			h := ended(t, db, task.ID)
+			h := dbtest.Ended(t, db, task.ID)
 			if h.Status != outbox.StatusError || h.Reason != outbox.ReasonBadArgs || !strings.Contains(*h.Error, "N is below zero: -7") {
 				t.Errorf("%s ended as %+v", path, h)
 			}
@@ -303,23 +304,23 @@ var sqliteText = regexp.MustCompile(`^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}\+00:
 
 func TestInstantsAcrossTimeZones(t *testing.T) {
 	t.Parallel()
-	for _, d := range databases {
-		t.Run(d.name, func(t *testing.T) {
-			dsn := d.dsn(t)
-			db := openZone(t, d.dialect, dsn, "Europe/Berlin")
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
+			dsn := d.DSN(t)
+			db := openZone(t, d.Dialect, dsn, "Europe/Berlin")
 			_, ran := shop(t, db, outbox.Options{})
 			at := time.Date(2040, 1, 2, 3, 4, 5, 123_456_000, time.UTC)
 			for _, place := range []struct{ process, session string }{
 				{"Asia/Tokyo", "America/Los_Angeles"}, {"America/Los_Angeles", "Asia/Tokyo"}, {"Asia/Kathmandu", "Asia/Kathmandu"},
 			} {
 				t.Run(place.process+" in a session of "+place.session, func(t *testing.T) {
-					due := create(t, db, cancelOrder, nil)
+					due := dbtest.Create(t, db, cancelOrder, nil)
 					var early []string
 					for _, loc := range []string{"UTC", "Asia/Tokyo", "America/Los_Angeles"} {
-						early = append(early, create(t, db, cancelOrder, nil, outbox.StartAt(time.Now().Add(time.Hour).In(zone(t, loc)))).ID)
+						early = append(early, dbtest.Create(t, db, cancelOrder, nil, outbox.StartAt(time.Now().Add(time.Hour).In(zone(t, loc)))).ID)
 					}
 					cmd := exec.Command(os.Args[0], "-test.run=^TestInstantsChild$", "-test.v")
-					cmd.Env = append(os.Environ(), "TZ="+place.process, childEnv+"="+strings.Join([]string{d.dialect, dsn, place.session}, "\n"))
+					cmd.Env = append(os.Environ(), "TZ="+place.process, childEnv+"="+strings.Join([]string{d.Dialect, dsn, place.session}, "\n"))
 					before := time.Now()
 					out, err := cmd.CombinedOutput()
 					if err != nil {
@@ -335,7 +336,7 @@ func TestInstantsAcrossTimeZones(t *testing.T) {
 					if made["ran"] != "2" { // its own and due
 						t.Errorf("%s ran, want 2\n%s", made["ran"], out)
 					}
-					if h := ended(t, db, due.ID); h.FinishedAt.Before(before.Add(-time.Second)) || h.FinishedAt.After(after.Add(time.Second)) {
+					if h := dbtest.Ended(t, db, due.ID); h.FinishedAt.Before(before.Add(-time.Second)) || h.FinishedAt.After(after.Add(time.Second)) {
 						t.Errorf("finished at %v, between %v and %v", h.FinishedAt, before, after)
 					}
 					for _, id := range append(early, made["after"], made["at"], made["wall"]) {
@@ -353,10 +354,10 @@ func TestInstantsAcrossTimeZones(t *testing.T) {
 							t.Errorf("%s read with GORM: %v, want %v; %v", name, row.RunAt, want, err)
 						}
 						column := "run_at || ''"
-						if d.name == "postgres" {
+						if d.Name == "postgres" {
 							column = "to_char(run_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00:00'"
 						}
-						if d.dialect == "mysql" {
+						if d.Dialect == "mysql" {
 							column = "CONCAT(run_at, '+00:00')"
 						}
 						var text string
@@ -376,7 +377,7 @@ func TestInstantsAcrossTimeZones(t *testing.T) {
 				t.Errorf("task %s ran in this process", id)
 			default:
 			}
-			if d.name == "sqlite" {
+			if d.Name == "sqlite" {
 				for _, column := range []string{"outbox_tasks.run_at", "outbox_tasks.created_at", "outbox_history.run_at",
 					"outbox_history.created_at", "outbox_history.started_at", "outbox_history.finished_at"} {
 					table, column, _ := strings.Cut(column, ".")
@@ -405,14 +406,14 @@ func TestDateStyleOfTheSession(t *testing.T) {
 			db := openZone(t, kind, dsn+"&datestyle="+url.QueryEscape(style)+"&intervalstyle=iso_8601", "Asia/Kolkata")
 			p, ran := shop(t, db, outbox.Options{})
 			at := time.Date(2040, 2, 3, 4, 5, 6, 789_000_000, time.UTC)
-			if task := create(t, db, cancelOrder, nil, outbox.StartAt(at)); !task.RunAt.Equal(at) {
+			if task := dbtest.Create(t, db, cancelOrder, nil, outbox.StartAt(at)); !task.RunAt.Equal(at) {
 				t.Errorf("stored %v", task.RunAt)
 			}
-			task := create(t, db, cancelOrder, nil)
+			task := dbtest.Create(t, db, cancelOrder, nil)
 			if n, err := p.RunDue(t.Context()); n != 1 || err != nil {
 				t.Fatalf("%d ran, %v", n, err)
 			}
-			if got := receive(t, ran); got != task.ID {
+			if got := dbtest.Receive(t, ran); got != task.ID {
 				t.Errorf("task %s ran", got)
 			}
 		})
@@ -461,10 +462,10 @@ func TestInstantsChild(t *testing.T) {
 	}
 	db := openZone(t, place[0], place[1], place[2])
 	p, _ := shop(t, db, outbox.Options{})
-	fmt.Printf("\nnow=%s\n", create(t, db, cancelOrder, nil).ID)
-	fmt.Printf("after=%s\n", create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour)).ID)
-	fmt.Printf("at=%s\n", create(t, db, cancelOrder, nil, outbox.StartAt(time.Date(2040, 1, 2, 3, 4, 5, 123_456_000, time.UTC).Local())).ID)
-	fmt.Printf("wall=%s\n", create(t, db, cancelOrder, nil, outbox.StartTime("2040-06-01 12:00:00")).ID)
+	fmt.Printf("\nnow=%s\n", dbtest.Create(t, db, cancelOrder, nil).ID)
+	fmt.Printf("after=%s\n", dbtest.Create(t, db, cancelOrder, nil, outbox.StartAfter(time.Hour)).ID)
+	fmt.Printf("at=%s\n", dbtest.Create(t, db, cancelOrder, nil, outbox.StartAt(time.Date(2040, 1, 2, 3, 4, 5, 123_456_000, time.UTC).Local())).ID)
+	fmt.Printf("wall=%s\n", dbtest.Create(t, db, cancelOrder, nil, outbox.StartTime("2040-06-01 12:00:00")).ID)
 	n, err := p.RunDue(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -37,10 +38,10 @@ func notes(p *outbox.Plugin, path string) <-chan string {
 // startAwake runs a plugin and returns when its first look at the tables is over.
 func startAwake(t *testing.T, db *gorm.DB, p *outbox.Plugin, path string, ran <-chan string) (stop func()) {
 	t.Helper()
-	stop = start(t, p)
-	create(t, db, path, nil)
-	receive(t, ran)
-	eventually(t, "no task is left", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
+	stop = dbtest.Start(t, p)
+	dbtest.Create(t, db, path, nil)
+	dbtest.Receive(t, ran)
+	dbtest.Eventually(t, "no task is left", func() bool { return dbtest.Count(t, db, &outbox.TaskModel{}) == 0 })
 	return stop
 }
 
@@ -48,9 +49,9 @@ func startAwake(t *testing.T, db *gorm.DB, p *outbox.Plugin, path string, ran <-
 func held(d time.Duration) { <-time.After(d) }
 
 func TestWakeUpAfterCommit(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var ran <-chan string
-		p := install(t, db, hourly(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, hourly(), func(p *outbox.Plugin) {
 			ran = notes(p, "note")
 			p.Handle("fails", func(context.Context) error { return errors.New("no") })
 			p.Handle("makes.tx", func(_ context.Context, tx *gorm.DB) error {
@@ -73,15 +74,15 @@ func TestWakeUpAfterCommit(t *testing.T) {
 			}
 		}
 		note := func(tx *gorm.DB, opts ...outbox.CreateOption) *outbox.TaskModel {
-			return create(t, tx, "note", nil, opts...)
+			return dbtest.Create(t, tx, "note", nil, opts...)
 		}
 		batch := func(tx *gorm.DB, n int) {
 			if _, err := outbox.CreateBatch(tx, newNotes(n)...); err != nil {
 				t.Error(err)
 			}
 		}
-		failed := create(t, db, "fails", nil).ID
-		ended(t, db, failed)
+		failed := dbtest.Create(t, db, "fails", nil).ID
+		dbtest.Ended(t, db, failed)
 		prepared := db.Session(&gorm.Session{PrepareStmt: true})
 		for _, tt := range []struct {
 			name  string
@@ -119,15 +120,15 @@ func TestWakeUpAfterCommit(t *testing.T) {
 					held(50 * time.Millisecond)
 				})(t)
 			}},
-			{"made by a transactional handler", 1, func(t *testing.T) { create(t, db, "makes.tx", nil) }},
-			{"made in a nested transaction of a handler", 1, func(t *testing.T) { create(t, db, "makes.nested", nil) }},
+			{"made by a transactional handler", 1, func(t *testing.T) { dbtest.Create(t, db, "makes.tx", nil) }},
+			{"made in a nested transaction of a handler", 1, func(t *testing.T) { dbtest.Create(t, db, "makes.nested", nil) }},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
 				tt.make(t)
 				for range tt.tasks {
-					receive(t, ran)
+					dbtest.Receive(t, ran)
 				}
-				eventually(t, "no task is left", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
+				dbtest.Eventually(t, "no task is left", func() bool { return dbtest.Count(t, db, &outbox.TaskModel{}) == 0 })
 			})
 		}
 		t.Run("re-run", func(t *testing.T) {
@@ -135,7 +136,7 @@ func TestWakeUpAfterCommit(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			ended(t, db, task.ID)
+			dbtest.Ended(t, db, task.ID)
 		})
 	})
 }
@@ -150,25 +151,25 @@ func newNotes(n int) []outbox.NewTask {
 }
 
 func TestRolledBackTaskNeverRuns(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var ran <-chan string
-		p := install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+		p := dbtest.Install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
 		startAwake(t, db, p, "note", ran)
 		undo := errors.New("undo")
 		for name, roll := range map[string]func() error{
 			"at once": func() error {
-				return db.Transaction(func(tx *gorm.DB) error { create(t, tx, "note", nil); return undo })
+				return db.Transaction(func(tx *gorm.DB) error { dbtest.Create(t, tx, "note", nil); return undo })
 			},
 			"late": func() error {
 				return db.Transaction(func(tx *gorm.DB) error {
-					create(t, tx, "note", nil)
+					dbtest.Create(t, tx, "note", nil)
 					held(100 * time.Millisecond)
 					return undo
 				})
 			},
 			"to a savepoint": func() error {
 				return db.Transaction(func(tx *gorm.DB) error {
-					err := tx.Transaction(func(tx *gorm.DB) error { create(t, tx, "note", nil); return undo })
+					err := tx.Transaction(func(tx *gorm.DB) error { dbtest.Create(t, tx, "note", nil); return undo })
 					held(50 * time.Millisecond)
 					if !errors.Is(err, undo) {
 						return err
@@ -181,15 +182,15 @@ func TestRolledBackTaskNeverRuns(t *testing.T) {
 				if err := roll(); err != nil && !errors.Is(err, undo) {
 					t.Fatal(err)
 				}
-				next := create(t, db, "note", nil)
-				if got := receive(t, ran); got != next.ID {
+				next := dbtest.Create(t, db, "note", nil)
+				if got := dbtest.Receive(t, ran); got != next.ID {
 					t.Errorf("task %s ran, want only %s", got, next.ID)
 				}
-				ended(t, db, next.ID)
-				if n := count(t, db, &outbox.TaskModel{}); n != 0 || len(ran) != 0 {
+				dbtest.Ended(t, db, next.ID)
+				if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 0 || len(ran) != 0 {
 					t.Errorf("%d tasks wait, %d more ran", n, len(ran))
 				}
-				eventually(t, "no hint is left", func() bool { transactions, tasks := p.Hints(); return transactions+tasks == 0 })
+				dbtest.Eventually(t, "no hint is left", func() bool { transactions, tasks := p.Hints(); return transactions+tasks == 0 })
 			})
 		}
 	})
@@ -209,32 +210,32 @@ func (s starting) Check(ctx context.Context, c dialect.Conn) error {
 // A transaction is open from before the dispatcher's first look until after it.
 func TestCommitAfterTheFirstLook(t *testing.T) {
 	t.Parallel()
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		if db.Name() == "sqlite" {
 			t.Skip("the open transaction would keep the dispatcher from starting")
 		}
 		var ran <-chan string
-		p := install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
-		first := create(t, db, "note", nil).ID
+		p := dbtest.Install(t, db, hourly(), func(p *outbox.Plugin) { ran = notes(p, "note") })
+		first := dbtest.Create(t, db, "note", nil).ID
 		var tx *gorm.DB
 		var late string
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect {
 			return starting{d, func() {
 				if tx == nil {
 					tx = db.Begin()
-					late = create(t, tx, "note", nil).ID
+					late = dbtest.Create(t, tx, "note", nil).ID
 				}
 			}}
 		})
-		start(t, p)
-		if id := receive(t, ran); id != first {
+		dbtest.Start(t, p)
+		if id := dbtest.Receive(t, ran); id != first {
 			t.Fatalf("%s ran, want %s", id, first)
 		}
-		ended(t, db, first)
+		dbtest.Ended(t, db, first)
 		if err := tx.Commit().Error; err != nil {
 			t.Fatal(err)
 		}
-		if id := receive(t, ran); id != late {
+		if id := dbtest.Receive(t, ran); id != late {
 			t.Errorf("%s ran, want %s", id, late)
 		}
 	})
@@ -264,30 +265,30 @@ func (quietWaker) Listen(ctx context.Context, _ *sql.DB, _ func()) error {
 // A wake-up that fails fails no creation, whose row is in: neither in a transaction nor outside. It
 // is said once.
 func TestFailingWaker(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var said logBuffer
 		var broken atomic.Bool
 		broken.Store(true)
-		p := install(t, db, outbox.Options{Logger: said.logger(),
+		p := dbtest.Install(t, db, outbox.Options{Logger: said.logger(),
 			Wakers: []outbox.Waker{quietWaker{}, brokenWaker{broken: &broken}}}, func(p *outbox.Plugin) {
 			p.Handle(cancelOrder, func(context.Context) error { return nil })
 		})
 		var made []string
 		err := db.Transaction(func(tx *gorm.DB) error {
-			made = append(made, create(t, tx, cancelOrder, nil).ID)
+			made = append(made, dbtest.Create(t, tx, cancelOrder, nil).ID)
 			batch, err := outbox.CreateBatch(tx, outbox.NewTask{Func: cancelOrder}, outbox.NewTask{Func: cancelOrder})
 			if err != nil {
 				return err
 			}
 			made = append(made, batch[0].ID, batch[1].ID)
-			later := create(t, tx, cancelOrder, nil, outbox.StartAfter(time.Hour))
+			later := dbtest.Create(t, tx, cancelOrder, nil, outbox.StartAfter(time.Hour))
 			made = append(made, later.ID)
 			return outbox.Reschedule(tx, later.ID, time.Now())
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		made = append(made, create(t, db, cancelOrder, nil).ID)
+		made = append(made, dbtest.Create(t, db, cancelOrder, nil).ID)
 		if n, err := p.RunDue(t.Context()); n != len(made) || err != nil {
 			t.Fatalf("%d ran, %v", n, err)
 		}
@@ -299,9 +300,9 @@ func TestFailingWaker(t *testing.T) {
 			t.Errorf("said %d times", n)
 		}
 		broken.Store(false)
-		create(t, db, cancelOrder, nil)
+		dbtest.Create(t, db, cancelOrder, nil)
 		broken.Store(true)
-		create(t, db, cancelOrder, nil)
+		dbtest.Create(t, db, cancelOrder, nil)
 		if n := said.lines("no route"); n != 2 {
 			t.Errorf("after it had worked: said %d times", n)
 		}
@@ -326,12 +327,12 @@ func TestWakerThatCannotListen(t *testing.T) {
 	db := testdb.SQLite(t)
 	var said logBuffer
 	var never, sometimes atomic.Int32
-	p := install(t, db, outbox.Options{Logger: said.logger(), Wakers: []outbox.Waker{
+	p := dbtest.Install(t, db, outbox.Options{Logger: said.logger(), Wakers: []outbox.Waker{
 		listening{err: fmt.Errorf("listen: %w", outbox.Permanent(errors.New("no ears"))), calls: &never},
 		listening{err: errors.New("not now"), calls: &sometimes},
 	}}, nil)
-	stop := start(t, p)
-	eventually(t, "it listens again after an error", func() bool { return sometimes.Load() >= 3 })
+	stop := dbtest.Start(t, p)
+	dbtest.Eventually(t, "it listens again after an error", func() bool { return sometimes.Load() >= 3 })
 	stop()
 	if n := never.Load(); n != 1 {
 		t.Errorf("it was asked %d times after a Permanent error", n)

@@ -18,15 +18,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
-	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
-
-func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
-	t.Run("sqlite", func(t *testing.T) { test(t, testdb.SQLite(t)) })
-	t.Run("postgres", func(t *testing.T) { test(t, testdb.Postgres(t)) })
-	t.Run("mariadb", func(t *testing.T) { test(t, testdb.MariaDB(t)) })
-	t.Run("mysql", func(t *testing.T) { test(t, testdb.MySQL(t)) })
-}
 
 // everything lets one user do all.
 func everything(*http.Request, admin.Action) (admin.Actor, error) {

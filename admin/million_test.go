@@ -12,6 +12,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // walking marks what no index serves: it is measured, and docs/admin.md says so.
@@ -24,7 +25,7 @@ func TestMillion(t *testing.T) {
 	if rows == "" {
 		t.Skip("make bench-admin runs it")
 	}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{QueryTimeout: time.Minute})
 		fill(t, db, rows)
 		some := d.create(outbox.Key("the-one"), outbox.StartAfter(time.Hour))

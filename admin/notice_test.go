@@ -9,12 +9,13 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // TestNoticesAreTrue: what a URL says was done is shown to whom the audit knows to have just done
 // it.
 func TestNoticesAreTrue(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		user := "alice"
 		d := open(t, db, admin.Options{Authorize: func(*http.Request, admin.Action) (admin.Actor, error) { return admin.Actor{Name: user}, nil }})
 		for range 2 {

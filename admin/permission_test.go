@@ -14,6 +14,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 func TestPermissions(t *testing.T) {
@@ -25,7 +26,7 @@ func TestPermissions(t *testing.T) {
 		}
 		return admin.Actor{Name: "bob"}, nil
 	}
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		clear(allowed)
 		d := open(t, db, admin.Options{Authorize: authorize})
 		bad, waits := d.failed(), d.create(outbox.StartAfter(time.Hour))
@@ -96,7 +97,7 @@ func TestPermissions(t *testing.T) {
 }
 
 func TestRedact(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		redact := func(path string, raw []byte) []byte {
 			if path != "mail.send" {
 				t.Errorf("redact %s", path)
@@ -131,7 +132,7 @@ func TestRedact(t *testing.T) {
 // TestLogsHoldNoArguments breaks what writes and reads: the log says that it failed, and nothing of
 // what tasks hold.
 func TestLogsHoldNoArguments(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		bad, waits := d.failed(), d.create(outbox.StartAfter(time.Hour))
 		var said strings.Builder

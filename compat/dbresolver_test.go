@@ -10,6 +10,7 @@ import (
 	"gorm.io/plugin/dbresolver"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // resolved opens a primary with a replica that is another, empty database: whatever is sent there
@@ -100,20 +101,20 @@ func TestResolverBindsThePrimary(t *testing.T) {
 
 func TestResolverSendsNothingToTheReplica(t *testing.T) {
 	eachOrder(t, func(t *testing.T, db, replica *gorm.DB, p *outbox.Plugin) {
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, path := range []string{update, updateTx} {
 			o, task := place(t, db, path, path)
-			if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
+			if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess {
 				t.Errorf("%s ended as %s: %s", path, past.Status, deref(past.Error))
 			}
 			wantStatus(t, db.Clauses(dbresolver.Write), o.ID, path)
 		}
 		// Outside of a transaction the handle's connection is the primary's too.
-		alone := create(t, db, fail, orderArgs{})
-		if past := ended(t, db, alone.ID); past.Status != outbox.StatusError {
+		alone := dbtest.Create(t, db, fail, orderArgs{})
+		if past := dbtest.Ended(t, db, alone.ID); past.Status != outbox.StatusError {
 			t.Errorf("ended as %s", past.Status)
 		}
-		if n := count(t, replica, &order{}); n != 0 {
+		if n := dbtest.Count(t, replica, &order{}); n != 0 {
 			t.Errorf("%d orders on the replica", n)
 		}
 	})
@@ -140,9 +141,9 @@ func TestResolverHandlerReadsThePrimary(t *testing.T) {
 			t.Fatal(err)
 		}
 		closePools(t, resolver)
-		start(t, p)
+		dbtest.Start(t, p)
 		_, task := place(t, db, "orders.read", "")
-		if past := ended(t, db, task.ID); past.Status != outbox.StatusSuccess || past.Result.String() != `"pen"` {
+		if past := dbtest.Ended(t, db, task.ID); past.Status != outbox.StatusSuccess || past.Result.String() != `"pen"` {
 			t.Errorf("ended as %s, result %s: %s", past.Status, past.Result, deref(past.Error))
 		}
 	})
@@ -151,7 +152,7 @@ func TestResolverHandlerReadsThePrimary(t *testing.T) {
 // A handle that a query has returned is bound to the replica that answered it.
 func TestResolverDirtyHandles(t *testing.T) {
 	eachOrder(t, func(t *testing.T, db, replica *gorm.DB, p *outbox.Plugin) {
-		start(t, p)
+		dbtest.Start(t, p)
 		for name, handle := range map[string]*gorm.DB{
 			"returned by Find": db.Find(&[]order{}),
 			"told to read":     db.Clauses(dbresolver.Read),
@@ -165,7 +166,7 @@ func TestResolverDirtyHandles(t *testing.T) {
 				if _, _, err := outbox.Lookup(handle, task.ID); err != nil {
 					t.Errorf("look up: %v", err)
 				}
-				ended(t, db, task.ID)
+				dbtest.Ended(t, db, task.ID)
 				if err := outbox.Cancel(handle, task.ID); !errors.Is(err, outbox.ErrNotFound) {
 					t.Errorf("cancel: %v, want ErrNotFound", err)
 				}

@@ -19,6 +19,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -144,31 +145,6 @@ func newPlugin(db *gorm.DB, opts outbox.Options) *outbox.Plugin {
 	return p
 }
 
-// start dispatches until the test ends, or until the returned function is called.
-func start(t *testing.T, p *outbox.Plugin) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	t.Cleanup(stop)
-	return stop
-}
-
-func create(t *testing.T, tx *gorm.DB, path string, args orderArgs, opts ...outbox.CreateOption) *outbox.TaskModel {
-	t.Helper()
-	task, err := outbox.Create(tx, path, args, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return task
-}
-
 // place makes an order with a task in one transaction.
 func place(t *testing.T, db *gorm.DB, path, status string, opts ...outbox.CreateOption) (o order, task *outbox.TaskModel) {
 	t.Helper()
@@ -177,7 +153,7 @@ func place(t *testing.T, db *gorm.DB, path, status string, opts ...outbox.Create
 		if err := tx.Create(&o).Error; err != nil {
 			return err
 		}
-		task = create(t, tx, path, orderArgs{o.ID, status}, opts...)
+		task = dbtest.Create(t, tx, path, orderArgs{o.ID, status}, opts...)
 		return nil
 	})
 	if err != nil {
@@ -190,7 +166,7 @@ func place(t *testing.T, db *gorm.DB, path, status string, opts ...outbox.Create
 func placed(t *testing.T, db *gorm.DB, path, status string) {
 	t.Helper()
 	o, task := place(t, db, path, status)
-	past := ended(t, db, task.ID)
+	past := dbtest.Ended(t, db, task.ID)
 	if past.Status != outbox.StatusSuccess {
 		t.Fatalf("%s ended as %s: %v", path, past.Status, deref(past.Error))
 	}
@@ -206,43 +182,6 @@ func wantStatus(t *testing.T, db *gorm.DB, id uint, status string) {
 	if got.Status != status {
 		t.Errorf("order %d is %s, want %s", id, got.Status, status)
 	}
-}
-
-// ended waits for a task's history row.
-func ended(t *testing.T, db *gorm.DB, id string) *outbox.HistoryModel {
-	t.Helper()
-	var past *outbox.HistoryModel
-	eventually(t, "task "+id+" ends", func() bool {
-		var err error
-		if _, past, err = outbox.Lookup(db, id); err != nil {
-			t.Fatal(err)
-		}
-		return past != nil
-	})
-	return past
-}
-
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.After(3 * time.Minute) // the driver in pure Go is slow under the race detector
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-limit:
-			t.Fatalf("not within three minutes: %s", what)
-		}
-	}
-}
-
-func count(t *testing.T, db *gorm.DB, model any) int64 {
-	t.Helper()
-	var n int64
-	if err := db.Model(model).Count(&n).Error; err != nil {
-		t.Fatal(err)
-	}
-	return n
 }
 
 func deref[T any](p *T) (v T) {
@@ -273,3 +212,5 @@ func (l *logs) String() string {
 func (l *logs) logger(level slog.Level) *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: level}))
 }
+
+func init() { dbtest.Limit = 3 * time.Minute } // the driver in pure Go is slow under the race detector

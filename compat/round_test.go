@@ -8,6 +8,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 var errUndo = errors.New("undo")
@@ -21,7 +22,7 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 		if err := tx.Create(&o).Error; err != nil {
 			return err
 		}
-		rolledBack = create(t, tx, updateTx, orderArgs{o.ID, "never"})
+		rolledBack = dbtest.Create(t, tx, updateTx, orderArgs{o.ID, "never"})
 		return errUndo
 	})
 	if !errors.Is(err, errUndo) {
@@ -33,9 +34,9 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 		if err := tx.Create(&kept).Error; err != nil {
 			return err
 		}
-		outer = create(t, tx, updateTx, orderArgs{kept.ID, "kept"})
+		outer = dbtest.Create(t, tx, updateTx, orderArgs{kept.ID, "kept"})
 		err := tx.Transaction(func(tx *gorm.DB) error {
-			create(t, tx, updateTx, orderArgs{kept.ID, "nested"})
+			dbtest.Create(t, tx, updateTx, orderArgs{kept.ID, "nested"})
 			return errUndo
 		})
 		if !errors.Is(err, errUndo) {
@@ -46,12 +47,12 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, db, &outbox.TaskModel{}); n != 1 {
+	if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 1 {
 		t.Fatalf("%d tasks after two rollbacks and a commit, want 1", n)
 	}
 
 	err = db.Transaction(func(tx *gorm.DB) error {
-		holder := create(t, tx, updateTx, orderArgs{kept.ID, "later"}, outbox.Key("k"), outbox.StartAfter(time.Hour))
+		holder := dbtest.Create(t, tx, updateTx, orderArgs{kept.ID, "later"}, outbox.Key("k"), outbox.StartAfter(time.Hour))
 		_, err := outbox.Create(tx, updateTx, orderArgs{kept.ID, "twice"}, outbox.Key("k"))
 		var duplicate *outbox.DuplicateKeyError
 		if !errors.As(err, &duplicate) || duplicate.ID != holder.ID {
@@ -67,14 +68,14 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := count(t, db, &outbox.TaskModel{}); n != 2 {
+	if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 2 {
 		t.Fatalf("%d tasks after a refused batch, want 2", n)
 	}
 
-	stop := start(t, p)
+	stop := dbtest.Start(t, p)
 	placed(t, db, update, "paid")
 	placed(t, db, updateTx, "sent")
-	if past := ended(t, db, outer.ID); past.Status != outbox.StatusSuccess {
+	if past := dbtest.Ended(t, db, outer.ID); past.Status != outbox.StatusSuccess {
 		t.Errorf("the outer transaction's task ended as %s", past.Status)
 	}
 	wantStatus(t, db, kept.ID, "kept")
@@ -83,7 +84,7 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 	}
 
 	_, failed := place(t, db, fail, "")
-	past := ended(t, db, failed.ID)
+	past := dbtest.Ended(t, db, failed.ID)
 	if past.Status != outbox.StatusError || deref(past.Error) != errFail.Error() {
 		t.Errorf("failure ended as %s: %q", past.Status, deref(past.Error))
 	}
@@ -91,7 +92,7 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if past = ended(t, db, again.ID); past.Status != outbox.StatusError || deref(past.RerunOf) != failed.ID {
+	if past = dbtest.Ended(t, db, again.ID); past.Status != outbox.StatusError || deref(past.RerunOf) != failed.ID {
 		t.Errorf("re-run ended as %s, of %q", past.Status, deref(past.RerunOf))
 	}
 
@@ -103,7 +104,7 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 	if err != nil {
 		t.Error(err)
 	}
-	if past := ended(t, db, waiting.ID); past.Status != outbox.StatusCancelled {
+	if past := dbtest.Ended(t, db, waiting.ID); past.Status != outbox.StatusCancelled {
 		t.Errorf("cancelled task ended as %s", past.Status)
 	}
 	wantStatus(t, db, o.ID, "new")
@@ -113,7 +114,7 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 
 	batch(t, db, update, orderArgs{kept.ID, "batch"}, 30)
 	stop()
-	if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
+	if n := dbtest.Count(t, db, &outbox.ProcessModel{}); n != 0 {
 		t.Errorf("%d processes registered after the end", n)
 	}
 }
@@ -121,7 +122,7 @@ func round(t *testing.T, db *gorm.DB, p *outbox.Plugin) {
 // batch creates n tasks at once and waits for them all.
 func batch(t *testing.T, db *gorm.DB, path string, args orderArgs, n int) {
 	t.Helper()
-	before := count(t, db, &outbox.HistoryModel{})
+	before := dbtest.Count(t, db, &outbox.HistoryModel{})
 	tasks := make([]outbox.NewTask, n)
 	for i := range tasks {
 		tasks[i] = outbox.NewTask{Func: path, Args: args}
@@ -133,8 +134,8 @@ func batch(t *testing.T, db *gorm.DB, path string, args orderArgs, n int) {
 	if len(created) != n {
 		t.Fatalf("%d rows of a batch of %d", len(created), n)
 	}
-	eventually(t, "the batch is done", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
-	if got := count(t, db, &outbox.HistoryModel{}) - before; got != int64(n) {
+	dbtest.Eventually(t, "the batch is done", func() bool { return dbtest.Count(t, db, &outbox.TaskModel{}) == 0 })
+	if got := dbtest.Count(t, db, &outbox.HistoryModel{}) - before; got != int64(n) {
 		t.Errorf("%d rows of history for a batch of %d", got, n)
 	}
 	var bad []outbox.HistoryModel

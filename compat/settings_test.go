@@ -9,6 +9,7 @@ import (
 	"gorm.io/gorm/schema"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // No setting of the application's *gorm.Config changes what is written or run.
@@ -128,7 +129,7 @@ func TestTwoDatabasesInOneProcess(t *testing.T) {
 	eachDB(t, func(t *testing.T, d database) {
 		first, second := mattn.open(t, nil), d.open(t, nil)
 		p, q := install(t, first, outbox.Options{}), install(t, second, outbox.Options{})
-		start(t, q)
+		dbtest.Start(t, q)
 		o, task := place(t, first, update, "first")
 		placed(t, second, update, "second")
 		placed(t, second, updateTx, "second")
@@ -136,10 +137,10 @@ func TestTwoDatabasesInOneProcess(t *testing.T) {
 			t.Errorf("the first database's task does not wait any more: %v", err)
 		}
 		wantStatus(t, first, o.ID, "new")
-		start(t, p)
-		ended(t, first, task.ID)
+		dbtest.Start(t, p)
+		dbtest.Ended(t, first, task.ID)
 		wantStatus(t, first, o.ID, "first")
-		if n := count(t, second, &outbox.HistoryModel{}); n != 2 {
+		if n := dbtest.Count(t, second, &outbox.HistoryModel{}); n != 2 {
 			t.Errorf("%d tasks in the second database's history, want 2", n)
 		}
 	})
@@ -159,7 +160,7 @@ func TestGenerics(t *testing.T) {
 			if _, err := gorm.G[order](tx).Where("id = ?", o.ID).Take(t.Context()); err != nil {
 				return err
 			}
-			task = create(t, tx, updateTx, orderArgs{o.ID, "paid"})
+			task = dbtest.Create(t, tx, updateTx, orderArgs{o.ID, "paid"})
 			n, err := gorm.G[outbox.TaskModel](tx).Where("id = ?", task.ID).Count(t.Context(), "*")
 			if err == nil && n != 1 {
 				t.Errorf("%d tasks of the id in the transaction", n)

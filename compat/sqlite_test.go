@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // eachSQLite runs a test with both drivers for SQLite: they take other parameters, and give other
@@ -33,7 +34,7 @@ func TestBatchOf3000(t *testing.T) {
 	eachDB(t, func(t *testing.T, d database) {
 		db := d.open(t, nil)
 		p := install(t, db, outbox.Options{})
-		start(t, p)
+		dbtest.Start(t, p)
 		batch(t, db, nothing, orderArgs{}, 3000)
 	})
 }
@@ -56,13 +57,13 @@ func TestRetry(t *testing.T) {
 			t.Fatal(err)
 		}
 		migrate(t, db, p)
-		start(t, p)
-		task := create(t, db, "orders.flaky", orderArgs{}, outbox.MaxAttempts(5))
-		past := ended(t, db, task.ID)
+		dbtest.Start(t, p)
+		task := dbtest.Create(t, db, "orders.flaky", orderArgs{}, outbox.MaxAttempts(5))
+		past := dbtest.Ended(t, db, task.ID)
 		if past.Status != outbox.StatusSuccess || past.Attempt != 3 || len(past.Errors) != 2 {
 			t.Errorf("ended as %s after %d attempts with errors %v", past.Status, past.Attempt, past.Errors)
 		}
-		if n := count(t, db, &order{}); n != 1 {
+		if n := dbtest.Count(t, db, &order{}); n != 1 {
 			t.Errorf("%d traces of transactional runs, want only the last one's", n)
 		}
 	})
@@ -91,15 +92,15 @@ func TestForeignWriteLock(t *testing.T) {
 		}
 		migrate(t, db, p)
 		for range 2 {
-			create(t, db, "orders.wait", orderArgs{}, outbox.Priority(1))
+			dbtest.Create(t, db, "orders.wait", orderArgs{}, outbox.Priority(1))
 		}
 		var orders []order
 		for range 10 {
 			o, _ := place(t, db, updateTx, "done")
 			orders = append(orders, o)
-			create(t, db, "orders.wait", orderArgs{})
+			dbtest.Create(t, db, "orders.wait", orderArgs{})
 		}
-		start(t, p)
+		dbtest.Start(t, p)
 		<-started
 		<-started
 		lock := foreign.Begin()
@@ -108,13 +109,13 @@ func TestForeignWriteLock(t *testing.T) {
 		}
 		close(locked)
 		<-time.After(500 * time.Millisecond)
-		if n := count(t, foreign, &outbox.HistoryModel{}); n != 0 {
+		if n := dbtest.Count(t, foreign, &outbox.HistoryModel{}); n != 0 {
 			t.Errorf("%d tasks ended under the lock, so the test shows nothing", n)
 		}
 		if err := lock.Commit().Error; err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "all is done", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
+		dbtest.Eventually(t, "all is done", func() bool { return dbtest.Count(t, db, &outbox.TaskModel{}) == 0 })
 		var past []outbox.HistoryModel
 		if err := db.Find(&past).Error; err != nil {
 			t.Fatal(err)
@@ -150,14 +151,14 @@ func TestMaxOpenConns1(t *testing.T) {
 				p := install(t, db, outbox.Options{
 					Heartbeat: 20 * time.Millisecond, HeartbeatLimit: 30 * time.Second, Scan: "@every 50ms"})
 				round(t, db, p)
-				start(t, p)
+				dbtest.Start(t, p)
 				var ids []string
 				for i := range 20 {
 					_, task := place(t, db, []string{update, updateTx}[i%2], "done")
 					ids = append(ids, task.ID)
 				}
 				for _, id := range ids {
-					if past := ended(t, db, id); past.Status != outbox.StatusSuccess {
+					if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
 						t.Errorf("%s ended as %s: %s", past.Func, past.Status, deref(past.Error))
 					}
 				}

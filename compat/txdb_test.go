@@ -11,6 +11,7 @@ import (
 	txdb "github.com/DATA-DOG/go-txdb"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -38,7 +39,7 @@ func TestDrainOnTxdb(t *testing.T) {
 	if err := db.Use(p); err != nil {
 		t.Fatal(err)
 	}
-	create(t, db, nothing, orderArgs{ID: 7})
+	dbtest.Create(t, db, nothing, orderArgs{ID: 7})
 	testutil.RequireCreated(t, db, nothing, outbox.Args{"id": 7})
 	f := &fatal{TB: t}
 	done := make(chan struct{})

@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // fxRecipe is the one of docs/operations.md.
@@ -102,7 +103,7 @@ func TestGen(t *testing.T) {
 				var orders gen.DO
 				orders.UseDB(tx)
 				orders.UseModel(order{})
-				id = create(t, orders.WithContext(t.Context()).(*gen.DO).UnderlyingDB(), updateTx, orderArgs{1, "paid"}).ID
+				id = dbtest.Create(t, orders.WithContext(t.Context()).(*gen.DO).UnderlyingDB(), updateTx, orderArgs{1, "paid"}).ID
 				return want
 			})
 			if !errors.Is(err, want) {

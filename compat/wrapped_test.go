@@ -21,6 +21,7 @@ import (
 	"gorm.io/sharding"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/pgnotify"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -81,11 +82,11 @@ func TestNotifyBehindOtherDrivers(t *testing.T) {
 				Logger: slog.New(slog.DiscardHandler)})); err != nil {
 				t.Fatal(err)
 			}
-			start(t, p)
+			dbtest.Start(t, p)
 			if c.says != "" {
-				eventually(t, "it is said", func() bool { return strings.Contains(said.String(), c.says) })
+				dbtest.Eventually(t, "it is said", func() bool { return strings.Contains(said.String(), c.says) })
 			} else {
-				eventually(t, "somebody listens", func() bool {
+				dbtest.Eventually(t, "somebody listens", func() bool {
 					var n int
 					if err := producer.Raw("SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN \"' || ? || '\"' AND state = 'idle'",
 						opts.Channel).Scan(&n).Error; err != nil {
@@ -95,7 +96,7 @@ func TestNotifyBehindOtherDrivers(t *testing.T) {
 				})
 			}
 			for range 3 {
-				if past := ended(t, db, create(t, producer, nothing, orderArgs{}).ID); past.Status != outbox.StatusSuccess {
+				if past := dbtest.Ended(t, db, dbtest.Create(t, producer, nothing, orderArgs{}).ID); past.Status != outbox.StatusSuccess {
 					t.Errorf("ended as %s: %s", past.Status, deref(past.Error))
 				}
 			}
@@ -127,7 +128,7 @@ func TestSharding(t *testing.T) {
 	batch := func(key string) []outbox.NewTask {
 		return []outbox.NewTask{{Func: nothing, Args: orderArgs{}}, {Func: nothing, Args: orderArgs{}, Options: []outbox.CreateOption{outbox.Key(key)}}}
 	}
-	create(t, db, nothing, orderArgs{}, outbox.Key("held"))
+	dbtest.Create(t, db, nothing, orderArgs{}, outbox.Key("held"))
 	seen := func(tx *gorm.DB) *gorm.DB {
 		t.Helper()
 		tx = tx.Model(&order{}).Where("id = ?", 1).Find(&[]order{})
@@ -142,7 +143,7 @@ func TestSharding(t *testing.T) {
 	if _, err := outbox.CreateBatch(seen(db), batch("held")...); !errors.Is(err, outbox.ErrDuplicateKey) {
 		t.Errorf("a key that is held: %v", err)
 	}
-	if n := count(t, db, &outbox.TaskModel{}); n != 1 {
+	if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 1 {
 		t.Errorf("%d rows are left of a batch that failed", n-1)
 	}
 	if _, err := outbox.CreateBatch(seen(db), batch("free")...); err != nil {
@@ -150,7 +151,7 @@ func TestSharding(t *testing.T) {
 	}
 	undo := errors.New("undo")
 	err := db.Transaction(func(tx *gorm.DB) error {
-		create(t, seen(tx), nothing, orderArgs{})
+		dbtest.Create(t, seen(tx), nothing, orderArgs{})
 		if _, err := outbox.CreateBatch(seen(tx), batch("held")...); !errors.Is(err, outbox.ErrDuplicateKey) {
 			t.Errorf("a key that is held, in a transaction: %v", err)
 		}
@@ -159,7 +160,7 @@ func TestSharding(t *testing.T) {
 		}
 		return undo
 	})
-	if n := count(t, db, &outbox.TaskModel{}); n != 3 || !errors.Is(err, undo) {
+	if n := dbtest.Count(t, db, &outbox.TaskModel{}); n != 3 || !errors.Is(err, undo) {
 		t.Errorf("%d rows after a rollback, want 3; %v", n, err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // A child process is this test binary again, with a role. It says on its standard output what it
@@ -150,7 +151,7 @@ func (c *child) freeze(t testing.TB, db *gorm.DB) {
 	err := db.Transaction(func(*gorm.DB) error {
 		c.signal(t, syscall.SIGSTOP)
 		if runtime.GOOS == "linux" {
-			eventually(t, "it stands still", func() bool {
+			dbtest.Eventually(t, "it stands still", func() bool {
 				threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", c.Process.Pid))
 				return err == nil && !slices.ContainsFunc(threads, func(path string) bool {
 					stat, err := os.ReadFile(path)
@@ -171,7 +172,7 @@ func (c *child) letGo() { _, _ = io.WriteString(c.input, "go\n") }
 func (c *child) says(t testing.TB, want string) {
 	t.Helper()
 	for {
-		line := receive(t, c.lines)
+		line := dbtest.Receive(t, c.lines)
 		switch line {
 		case want:
 			return

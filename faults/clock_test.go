@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // clocked is a plugin whose clock is off: even the times that the database would tell are its own.
@@ -17,11 +18,11 @@ func clocked(t *testing.T, d database, dsn string, offset *atomic.Int64, change 
 		o.HeartbeatLimit = 2 * time.Second
 		o.Clock = func() time.Time { return time.Now().Add(time.Duration(offset.Load())) }
 	})...)
-	p := install(t, db, opts, func(p *outbox.Plugin) {
+	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("ordinary", func(ctx context.Context) error { return leave(ctx, db) }, outbox.Idempotent())
 	})
 	return p, func(path string, opts ...outbox.CreateOption) *outbox.TaskModel {
-		return create(t, db, path, nil, opts...)
+		return dbtest.Create(t, db, path, nil, opts...)
 	}
 }
 
@@ -33,21 +34,21 @@ func TestClocksThatDisagree(t *testing.T) {
 		offsets[1].Store(int64(time.Hour))
 		offsets[2].Store(int64(-time.Hour))
 		db := d.open(t, dsn, nil)
-		install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
+		dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
 		var creators []func(string, ...outbox.CreateOption) *outbox.TaskModel
 		for i := range offsets {
 			p, make := clocked(t, d, dsn, &offsets[i])
 			creators = append(creators, make)
-			start(t, p)
+			dbtest.Start(t, p)
 		}
-		eventually(t, "all are there", func() bool { return count(t, db, &outbox.ProcessModel{}) == 3 })
+		dbtest.Eventually(t, "all are there", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 3 })
 		var before []outbox.ProcessModel
 		if err := db.Order("id").Find(&before).Error; err != nil {
 			t.Fatal(err)
 		}
 		for _, create := range creators {
 			for range 5 {
-				if h := ended(t, db, create("ordinary").ID); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+				if h := dbtest.Ended(t, db, create("ordinary").ID); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 					t.Errorf("%+v", h)
 				}
 			}
@@ -70,13 +71,13 @@ func TestClocksThatDisagree(t *testing.T) {
 func TestCallersClockIsOff(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) { effectHandlers(p, db) })
-		start(t, p)
-		late := create(t, db, "ordinary", nil, outbox.StartAt(time.Now().Add(-time.Hour))) // its clock is slow
-		ended(t, db, late.ID)
-		early := create(t, db, "ordinary", nil, outbox.StartAt(time.Now().Add(time.Hour))) // its clock is fast
-		soon := create(t, db, "ordinary", nil)
-		ended(t, db, soon.ID)
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) { effectHandlers(p, db) })
+		dbtest.Start(t, p)
+		late := dbtest.Create(t, db, "ordinary", nil, outbox.StartAt(time.Now().Add(-time.Hour))) // its clock is slow
+		dbtest.Ended(t, db, late.ID)
+		early := dbtest.Create(t, db, "ordinary", nil, outbox.StartAt(time.Now().Add(time.Hour))) // its clock is fast
+		soon := dbtest.Create(t, db, "ordinary", nil)
+		dbtest.Ended(t, db, soon.ID)
 		if waiting, _, err := outbox.Lookup(db, early.ID); err != nil || waiting == nil || waiting.Attempt != 0 {
 			t.Errorf("it was early: %+v, %v", waiting, err)
 		}
@@ -88,25 +89,25 @@ func TestCallersClockIsOff(t *testing.T) {
 func TestDatabasesClockMoves(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
-		install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
+		dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
 		var offset atomic.Int64
 		for _, move := range []time.Duration{0, -time.Hour, 2 * time.Hour, -time.Hour} {
 			offset.Add(int64(move))
 			p, create := clocked(t, d, dsn, &offset)
-			stop := start(t, p)
+			stop := dbtest.Start(t, p)
 			soon, later := create("ordinary"), create("ordinary", outbox.StartAfter(30*time.Minute))
-			if h := ended(t, db, soon.ID); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
+			if h := dbtest.Ended(t, db, soon.ID); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 				t.Errorf("clock moved by %v: %+v", move, h)
 			}
 			if waiting, _, err := outbox.Lookup(db, later.ID); err != nil || waiting == nil || waiting.Attempt != 0 {
 				t.Errorf("clock moved by %v: it was early: %+v, %v", move, waiting, err)
 			}
 			offset.Add(int64(time.Hour)) // while it runs
-			if h := ended(t, db, later.ID); h.Status != outbox.StatusSuccess || h.Crashes != 0 {
+			if h := dbtest.Ended(t, db, later.ID); h.Status != outbox.StatusSuccess || h.Crashes != 0 {
 				t.Errorf("clock moved by an hour: %+v", h)
 			}
 			offset.Add(int64(-time.Hour))
-			if h := ended(t, db, create("ordinary").ID); h.Status != outbox.StatusSuccess {
+			if h := dbtest.Ended(t, db, create("ordinary").ID); h.Status != outbox.StatusSuccess {
 				t.Errorf("clock moved back by an hour: %+v", h)
 			}
 			stop()

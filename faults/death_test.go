@@ -12,6 +12,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // deathPoints of a run are before and after each statement that matters; kill -9 comes there.
@@ -57,7 +58,7 @@ func effectHandlers(p *outbox.Plugin, db *gorm.DB) {
 func TestKilledAtEachPoint(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
-		p := install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
 		type death struct {
 			name, kind string
 			max        int
@@ -75,7 +76,7 @@ func TestKilledAtEachPoint(t *testing.T) {
 					}
 					dead := &death{name: fmt.Sprintf("%s %s %s %d", kind, when, point.name, i), kind: kind, max: 1 + i%2}
 					queue := fmt.Sprintf("q%d", len(deaths))
-					dead.task = create(t, db, kind, nil, outbox.Queue(queue), outbox.MaxAttempts(dead.max))
+					dead.task = dbtest.Create(t, db, kind, nil, outbox.Queue(queue), outbox.MaxAttempts(dead.max))
 					deaths = append(deaths, dead)
 					wg.Go(func() {
 						slots <- struct{}{}
@@ -91,9 +92,9 @@ func TestKilledAtEachPoint(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, dead := range deaths {
-			past := ended(t, db, dead.task.ID)
+			past := dbtest.Ended(t, db, dead.task.ID)
 			n, runs := effects(t, db, dead.task.ID), past.Attempt-past.Uncounted
 			success := past.Status == outbox.StatusSuccess
 			switch {
@@ -109,7 +110,7 @@ func TestKilledAtEachPoint(t *testing.T) {
 				t.Errorf("%s: an attempt was left: %+v", dead.name, past)
 			}
 		}
-		if n, m := count(t, db, &outbox.TaskModel{}), count(t, db, &outbox.HistoryModel{}); n != 0 || int(m) != len(deaths) {
+		if n, m := dbtest.Count(t, db, &outbox.TaskModel{}), dbtest.Count(t, db, &outbox.HistoryModel{}); n != 0 || int(m) != len(deaths) {
 			t.Errorf("%d tasks are left, %d rows of history of %d tasks", n, m, len(deaths))
 		}
 		t.Logf("%d deaths", len(deaths))
@@ -168,7 +169,7 @@ func init() {
 func TestKilledWithOutcomesUnwritten(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
-		p := install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
 		batch := make([]outbox.NewTask, 10)
 		for i := range batch {
 			batch[i].Func = "ordinary"
@@ -180,9 +181,9 @@ func TestKilledWithOutcomesUnwritten(t *testing.T) {
 		if c := spawn(t, d, dsn, "dies with outcomes", ""); c.wait().Signal() != syscall.SIGKILL {
 			t.Fatalf("the child was not killed: %v", c.ProcessState)
 		}
-		start(t, p)
+		dbtest.Start(t, p)
 		for _, task := range tasks {
-			past := ended(t, db, task.ID)
+			past := dbtest.Ended(t, db, task.ID)
 			if n := effects(t, db, task.ID); past.Status != outbox.StatusError || past.Reason != outbox.ReasonInterrupted || past.Attempt != 1 || n != 1 {
 				t.Errorf("%d effects, %+v", n, past)
 			}
@@ -193,8 +194,8 @@ func TestKilledWithOutcomesUnwritten(t *testing.T) {
 func TestKilledCreator(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
-		p := install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
-		start(t, p)
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { effectHandlers(p, db) })
+		dbtest.Start(t, p)
 		for _, tt := range []struct {
 			when  string
 			tasks int64
@@ -204,15 +205,15 @@ func TestKilledCreator(t *testing.T) {
 			}
 			// The server may take a moment to notice that its client is gone; what comes next is
 			// created after that.
-			later := create(t, db, "ordinary", nil, outbox.Priority(4))
-			ended(t, db, later.ID)
+			later := dbtest.Create(t, db, "ordinary", nil, outbox.Priority(4))
+			dbtest.Ended(t, db, later.ID)
 			if tt.tasks > 0 {
-				eventually(t, "all have run", func() bool { return count(t, db, &outbox.TaskModel{}) == 0 })
+				dbtest.Eventually(t, "all have run", func() bool { return dbtest.Count(t, db, &outbox.TaskModel{}) == 0 })
 			}
 			if err := db.Delete(&outbox.HistoryModel{}, "id = ?", later.ID).Error; err != nil {
 				t.Fatal(err)
 			}
-			if n, b := count(t, db, &outbox.HistoryModel{}), effects(t, db, "business"); n != tt.tasks || b != tt.tasks/10 {
+			if n, b := dbtest.Count(t, db, &outbox.HistoryModel{}), effects(t, db, "business"); n != tt.tasks || b != tt.tasks/10 {
 				t.Errorf("killed %s the commit: %d tasks have run, %d business rows; want %d and %d", tt.when, n, b, tt.tasks, tt.tasks/10)
 			}
 		}

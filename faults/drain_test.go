@@ -10,6 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil"
 )
 
@@ -39,10 +40,10 @@ func TestTestutilReturnsSoonAfterItsContext(t *testing.T) {
 				t.Parallel()
 				through, begin := stall(t, d.dsn(t))
 				db := d.open(t, through, nil)
-				p := install(t, db, quick(func(o *outbox.Options) { o.Heartbeat, o.HeartbeatLimit = 0, 0 }), func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, quick(func(o *outbox.Options) { o.Heartbeat, o.HeartbeatLimit = 0, 0 }), func(p *outbox.Plugin) {
 					p.Handle("ordinary", fine)
 				})
-				create(t, db, "ordinary", nil)
+				dbtest.Create(t, db, "ordinary", nil)
 				begin(pool(t, db))
 				said := make(chan string, 10)
 				calls := map[string]func(context.Context) error{}

@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // soon is how long after its context a call may return: SQLite's busy timeout is five seconds, and
@@ -34,35 +35,35 @@ func TestCallReturnsSoonAfterItsContext(t *testing.T) {
 				dsn := d.dsn(t)
 				through, begin := stall(t, dsn)
 				db := d.open(t, through, nil)
-				p := install(t, db, quick(idle), func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, quick(idle), func(p *outbox.Plugin) {
 					p.Handle("ordinary", fine)
 					definition.Handle(p, func(context.Context, outbox.Args) error { return nil })
 				})
-				waiting, past := create(t, db, "ordinary", nil, outbox.StartAfter(time.Hour)), create(t, db, "ordinary", nil)
+				waiting, past := dbtest.Create(t, db, "ordinary", nil, outbox.StartAfter(time.Hour)), dbtest.Create(t, db, "ordinary", nil)
 				if _, err := p.RunDue(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 				other := d.open(t, through, nil) // a pool and plugin of its own, which the stall meets while it runs
-				running := install(t, other, quick(idle), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
+				running := dbtest.Install(t, other, quick(idle), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
 				runs, stop := context.WithCancel(t.Context())
 				defer stop()
 				ran := make(chan error, 1)
 				go func() { ran <- running.Run(runs) }()
-				eventually(t, "it runs", func() bool { return count(t, db, &outbox.ProcessModel{}) > 0 })
+				dbtest.Eventually(t, "it runs", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) > 0 })
 				inTurn := d.open(t, through, nil) // another, whose handler runs when the stall begins
 				started := make(chan struct{}, 1)
-				due := install(t, inTurn, quick(func(o *outbox.Options) {
+				due := dbtest.Install(t, inTurn, quick(func(o *outbox.Options) {
 					o.Queues, o.ShutdownGrace, o.CancelGrace = []string{"turn"}, 200*time.Millisecond, 200*time.Millisecond
 					o.Heartbeat, o.HeartbeatLimit = time.Second, 6*time.Second
 				}), func(p *outbox.Plugin) {
 					p.Handle("waits", func(ctx context.Context) error { started <- struct{}{}; <-ctx.Done(); return nil })
 				})
-				create(t, inTurn, "waits", nil, outbox.Queue("turn"))
+				dbtest.Create(t, inTurn, "waits", nil, outbox.Queue("turn"))
 				runsDue, stopDue := context.WithCancel(t.Context())
 				defer stopDue()
 				ranDue := make(chan error, 1)
 				go func() { _, err := due.RunDue(runsDue); ranDue <- err }()
-				receive(t, started)
+				dbtest.Receive(t, started)
 				late := d.open(t, through, nil) // its plugin has not met a database that answers
 				begin(pool(t, db), pool(t, other), pool(t, inTurn), pool(t, late))
 				first := time.Now()
@@ -182,19 +183,19 @@ func TestCallReturnsSoonFromEachStatement(t *testing.T) {
 						p.Handle("ordinary", fine)
 						p.Handle("again", func(context.Context) error { return errors.New("on purpose") })
 					}
-					p := install(t, plain, opts, setup)
+					p := dbtest.Install(t, plain, opts, setup)
 					foreign := strings.Contains(name, "another context's") // begins without ours
-					past := create(t, plain, "ordinary", nil).ID
+					past := dbtest.Create(t, plain, "ordinary", nil).ID
 					if _, err := p.RunDue(t.Context()); err != nil {
 						t.Fatal(err)
 					}
 					for n := partition + 1; ; n += partitions {
 						plain.Exec("DELETE FROM outbox_tasks")
-						waiting := create(t, plain, "ordinary", nil, outbox.Key("held"), outbox.StartAfter(time.Hour)).ID
-						create(t, plain, "again", nil, outbox.MaxAttempts(9))
+						waiting := dbtest.Create(t, plain, "ordinary", nil, outbox.Key("held"), outbox.StartAfter(time.Hour)).ID
+						dbtest.Create(t, plain, "again", nil, outbox.MaxAttempts(9))
 						proxy, through := startProxy(t, d, dsn)
 						db := d.open(t, through, nil)
-						p := install(t, db, opts, setup)
+						p := dbtest.Install(t, db, opts, setup)
 						fallen := make(chan string, 1)
 						seen := 0
 						proxy.set(func(statement string) action {

@@ -10,6 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // fatal handlers end their process in ways that no recover stops.
@@ -60,26 +61,26 @@ func TestHandlerEndsItsProcess(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
 		// The observer judges, but has no function of theirs.
-		observer := install(t, db, quick(func(o *outbox.Options) { o.ProducerOnly = true }), func(p *outbox.Plugin) { p.Handle("other", fine) })
-		start(t, observer)
+		observer := dbtest.Install(t, db, quick(func(o *outbox.Options) { o.ProducerOnly = true }), func(p *outbox.Plugin) { p.Handle("other", fine) })
+		dbtest.Start(t, observer)
 		for name := range fatal {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()
 				poison := map[string]*outbox.TaskModel{}
 				for kind, max := range map[string]int{"poison": 2, "poison.idempotent": 1, "poison.tx": 1} {
-					poison[kind] = create(t, db, kind, nil, outbox.Queue(name), outbox.MaxAttempts(max))
+					poison[kind] = dbtest.Create(t, db, kind, nil, outbox.Queue(name), outbox.MaxAttempts(max))
 				}
 				var others []*outbox.TaskModel
 				for range 5 {
-					others = append(others, create(t, db, "fine", nil, outbox.Queue(name), outbox.MaxAttempts(20)))
+					others = append(others, dbtest.Create(t, db, "fine", nil, outbox.Queue(name), outbox.MaxAttempts(20)))
 				}
-				unfinished := func() bool { return count(t, db.Where("queue = ?", name), &outbox.TaskModel{}) > 0 }
+				unfinished := func() bool { return dbtest.Count(t, db.Where("queue = ?", name), &outbox.TaskModel{}) > 0 }
 				for starts := 0; unfinished(); starts++ {
 					if starts > 15 {
 						t.Fatal("it does not end")
 					}
 					c := spawn(t, d, dsn, "fatal", name)
-					eventually(t, "the child dies, or there is nothing left to do", func() bool {
+					dbtest.Eventually(t, "the child dies, or there is nothing left to do", func() bool {
 						select {
 						case <-c.ended:
 							return true
@@ -89,7 +90,7 @@ func TestHandlerEndsItsProcess(t *testing.T) {
 					})
 				}
 				for kind, task := range poison {
-					h, crashes := ended(t, db, task.ID), 3
+					h, crashes := dbtest.Ended(t, db, task.ID), 3
 					if kind == "poison" {
 						crashes = 0
 					}
@@ -102,7 +103,7 @@ func TestHandlerEndsItsProcess(t *testing.T) {
 					t.Errorf("%d effects", n)
 				}
 				for _, task := range others {
-					if h := ended(t, db, task.ID); h.Status != outbox.StatusSuccess {
+					if h := dbtest.Ended(t, db, task.ID); h.Status != outbox.StatusSuccess {
 						t.Errorf("another task: %+v", h)
 					}
 				}

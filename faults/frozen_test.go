@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 type finishHook struct {
@@ -62,7 +63,7 @@ func TestZombieCannotWrite(t *testing.T) {
 					dsn := d.dsn(t)
 					db := d.open(t, dsn, nil)
 					started, leaving := make(chan string, 10), make(chan struct{})
-					p := install(t, db, quick(), func(p *outbox.Plugin) {
+					p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) {
 						run := func(ctx context.Context) error {
 							task, _ := outbox.TaskFrom(ctx)
 							started <- task.ID
@@ -74,12 +75,12 @@ func TestZombieCannotWrite(t *testing.T) {
 							return errors.Join(leave(ctx, tx), run(ctx))
 						})
 					})
-					task := create(t, db, kind, nil, outbox.MaxAttempts(5))
+					task := dbtest.Create(t, db, kind, nil, outbox.MaxAttempts(5))
 					zombie := spawn(t, d, dsn, "freezes", how)
 					zombie.says(t, "started "+task.ID)
 					zombie.freeze(t, db)
-					start(t, p)
-					receive(t, started)
+					dbtest.Start(t, p)
+					dbtest.Receive(t, started)
 					during, _, err := outbox.Lookup(db, task.ID)
 					if err != nil || during == nil {
 						t.Fatal(during, err)
@@ -91,7 +92,7 @@ func TestZombieCannotWrite(t *testing.T) {
 						t.Errorf("the zombie has changed the task: %+v, %+v, %v", now, past, err)
 					}
 					close(leaving)
-					h := ended(t, db, task.ID)
+					h := dbtest.Ended(t, db, task.ID)
 					if h.Status != outbox.StatusSuccess || h.Version != during.Version || *h.ProcessID != *during.ProcessID {
 						t.Errorf("%+v; want success of %+v", h, during)
 					}
@@ -108,7 +109,7 @@ func TestZombieCannotWrite(t *testing.T) {
 func TestRestartWithTheSameHostAndPID(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
-		p := install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
 		host, err := os.Hostname()
 		if err != nil {
 			t.Fatal(err)
@@ -119,10 +120,10 @@ func TestRestartWithTheSameHostAndPID(t *testing.T) {
 		if err := db.Create(&before).Error; err != nil {
 			t.Fatal(err)
 		}
-		task := create(t, db, "ordinary", nil, outbox.MaxAttempts(2))
+		task := dbtest.Create(t, db, "ordinary", nil, outbox.MaxAttempts(2))
 		run(t, db, "UPDATE outbox_tasks SET state = 'running', attempt = 1, version = 2, process_id = 'before', started_at = created_at")
-		start(t, p)
-		h := ended(t, db, task.ID)
+		dbtest.Start(t, p)
+		h := dbtest.Ended(t, db, task.ID)
 		if h.Status != outbox.StatusSuccess || h.Attempt != 2 || len(h.Errors) != 1 || h.Errors[0].Reason != outbox.ReasonInterrupted {
 			t.Errorf("%+v", h)
 		}

@@ -13,6 +13,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // What a handler may do to the transaction that it is given. It has written an effect before, and
@@ -63,7 +64,7 @@ func TestHandlerEndsItsTransaction(t *testing.T) {
 				}
 				db := d.open(t, d.dsn(t), nil)
 				var runs atomic.Int32
-				p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 					p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) error {
 						runs.Add(1)
 						if err := leave(ctx, tx); err != nil {
@@ -76,8 +77,8 @@ func TestHandlerEndsItsTransaction(t *testing.T) {
 						return nil
 					})
 				})
-				start(t, p)
-				h := ended(t, db, create(t, db, "transactional", nil, outbox.MaxAttempts(3)).ID)
+				dbtest.Start(t, p)
+				h := dbtest.Ended(t, db, dbtest.Create(t, db, "transactional", nil, outbox.MaxAttempts(3)).ID)
 				n := effects(t, db, h.ID)
 				switch {
 				case tt.says == "" && (h.Status != outbox.StatusSuccess || runs.Load() != 1 || n != tt.kept):
@@ -92,7 +93,7 @@ func TestHandlerEndsItsTransaction(t *testing.T) {
 				if n := effects(t, db, "nested"); n != 0 {
 					t.Errorf("%d effects of what was rolled back", n)
 				}
-				if after := ended(t, db, create(t, db, "transactional", nil).ID); after.Attempt != 1 {
+				if after := dbtest.Ended(t, db, dbtest.Create(t, db, "transactional", nil).ID); after.Attempt != 1 {
 					t.Errorf("the next task: %+v", after)
 				}
 			})
@@ -108,7 +109,7 @@ func TestSwallowedDeadlock(t *testing.T) {
 		run(t, db, "CREATE TABLE locks (id integer PRIMARY KEY, n integer)")
 		run(t, db, "INSERT INTO locks VALUES (1, 0), (2, 0)")
 		holds, waits := make(chan struct{}), make(chan error, 1)
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) error {
 				if err := leave(ctx, tx); err != nil {
 					return err
@@ -139,9 +140,9 @@ func TestSwallowedDeadlock(t *testing.T) {
 					tx.Exec("UPDATE locks SET n = n + 10 WHERE id = 1").Error)
 			})
 		}()
-		start(t, p)
-		h := ended(t, db, create(t, db, "transactional", nil, outbox.MaxAttempts(2)).ID)
-		if err := receive(t, waits); err != nil {
+		dbtest.Start(t, p)
+		h := dbtest.Ended(t, db, dbtest.Create(t, db, "transactional", nil, outbox.MaxAttempts(2)).ID)
+		if err := dbtest.Receive(t, waits); err != nil {
 			t.Error(err)
 		}
 		if n := effects(t, db, h.ID); n != 1 || h.Status != outbox.StatusSuccess || h.Attempt != 2 || len(h.Errors) != 1 ||
@@ -167,7 +168,7 @@ func TestSwallowedDeadlockOfMySQL(t *testing.T) {
 		run(t, db, "CREATE TABLE locks (id integer PRIMARY KEY, n integer)")
 		run(t, db, "INSERT INTO locks VALUES (1, 0), (2, 0)")
 		holds, waits := make(chan struct{}), make(chan error, 1)
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) error {
 				prepared := tx.Session(&gorm.Session{PrepareStmt: true})
 				if err := errors.Join(leave(ctx, prepared), tx.Exec("UPDATE locks SET n = n + 1 WHERE id = 1").Error); err != nil {
@@ -199,9 +200,9 @@ func TestSwallowedDeadlockOfMySQL(t *testing.T) {
 				return errors.Join(err, tx.Exec("UPDATE locks SET n = n + 10 WHERE id = 1").Error)
 			})
 		}()
-		start(t, p)
-		h := ended(t, db, create(t, db, "transactional", nil, outbox.MaxAttempts(2)).ID)
-		if err := receive(t, waits); err != nil {
+		dbtest.Start(t, p)
+		h := dbtest.Ended(t, db, dbtest.Create(t, db, "transactional", nil, outbox.MaxAttempts(2)).ID)
+		if err := dbtest.Receive(t, waits); err != nil {
 			t.Error(err)
 		}
 		if n := effects(t, db, h.ID); n != 0 || h.Status != outbox.StatusError || h.Attempt != 1 || h.Reason != outbox.ReasonTransaction ||
@@ -212,7 +213,7 @@ func TestSwallowedDeadlockOfMySQL(t *testing.T) {
 		if err := db.Raw("SELECT sum(n) FROM locks").Row().Scan(&sum); err != nil || sum != 20 {
 			t.Errorf("the locks' sum is %d, %v; want the other transaction's alone", sum, err)
 		}
-		if h := ended(t, db, create(t, db, "fine", nil).ID); h.Status != outbox.StatusSuccess {
+		if h := dbtest.Ended(t, db, dbtest.Create(t, db, "fine", nil).ID); h.Status != outbox.StatusSuccess {
 			t.Errorf("the next task: %+v", h)
 		}
 	})
@@ -236,7 +237,7 @@ func TestSwallowedFullDisk(t *testing.T) {
 		db := d.open(t, dsn, nil)
 		run(t, db, "CREATE TABLE filler (x)")
 		var full error
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) error {
 				var pages int
 				if err := tx.Raw("PRAGMA page_count").Row().Scan(&pages); err != nil {
@@ -255,8 +256,8 @@ func TestSwallowedFullDisk(t *testing.T) {
 				return nil
 			})
 		})
-		start(t, p)
-		h := ended(t, db, create(t, db, "transactional", nil).ID)
+		dbtest.Start(t, p)
+		h := dbtest.Ended(t, db, dbtest.Create(t, db, "transactional", nil).ID)
 		if full == nil || !strings.Contains(full.Error(), "full") {
 			t.Fatalf("the disk was not full: %v", full)
 		}
@@ -277,7 +278,7 @@ func TestSwallowedInterrupt(t *testing.T) {
 		db := d.open(t, dsn, &tp)
 		run(t, db, "CREATE TABLE filler (x)")
 		var interrupted error
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) error {
 				if err := leave(ctx, tx); err != nil {
 					return err
@@ -298,8 +299,8 @@ func TestSwallowedInterrupt(t *testing.T) {
 				return nil
 			})
 		})
-		start(t, p)
-		h := ended(t, db, create(t, db, "transactional", nil).ID)
+		dbtest.Start(t, p)
+		h := dbtest.Ended(t, db, dbtest.Create(t, db, "transactional", nil).ID)
 		if interrupted == nil {
 			t.Fatal("nothing was interrupted")
 		}
@@ -315,7 +316,7 @@ func TestTransactionKeptInAGoroutine(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
 		written, last := make(chan int64, 100), make(chan error, 100)
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) error {
 				going := make(chan struct{})
 				go func() {
@@ -334,10 +335,10 @@ func TestTransactionKeptInAGoroutine(t *testing.T) {
 				return nil
 			})
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		for range 20 {
-			h := ended(t, db, create(t, db, "transactional", nil).ID)
-			w, err := receive(t, written), receive(t, last)
+			h := dbtest.Ended(t, db, dbtest.Create(t, db, "transactional", nil).ID)
+			w, err := dbtest.Receive(t, written), dbtest.Receive(t, last)
 			// The goroutine may not have heard of the last one that was in time.
 			n := effects(t, db, h.ID)
 			if h.Status == outbox.StatusSuccess && n != w && n != w+1 || h.Status != outbox.StatusSuccess && n != 0 {

@@ -3,11 +3,9 @@ package faults_test
 import (
 	"context"
 	"database/sql"
-	"errors"
 	"log/slog"
 	"regexp"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -18,6 +16,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -167,101 +166,10 @@ func quick(change ...func(*outbox.Options)) outbox.Options {
 // patient gives heartbeats the time that a busy machine may need: for tests in which nobody is to be declared dead.
 func patient(o *outbox.Options) { o.Heartbeat, o.HeartbeatLimit = 100*time.Millisecond, 30*time.Second }
 
-// install makes a plugin, lets setup register handlers, and migrates.
-func install(t testing.TB, db *gorm.DB, opts outbox.Options, setup func(*outbox.Plugin)) *outbox.Plugin {
-	t.Helper()
-	p := outbox.New(opts)
-	if setup != nil {
-		setup(p)
-	}
-	if err := db.Use(p); err != nil {
-		t.Fatal(err)
-	}
-	if err := p.Migrate(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return p
-}
-
-// start runs the plugin until the test ends, or until the returned function is called, which waits for the drain.
-func start(t testing.TB, p *outbox.Plugin) (stop func()) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- p.Run(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("Run: %v", err)
-		}
-	})
-	t.Cleanup(stop)
-	return stop
-}
-
-// receive waits for a value.
-func receive[T any](t testing.TB, c <-chan T) (v T) {
-	t.Helper()
-	select {
-	case v = <-c:
-	case <-time.After(time.Minute):
-		t.Fatal("nothing came within a minute")
-	}
-	return v
-}
-
-// eventually waits until a condition holds.
-func eventually(t testing.TB, what string, holds func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	end := time.After(time.Minute)
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-end:
-			t.Fatalf("not within a minute: %s", what)
-		}
-	}
-}
-
-// ended waits for a task's history row; errors of the database, which may be the fault under test, are waited out.
-func ended(t testing.TB, db *gorm.DB, id string) *outbox.HistoryModel {
-	t.Helper()
-	var past *outbox.HistoryModel
-	eventually(t, "task "+id+" ends", func() bool {
-		var err error
-		if _, past, err = outbox.Lookup(db, id); errors.Is(err, outbox.ErrNotInstalled) {
-			t.Fatal(err)
-		}
-		return past != nil
-	})
-	return past
-}
-
-func create(t testing.TB, tx *gorm.DB, path string, args any, opts ...outbox.CreateOption) *outbox.TaskModel {
-	t.Helper()
-	task, err := outbox.Create(tx, path, args, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return task
-}
-
-// count rows of a model.
-func count(t testing.TB, db *gorm.DB, model any) int64 {
-	t.Helper()
-	var n int64
-	if err := db.Model(model).Count(&n).Error; err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
 // effects of a task.
 func effects(t testing.TB, db *gorm.DB, task string) int64 {
 	t.Helper()
-	return count(t, db.Where("task = ?", task), &effect{})
+	return dbtest.Count(t, db.Where("task = ?", task), &effect{})
 }
 
 // leave writes the effect of a run.

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/pgnotify"
 )
 
@@ -53,7 +54,7 @@ func TestListenReturnsSoonAfterItsContext(t *testing.T) {
 					}
 				}
 				runs := d.open(t, through, nil)
-				p := install(t, runs, quick(func(o *outbox.Options) {
+				p := dbtest.Install(t, runs, quick(func(o *outbox.Options) {
 					o.Heartbeat, o.HeartbeatLimit, o.Wakers = 0, 0, []outbox.Waker{heard{pgnotify.New(pgnotify.Options{}), listens}}
 				}), nil)
 
@@ -67,7 +68,7 @@ func TestListenReturnsSoonAfterItsContext(t *testing.T) {
 					t.Cleanup(cancel)
 					ended := make(chan error, 1)
 					go func() { ended <- call(ctx) }()
-					receive(t, listens)
+					dbtest.Receive(t, listens)
 					calls[name] = func(ctx context.Context) error {
 						<-ctx.Done()
 						cancel()
@@ -93,7 +94,7 @@ func TestCreateThatNotifiesReturnsSoonAfterItsContext(t *testing.T) {
 	on(t, "postgres", func(t *testing.T, d database, dsn string) {
 		proxy, through := startProxy(t, d, dsn)
 		db := d.open(t, through, nil)
-		install(t, db, quick(func(o *outbox.Options) {
+		dbtest.Install(t, db, quick(func(o *outbox.Options) {
 			o.ProducerOnly, o.Wakers = true, []outbox.Waker{pgnotify.New(pgnotify.Options{})}
 		}), nil)
 		notifies := proxy.once(hole, "pg_notify")
@@ -101,7 +102,7 @@ func TestCreateThatNotifiesReturnsSoonAfterItsContext(t *testing.T) {
 		defer cancel()
 		over := make(chan error, 1)
 		go func() { _, err := outbox.Create(db.WithContext(ctx), "ordinary", nil); over <- err }()
-		receive(t, notifies)
+		dbtest.Receive(t, notifies)
 		cancel()
 		select {
 		case err := <-over:

@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/oracle"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -121,7 +122,7 @@ func (l *load) check(t testing.TB, q oracle.Question) {
 	defer l.mu.Unlock()
 	q.Created, q.All = l.created, true
 	var violations []oracle.Violation
-	eventually(t, "the oracle can read", func() bool { // the pool may still hold connections that the fault has ended
+	dbtest.Eventually(t, "the oracle can read", func() bool { // the pool may still hold connections that the fault has ended
 		var err error
 		violations, err = l.o.Check(context.Background(), q)
 		return err == nil
@@ -183,7 +184,7 @@ func crashesUnderLoad(t *testing.T, d database, dsn string, endSessions func(*go
 		if i > 0 {
 			at = d.open(t, dsn, nil)
 		}
-		start(t, install(t, at, opts, func(p *outbox.Plugin) { loadHandlers(p, l.o) }))
+		dbtest.Start(t, dbtest.Install(t, at, opts, func(p *outbox.Plugin) { loadHandlers(p, l.o) }))
 	}
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -193,9 +194,9 @@ func crashesUnderLoad(t *testing.T, d database, dsn string, endSessions func(*go
 	ending := d.open(t, dsn, nil)
 	for range 3 {
 		var before int64
-		eventually(t, "the server answers", func() bool { return ending.Model(&outbox.HistoryModel{}).Count(&before).Error == nil })
+		dbtest.Eventually(t, "the server answers", func() bool { return ending.Model(&outbox.HistoryModel{}).Count(&before).Error == nil })
 		some := func(n int64) {
-			eventually(t, "some have ended", func() bool {
+			dbtest.Eventually(t, "some have ended", func() bool {
 				var now int64
 				return ending.Model(&outbox.HistoryModel{}).Count(&now).Error == nil && now >= before+n
 			})
@@ -215,24 +216,24 @@ func TestForeignWriteLockUnderLoad(t *testing.T) {
 	on(t, "sqlite", func(t *testing.T, d database, dsn string) {
 		db := d.open(t, strings.Replace(dsn, "_busy_timeout=5000", "_busy_timeout=500", 1), nil)
 		l := newLoad(t, d, db, d.dsn(t))
-		start(t, install(t, db, quick(func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) { loadHandlers(p, l.o) }))
+		dbtest.Start(t, dbtest.Install(t, db, quick(func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) { loadHandlers(p, l.o) }))
 		// Another handle on the same file, with a dispatcher of its own.
 		other := d.open(t, dsn, nil)
-		start(t, install(t, other, quick(func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) { loadHandlers(p, l.o) }))
+		dbtest.Start(t, dbtest.Install(t, other, quick(func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) { loadHandlers(p, l.o) }))
 		ctx, stop := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		wg.Go(func() { l.create(ctx, 0) })
-		eventually(t, "some have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) > 100 })
+		dbtest.Eventually(t, "some have ended", func() bool { return dbtest.Count(t, db, &outbox.HistoryModel{}) > 100 })
 		locker := spawn(t, d, dsn, "locks", "")
 		locker.says(t, "locked")
-		before := count(t, db, &outbox.HistoryModel{})
+		before := dbtest.Count(t, db, &outbox.HistoryModel{})
 		<-time.After(10 * time.Second) // which is what the test is about
-		if n := count(t, db, &outbox.HistoryModel{}); n != before {
+		if n := dbtest.Count(t, db, &outbox.HistoryModel{}); n != before {
 			t.Errorf("%d tasks ended under the lock", n-before)
 		}
 		locker.letGo()
 		locker.wait()
-		eventually(t, "more have ended", func() bool { return count(t, db, &outbox.HistoryModel{}) > before+50 })
+		dbtest.Eventually(t, "more have ended", func() bool { return dbtest.Count(t, db, &outbox.HistoryModel{}) > before+50 })
 		stop()
 		wg.Wait()
 		l.drained(t, oracle.Question{Rest: true})
@@ -260,19 +261,19 @@ func init() {
 func TestOlderTaskCommitsLater(t *testing.T) {
 	servers(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
-		start(t, install(t, db, quick(patient), func(p *outbox.Plugin) { effectHandlers(p, db) }))
+		dbtest.Start(t, dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) { effectHandlers(p, db) }))
 		for i := range 3 {
 			first := db.Begin()
-			older := create(t, first, "ordinary", nil)
-			younger := create(t, db, "ordinary", nil)
-			ended(t, db, younger.ID)
+			older := dbtest.Create(t, first, "ordinary", nil)
+			younger := dbtest.Create(t, db, "ordinary", nil)
+			dbtest.Ended(t, db, younger.ID)
 			if older.ID > younger.ID || !older.RunAt.Before(younger.RunAt) {
 				t.Fatalf("round %d: the older one has a later id or start", i)
 			}
 			if err := first.Commit().Error; err != nil {
 				t.Fatal(err)
 			}
-			if h := ended(t, db, older.ID); h.Status != outbox.StatusSuccess || effects(t, db, older.ID) != 1 {
+			if h := dbtest.Ended(t, db, older.ID); h.Status != outbox.StatusSuccess || effects(t, db, older.ID) != 1 {
 				t.Errorf("%+v", h)
 			}
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/admin"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 type request struct{ method, path, kind, body string }
@@ -30,8 +31,8 @@ func TestPagesReturnSoonAfterTheirRequest(t *testing.T) {
 					t.Parallel()
 					through, begin := stall(t, d.dsn(t))
 					db := d.open(t, through, nil)
-					p := install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
-					past, waiting := create(t, db, "ordinary", nil), create(t, db, "ordinary", nil, outbox.StartAfter(time.Hour))
+					p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
+					past, waiting := dbtest.Create(t, db, "ordinary", nil), dbtest.Create(t, db, "ordinary", nil, outbox.StartAfter(time.Hour))
 					if _, err := p.RunDue(t.Context()); err != nil {
 						t.Fatal(err)
 					}
@@ -125,8 +126,8 @@ func TestPageReturnsSoonFromItsCommit(t *testing.T) {
 	servers(t, func(t *testing.T, d database, dsn string) {
 		px, through := startProxy(t, d, dsn)
 		db := d.open(t, through, nil)
-		p := install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
-		task := create(t, db, "ordinary", nil, outbox.StartAfter(time.Hour))
+		p := dbtest.Install(t, db, quick(), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
+		task := dbtest.Create(t, db, "ordinary", nil, outbox.StartAfter(time.Hour))
 		pages, err := admin.New(p, admin.Options{
 			Logger:    slog.New(slog.DiscardHandler),
 			Authorize: func(*http.Request, admin.Action) (admin.Actor, error) { return admin.Actor{Name: "ann"}, nil },
@@ -142,7 +143,7 @@ func TestPageReturnsSoonFromItsCommit(t *testing.T) {
 		sent.Header.Set("Content-Type", "application/json")
 		over := make(chan struct{})
 		go func() { pages.ServeHTTP(httptest.NewRecorder(), sent); close(over) }()
-		receive(t, commits)
+		dbtest.Receive(t, commits)
 		cancel()
 		select {
 		case <-over:

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // beside is what the README's program gets beside it: another database, and a way to hold the only
@@ -127,7 +128,7 @@ func TestReadmesProgramIsTerminated(t *testing.T) {
 					t.Parallel()
 					dsn := d.dsn(t)
 					db := d.open(t, dsn, nil)
-					install(t, db, quick(), nil)
+					dbtest.Install(t, db, quick(), nil)
 					through, param := dsn, ""
 					var px *proxy
 					silent := make(chan struct{})
@@ -173,7 +174,7 @@ func TestReadmesProgramIsTerminated(t *testing.T) {
 					}
 					switch {
 					case when == runs:
-						eventually(t, "it runs", func() bool { return count(t, db, &outbox.ProcessModel{}) > 0 })
+						dbtest.Eventually(t, "it runs", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) > 0 })
 						switch {
 						case px != nil:
 							px.silence()
@@ -184,7 +185,7 @@ func TestReadmesProgramIsTerminated(t *testing.T) {
 							lock()
 						}
 					case when == migrates && px != nil:
-						receive(t, silent)
+						dbtest.Receive(t, silent)
 					}
 					<-time.After(300 * time.Millisecond) // so that it waits
 					c.signal(t, syscall.SIGTERM)

@@ -11,6 +11,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // lostReplies are statements of a run whose reply is lost, with or without their having taken
@@ -44,21 +45,21 @@ func TestConnectionFailsAtEachStatement(t *testing.T) {
 					px, through := startProxy(t, d, d.dsn(t)+map[string]string{
 						"postgres": "&idle_in_transaction_session_timeout=2000", "mariadb": "&idle_transaction_timeout=2", "mysql": "&wait_timeout=2"}[d.name])
 					db := d.open(t, through, nil)
-					p := install(t, db, quick(patient, func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) {
+					p := dbtest.Install(t, db, quick(patient, func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) {
 						effectHandlers(p, db)
 					})
-					start(t, p)
-					ended(t, db, create(t, db, r.kind, nil).ID) // it is running, and its connections are open
+					dbtest.Start(t, p)
+					dbtest.Ended(t, db, dbtest.Create(t, db, r.kind, nil).ID) // it is running, and its connections are open
 					happened := px.once(a, d.words(r.parts)...)
 					// Where the handler was in the middle of it, it is the handler's own error and
 					// time.
-					task := create(t, db, r.kind, nil, outbox.MaxAttempts(2), outbox.Timeout(r.limit))
-					receive(t, happened)
-					h := ended(t, db, task.ID)
+					task := dbtest.Create(t, db, r.kind, nil, outbox.MaxAttempts(2), outbox.Timeout(r.limit))
+					dbtest.Receive(t, happened)
+					h := dbtest.Ended(t, db, task.ID)
 					if n := effects(t, db, task.ID); h.Status != outbox.StatusSuccess || n != 1 || h.Attempt-h.Uncounted > 2 {
 						t.Errorf("%d effects, %+v: %s", n, h, text(h))
 					}
-					if next := ended(t, db, create(t, db, r.kind, nil).ID); next.Status != outbox.StatusSuccess {
+					if next := dbtest.Ended(t, db, dbtest.Create(t, db, r.kind, nil).ID); next.Status != outbox.StatusSuccess {
 						t.Errorf("the next task: %+v: %s", next, text(next))
 					}
 				})
@@ -80,12 +81,12 @@ func TestReplyLostInTheDriver(t *testing.T) {
 				dsn := d.dsn(t)
 				db := d.open(t, dsn, &tp)
 				plain := d.open(t, dsn, nil)
-				install(t, plain, quick(), func(p *outbox.Plugin) { effectHandlers(p, plain) }) // creates and looks
-				p := install(t, db, quick(patient, func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) {
+				dbtest.Install(t, plain, quick(), func(p *outbox.Plugin) { effectHandlers(p, plain) }) // creates and looks
+				p := dbtest.Install(t, db, quick(patient, func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) {
 					effectHandlers(p, db)
 				})
-				start(t, p)
-				ended(t, plain, create(t, plain, r.kind, nil).ID)
+				dbtest.Start(t, p)
+				dbtest.Ended(t, plain, dbtest.Create(t, plain, r.kind, nil).ID)
 				var lost atomic.Bool
 				tp.set(func(_ context.Context, s step) error {
 					for _, part := range d.words(r.parts) {
@@ -102,9 +103,9 @@ func TestReplyLostInTheDriver(t *testing.T) {
 					}
 					return nil
 				})
-				task := create(t, plain, r.kind, nil, outbox.MaxAttempts(2))
-				h := ended(t, plain, task.ID)
-				eventually(t, "a reply is lost", lost.Load)
+				task := dbtest.Create(t, plain, r.kind, nil, outbox.MaxAttempts(2))
+				h := dbtest.Ended(t, plain, task.ID)
+				dbtest.Eventually(t, "a reply is lost", lost.Load)
 				if n := effects(t, plain, task.ID); h.Status != outbox.StatusSuccess || n != 1 || h.Attempt-h.Uncounted > 2 {
 					t.Errorf("%d effects, %+v: %s", n, h, text(h))
 				}
@@ -118,10 +119,10 @@ func TestReplyToTheCreatorsCommitIsLost(t *testing.T) {
 	servers(t, func(t *testing.T, d database, dsn string) {
 		px, through := startProxy(t, d, dsn)
 		creator := d.open(t, through, nil)
-		install(t, creator, quick(), func(p *outbox.Plugin) { effectHandlers(p, creator) })
+		dbtest.Install(t, creator, quick(), func(p *outbox.Plugin) { effectHandlers(p, creator) })
 		db := d.open(t, dsn, nil)
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) { effectHandlers(p, db) })
-		start(t, p)
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) { effectHandlers(p, db) })
+		dbtest.Start(t, p)
 		for _, tt := range []struct {
 			name string
 			a    action
@@ -134,14 +135,14 @@ func TestReplyToTheCreatorsCommitIsLost(t *testing.T) {
 					task, err = outbox.Create(tx, "ordinary", nil)
 					return err
 				})
-				receive(t, happened)
+				dbtest.Receive(t, happened)
 				if err == nil || task == nil {
 					t.Fatalf("the commit had no reply, but: %v, %+v", err, task)
 				}
 				if tt.runs > 0 {
-					ended(t, db, task.ID)
+					dbtest.Ended(t, db, task.ID)
 				}
-				ended(t, db, create(t, db, "ordinary", nil).ID)
+				dbtest.Ended(t, db, dbtest.Create(t, db, "ordinary", nil).ID)
 				waiting, past, err := outbox.Lookup(creator, task.ID)
 				if n := effects(t, db, task.ID); n != tt.runs || waiting != nil || (past != nil) != (tt.runs > 0) {
 					t.Errorf("%d effects, %+v, %+v, %v", n, waiting, past, err)
@@ -166,7 +167,7 @@ func TestOnlyTheHeartbeatFails(t *testing.T) {
 					o.HeartbeatLimit = 3 * time.Second
 					o.Hooks = []outbox.Hooks{finishHook{told: func(_ *outbox.TaskModel, f outbox.Outcome) { refused <- f.Err }}}
 				})
-				p := install(t, db, opts, func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 					p.Handle("ordinary", func(ctx context.Context) error {
 						task, _ := outbox.TaskFrom(ctx)
 						started <- task.ID
@@ -176,29 +177,29 @@ func TestOnlyTheHeartbeatFails(t *testing.T) {
 						return nil
 					}, outbox.Idempotent())
 				})
-				start(t, p)
+				dbtest.Start(t, p)
 				other := d.open(t, dsn, nil)
-				task := create(t, db, "ordinary", nil)
-				receive(t, started)
+				task := dbtest.Create(t, db, "ordinary", nil)
+				dbtest.Receive(t, started)
 				px.set(func(statement string) action {
 					if strings.Contains(statement, "beats = beats + 1") {
 						return a
 					}
 					return pass
 				})
-				if err := receive(t, told); err == nil || !strings.Contains(err.Error(), outbox.ErrClaimLost.Error()) {
+				if err := dbtest.Receive(t, told); err == nil || !strings.Contains(err.Error(), outbox.ErrClaimLost.Error()) {
 					t.Errorf("its context ended with %v", err)
 				}
-				second := install(t, other, quick(func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) {
+				second := dbtest.Install(t, other, quick(func(o *outbox.Options) { o.HeartbeatLimit = 3 * time.Second }), func(p *outbox.Plugin) {
 					p.Handle("ordinary", func(ctx context.Context) error { return leave(ctx, other) }, outbox.Idempotent())
 				})
-				start(t, second)
-				h := ended(t, other, task.ID)
+				dbtest.Start(t, second)
+				h := dbtest.Ended(t, other, task.ID)
 				close(leaving)
-				if err := receive(t, refused); err == nil || !strings.Contains(err.Error(), outbox.ErrClaimLost.Error()) {
+				if err := dbtest.Receive(t, refused); err == nil || !strings.Contains(err.Error(), outbox.ErrClaimLost.Error()) {
 					t.Errorf("its late outcome: %v", err)
 				}
-				again := ended(t, other, task.ID)
+				again := dbtest.Ended(t, other, task.ID)
 				if n := effects(t, other, task.ID); n != 1 || h.Status != outbox.StatusSuccess || h.Crashes != 1 || again.Version != h.Version {
 					t.Errorf("%d effects, %+v, then %+v", n, h, again)
 				}

@@ -9,6 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // Somebody changes a task's row by hand while it runs. The run's outcome is refused or finds its
@@ -41,7 +42,7 @@ func TestRowChangesWhileItRuns(t *testing.T) {
 							}
 						}}}
 					})
-					p := install(t, db, opts, func(p *outbox.Plugin) {
+					p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 						held := func(context.Context) error { started <- ""; <-leaving; return nil }
 						p.Handle("held", held)
 						p.Handle("held.tx", func(ctx context.Context, tx *gorm.DB) error { return errors.Join(leave(ctx, tx), held(ctx)) })
@@ -51,12 +52,12 @@ func TestRowChangesWhileItRuns(t *testing.T) {
 					if err := db.Create(&other).Error; err != nil {
 						t.Fatal(err)
 					}
-					stop := start(t, p)
-					task := create(t, db, kind, nil)
-					receive(t, started)
+					stop := dbtest.Start(t, p)
+					task := dbtest.Create(t, db, kind, nil)
+					dbtest.Receive(t, started)
 					run(t, db, tt.change, task.ID)
 					close(leaving)
-					err := receive(t, told)
+					err := dbtest.Receive(t, told)
 					_, past, lookup := outbox.Lookup(db, task.ID)
 					if errors.Is(err, outbox.ErrClaimLost) != tt.refused || (past == nil) != tt.refused {
 						t.Errorf("told %v; %+v, %v", err, past, lookup)
@@ -64,11 +65,11 @@ func TestRowChangesWhileItRuns(t *testing.T) {
 					if n := effects(t, db, task.ID); tt.refused && n != 0 {
 						t.Errorf("%d effects of a refused run", n)
 					}
-					if h := ended(t, db, create(t, db, "fine", nil).ID); h.Status != outbox.StatusSuccess {
+					if h := dbtest.Ended(t, db, dbtest.Create(t, db, "fine", nil).ID); h.Status != outbox.StatusSuccess {
 						t.Errorf("another task: %+v", h)
 					}
 					stop()
-					if n := count(t, db.Where("id <> ?", other.ID), &outbox.ProcessModel{}); n != 0 {
+					if n := dbtest.Count(t, db.Where("id <> ?", other.ID), &outbox.ProcessModel{}); n != 0 {
 						t.Errorf("%d process rows are left beside the other's", n)
 					}
 				})

@@ -10,6 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 func init() {
@@ -44,7 +45,7 @@ func init() {
 func TestTerminated(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		db := d.open(t, dsn, nil)
-		install(t, db, quick(func(o *outbox.Options) { o.ProducerOnly = true }), nil)
+		dbtest.Install(t, db, quick(func(o *outbox.Options) { o.ProducerOnly = true }), nil)
 		for _, tt := range []struct {
 			kind   string
 			status outbox.Status // empty: it goes back
@@ -59,7 +60,7 @@ func TestTerminated(t *testing.T) {
 			{"ignores.idempotent", "", "", false, 0},
 		} {
 			t.Run(tt.kind, func(t *testing.T) {
-				task := create(t, db, tt.kind, nil, outbox.Queue(tt.kind))
+				task := dbtest.Create(t, db, tt.kind, nil, outbox.Queue(tt.kind))
 				c := spawn(t, d, dsn, "serves", tt.kind)
 				c.says(t, "started "+task.ID)
 				c.signal(t, syscall.SIGTERM)
@@ -86,7 +87,7 @@ func TestTerminated(t *testing.T) {
 				if n := effects(t, db, task.ID); n != tt.runs {
 					t.Errorf("%d effects, want %d", n, tt.runs)
 				}
-				if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
+				if n := dbtest.Count(t, db, &outbox.ProcessModel{}); n != 0 {
 					t.Errorf("%d process rows are left", n)
 				}
 			})
@@ -109,19 +110,19 @@ func TestDrainLongerThanTheHeartbeatLimit(t *testing.T) {
 		opts := quick(func(o *outbox.Options) {
 			o.ShutdownGrace, o.Heartbeat, o.HeartbeatLimit = time.Minute, 100*time.Millisecond, 2*time.Second
 		})
-		first := install(t, db, opts, wait)
-		stop := start(t, first)
-		task := create(t, db, "ordinary", nil)
-		receive(t, started)
-		second := install(t, d.open(t, dsn, nil), opts, wait)
-		start(t, second)
-		eventually(t, "both are there", func() bool { return count(t, db, &outbox.ProcessModel{}) == 2 })
+		first := dbtest.Install(t, db, opts, wait)
+		stop := dbtest.Start(t, first)
+		task := dbtest.Create(t, db, "ordinary", nil)
+		dbtest.Receive(t, started)
+		second := dbtest.Install(t, d.open(t, dsn, nil), opts, wait)
+		dbtest.Start(t, second)
+		dbtest.Eventually(t, "both are there", func() bool { return dbtest.Count(t, db, &outbox.ProcessModel{}) == 2 })
 		drained := make(chan struct{})
 		go func() { stop(); close(drained) }()
 		<-time.After(opts.HeartbeatLimit + time.Second) // which is what the test is about
 		close(leaving)
-		receive(t, drained)
-		h := ended(t, db, task.ID)
+		dbtest.Receive(t, drained)
+		h := dbtest.Ended(t, db, task.ID)
 		if n := effects(t, db, task.ID); n != 1 || h.Status != outbox.StatusSuccess || h.Attempt != 1 || h.Crashes != 0 {
 			t.Errorf("%d effects, %+v", n, h)
 		}

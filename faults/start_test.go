@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // Run's context ends before Run, at each statement with which it starts, or twice; or Run was never
@@ -23,14 +24,14 @@ func TestStopDuringStart(t *testing.T) {
 		var tp tap
 		db := d.open(t, dsn, &tp)
 		plain := d.open(t, dsn, nil) // looks: the other's connections may have been cut off
-		install(t, plain, quick(), nil)
+		dbtest.Install(t, plain, quick(), nil)
 		var runs atomic.Int32
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("ordinary", func(context.Context) error { runs.Add(1); return nil })
 		})
 		steps := 12
 		for at := -1; at < steps; at++ {
-			task := create(t, db, "ordinary", nil)
+			task := dbtest.Create(t, db, "ordinary", nil)
 			ctx, cancel := context.WithCancel(t.Context())
 			n := 0
 			var mu sync.Mutex
@@ -54,7 +55,7 @@ func TestStopDuringStart(t *testing.T) {
 			}
 			cancel()
 			tp.set(func(context.Context, step) error { return nil })
-			if n := count(t, plain, &outbox.ProcessModel{}); n != 0 {
+			if n := dbtest.Count(t, plain, &outbox.ProcessModel{}); n != 0 {
 				t.Errorf("stopped at statement %d: %d process rows are left", at, n)
 			}
 			waiting, past, err := outbox.Lookup(plain, task.ID)
@@ -74,7 +75,7 @@ func TestStopWhileItRegisters(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		var tp tap
 		db := d.open(t, dsn, &tp)
-		p := install(t, db, quick(patient), nil)
+		p := dbtest.Install(t, db, quick(patient), nil)
 		run, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		registered := false
@@ -91,7 +92,7 @@ func TestStopWhileItRegisters(t *testing.T) {
 		if err := p.Run(run); err != nil || !registered {
 			t.Errorf("%v, registered: %v", err, registered)
 		}
-		if n := count(t, db, &outbox.ProcessModel{}); n != 0 {
+		if n := dbtest.Count(t, db, &outbox.ProcessModel{}); n != 0 {
 			t.Errorf("%d process rows are left", n)
 		}
 	})
@@ -103,9 +104,9 @@ func TestStopOnABrokenConnection(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {
 		var tp tap
 		db := d.open(t, dsn, &tp)
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
-		stop := start(t, p)
-		ended(t, db, create(t, db, "ordinary", nil).ID)
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) { p.Handle("ordinary", fine) })
+		stop := dbtest.Start(t, p)
+		dbtest.Ended(t, db, dbtest.Create(t, db, "ordinary", nil).ID)
 		var broken atomic.Bool
 		tp.set(func(_ context.Context, s step) error {
 			if !s.after && strings.Contains(s.text, `DELETE FROM "outbox_processes"`) && broken.CompareAndSwap(false, true) {
@@ -114,7 +115,7 @@ func TestStopOnABrokenConnection(t *testing.T) {
 			return nil
 		})
 		stop()
-		if n := count(t, db, &outbox.ProcessModel{}); n != 0 || !broken.Load() {
+		if n := dbtest.Count(t, db, &outbox.ProcessModel{}); n != 0 || !broken.Load() {
 			t.Errorf("%d process rows are left, broken: %v", n, broken.Load())
 		}
 	})
@@ -146,7 +147,7 @@ func TestPoolThatIsTooSmall(t *testing.T) {
 					t.Fatal(err)
 				}
 				pool.SetMaxOpenConns(tt.limit)
-				p := install(t, db, quick(patient, func(o *outbox.Options) {
+				p := dbtest.Install(t, db, quick(patient, func(o *outbox.Options) {
 					o.Concurrency, o.Logger = tt.slots, slog.New(slog.NewTextHandler(&log, nil))
 				}), func(p *outbox.Plugin) {
 					p.Handle("fine", fine)
@@ -154,8 +155,8 @@ func TestPoolThatIsTooSmall(t *testing.T) {
 						p.Handle("fine.tx", func(context.Context, *gorm.DB) error { return nil })
 					}
 				})
-				stop := start(t, p)
-				eventually(t, "it has started", func() bool { return strings.Contains(log.String(), "started") })
+				stop := dbtest.Start(t, p)
+				dbtest.Eventually(t, "it has started", func() bool { return strings.Contains(log.String(), "started") })
 				stop()
 				want := tt.warn
 				if d.name == "sqlite" {
@@ -198,10 +199,10 @@ func TestStartUnderAForeignWriteLock(t *testing.T) {
 				dsn := d.dsn(t)
 				db := d.open(t, strings.Replace(dsn, "_busy_timeout=5000", "_busy_timeout="+busy, 1), nil)
 				started, leaving := make(chan string, 1), make(chan struct{})
-				p := install(t, db, quick(func(o *outbox.Options) { o.HeartbeatLimit = 9 * time.Second }), func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, quick(func(o *outbox.Options) { o.HeartbeatLimit = 9 * time.Second }), func(p *outbox.Plugin) {
 					p.Handle("held", func(ctx context.Context) error { started <- ""; <-leaving; return context.Cause(ctx) })
 				})
-				task := create(t, db, "held", nil)
+				task := dbtest.Create(t, db, "held", nil)
 				foreign := d.open(t, dsn, nil)
 				underLock := func(what func(), until time.Duration) {
 					lock := foreign.Begin()
@@ -212,11 +213,11 @@ func TestStartUnderAForeignWriteLock(t *testing.T) {
 						t.Fatal(err)
 					}
 				}
-				underLock(func() { start(t, p) }, 4*time.Second)
-				receive(t, started)
+				underLock(func() { dbtest.Start(t, p) }, 4*time.Second)
+				dbtest.Receive(t, started)
 				underLock(func() {}, 8*time.Second) // a lease is 6 s
 				close(leaving)
-				if h := ended(t, db, task.ID); h.Status != outbox.StatusSuccess {
+				if h := dbtest.Ended(t, db, task.ID); h.Status != outbox.StatusSuccess {
 					t.Errorf("%+v: %s", h, text(h))
 				}
 			})

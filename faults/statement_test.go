@@ -13,6 +13,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 )
 
 // refusal makes the database refuse statements for a while.
@@ -128,7 +129,7 @@ func TestDatabaseRefusesForAWhile(t *testing.T) {
 				t.Parallel()
 				dsn := d.dsn(t)
 				plain := d.open(t, dsn, nil)
-				install(t, plain, quick(), nil) // only looks
+				dbtest.Install(t, plain, quick(), nil) // only looks
 				if d.name == "postgres" {
 					dsn += "&lock_timeout=100"
 				}
@@ -139,18 +140,18 @@ func TestDatabaseRefusesForAWhile(t *testing.T) {
 				db := d.open(t, dsn, &tp)
 				started, leaving := make(chan string, 100), make(chan struct{})
 				var runs atomic.Int32
-				p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 					p.Handle("held", func(ctx context.Context) error { started <- ""; <-leaving; runs.Add(1); return nil })
 					p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) error { runs.Add(1); return leave(ctx, tx) })
 				})
-				start(t, p)
+				dbtest.Start(t, p)
 				var ids []string
 				for range 4 {
-					ids = append(ids, create(t, db, "held", nil).ID)
-					receive(t, started)
+					ids = append(ids, dbtest.Create(t, db, "held", nil).ID)
+					dbtest.Receive(t, started)
 				}
 				for range 4 {
-					ids = append(ids, create(t, db, "transactional", nil, outbox.StartAfter(300*time.Millisecond)).ID)
+					ids = append(ids, dbtest.Create(t, db, "transactional", nil, outbox.StartAfter(300*time.Millisecond)).ID)
 				}
 				var failed atomic.Int32
 				end := r.begin(t, plain)
@@ -161,14 +162,14 @@ func TestDatabaseRefusesForAWhile(t *testing.T) {
 					return nil
 				})
 				close(leaving)
-				eventually(t, "it has been tried several times", func() bool { return failed.Load() > 5 })
+				dbtest.Eventually(t, "it has been tried several times", func() bool { return failed.Load() > 5 })
 				end()
 				for _, id := range ids {
-					if h := ended(t, plain, id); h.Status != outbox.StatusSuccess || h.Attempt-h.Uncounted != 1 {
+					if h := dbtest.Ended(t, plain, id); h.Status != outbox.StatusSuccess || h.Attempt-h.Uncounted != 1 {
 						t.Errorf("%s %s, attempt %d, uncounted %d: %s", h.Status, h.Reason, h.Attempt, h.Uncounted, text(h))
 					}
 				}
-				if n := count(t, plain, &effect{}); n != 4 {
+				if n := dbtest.Count(t, plain, &effect{}); n != 4 {
 					t.Errorf("%d effects of 4 transactional tasks", n)
 				}
 			})
@@ -181,7 +182,7 @@ func TestDatabaseRefusesForAWhile(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	on(t, "sqlite", func(t *testing.T, d database, dsn string) {
 		plain := d.open(t, dsn, nil)
-		install(t, plain, quick(), nil) // only looks
+		dbtest.Install(t, plain, quick(), nil) // only looks
 		db := d.open(t, dsn, nil)
 		pool, err := db.DB()
 		if err != nil {
@@ -196,7 +197,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		started, leaving := make(chan string, 100), make(chan struct{})
 		var runs atomic.Int32
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("held", func(context.Context) (string, error) {
 				runs.Add(1)
 				started <- ""
@@ -205,24 +206,24 @@ func TestFullDisk(t *testing.T) {
 			})
 			p.Handle("ordinary", func(context.Context) (string, error) { runs.Add(1); return strings.Repeat("x", 50_000), nil })
 		})
-		start(t, p)
+		dbtest.Start(t, p)
 		var ids []string
 		for range 3 {
-			ids = append(ids, create(t, db, "held", nil).ID)
-			receive(t, started)
+			ids = append(ids, dbtest.Create(t, db, "held", nil).ID)
+			dbtest.Receive(t, started)
 		}
 		for range 5 {
-			ids = append(ids, create(t, db, "ordinary", nil, outbox.StartAfter(time.Second)).ID)
+			ids = append(ids, dbtest.Create(t, db, "ordinary", nil, outbox.StartAfter(time.Second)).ID)
 		}
 		limitPages(1) // which means: as many as there are
 		close(leaving)
 		<-time.After(2 * time.Second)
-		if n := count(t, plain, &outbox.HistoryModel{}); n > 1 {
+		if n := dbtest.Count(t, plain, &outbox.HistoryModel{}); n > 1 {
 			t.Errorf("%d tasks ended, though the disk was full", n)
 		}
 		limitPages(1_000_000)
 		for _, id := range ids {
-			if h := ended(t, plain, id); h.Status != outbox.StatusSuccess || h.Attempt-h.Uncounted != 1 {
+			if h := dbtest.Ended(t, plain, id); h.Status != outbox.StatusSuccess || h.Attempt-h.Uncounted != 1 {
 				t.Errorf("%+v: %s", h, text(h))
 			}
 		}
@@ -242,7 +243,7 @@ func TestSerializationFailureAtCommit(t *testing.T) {
 		var calls atomic.Int32
 		var both sync.WaitGroup
 		both.Add(2)
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("off.duty", func(ctx context.Context, tx *gorm.DB, a struct {
 				ID int `json:"id"`
 			}) error {
@@ -272,11 +273,11 @@ func TestSerializationFailureAtCommit(t *testing.T) {
 			}
 			return nil
 		})
-		start(t, p)
-		a, b := create(t, db, "off.duty", outbox.Args{"id": 1}), create(t, db, "off.duty", outbox.Args{"id": 2})
+		dbtest.Start(t, p)
+		a, b := dbtest.Create(t, db, "off.duty", outbox.Args{"id": 1}), dbtest.Create(t, db, "off.duty", outbox.Args{"id": 2})
 		success, onDuty := 0, 0
 		for _, task := range []*outbox.TaskModel{a, b} {
-			h := ended(t, db, task.ID)
+			h := dbtest.Ended(t, db, task.ID)
 			n := effects(t, db, task.ID)
 			if h.Status == outbox.StatusSuccess {
 				success++
@@ -301,7 +302,7 @@ func TestOneBadOutcomeInAGroup(t *testing.T) {
 		db := d.open(t, dsn, nil)
 		var ready sync.WaitGroup
 		ready.Add(10)
-		p := install(t, db, quick(patient), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, quick(patient), func(p *outbox.Plugin) {
 			p.Handle("fails", func(_ context.Context, a struct {
 				Text string `json:"text"`
 			}) error {
@@ -321,11 +322,11 @@ func TestOneBadOutcomeInAGroup(t *testing.T) {
 			if i == 5 {
 				what = "bad"
 			}
-			ids[what] = create(t, db, "fails", outbox.Args{"text": what}).ID
+			ids[what] = dbtest.Create(t, db, "fails", outbox.Args{"text": what}).ID
 		}
-		start(t, p)
+		dbtest.Start(t, p)
 		for what, id := range ids {
-			h := ended(t, db, id)
+			h := dbtest.Ended(t, db, id)
 			if h.Status != outbox.StatusError || (what == "bad") != strings.Contains(text(h), "refused by the database") || what != "bad" && text(h) != what {
 				t.Errorf("%s: %s: %s", what, h.Status, text(h))
 			}

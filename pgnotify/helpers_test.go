@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/pgnotify"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -105,7 +106,7 @@ func (p *pair) start(t *testing.T) (stop func()) {
 // listener waits until the consumer listens and returns its backend.
 func (p *pair) listener(t *testing.T) (pid int) {
 	t.Helper()
-	eventually(t, "somebody listens", func() bool {
+	dbtest.Eventually(t, "somebody listens", func() bool {
 		var pids []int
 		query := "SELECT pid FROM pg_stat_activity WHERE query = 'LISTEN \"' || ? || '\"' AND state = 'idle'"
 		if err := p.producer.Raw(query, p.channel).Scan(&pids).Error; err != nil {
@@ -135,20 +136,6 @@ func (p *pair) expect(t *testing.T, n int) {
 		}
 	case <-time.After(30 * time.Second):
 		t.Fatalf("task %d did not run within 30 s", n)
-	}
-}
-
-func eventually(t *testing.T, what string, holds func() bool) {
-	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.After(30 * time.Second)
-	for !holds() {
-		select {
-		case <-tick.C:
-		case <-limit:
-			t.Fatalf("not within 30 s: %s", what)
-		}
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/pgnotify"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -159,7 +160,7 @@ func TestTerminatedListenerHeals(t *testing.T) {
 	if err := p.producer.Exec("SELECT pg_terminate_backend(?)", pid).Error; err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "another backend listens", func() bool { return p.listener(t) != pid })
+	dbtest.Eventually(t, "another backend listens", func() bool { return p.listener(t) != pid })
 	p.create(t, p.producer, 1)
 	p.expect(t, 1)
 }
@@ -199,7 +200,7 @@ func TestConnectionComesBack(t *testing.T) {
 	pid := p.listener(t)
 	pool.SetMaxIdleConns(30)
 	stop()
-	eventually(t, "no connection in use", func() bool { return pool.Stats().InUse == 0 })
+	dbtest.Eventually(t, "no connection in use", func() bool { return pool.Stats().InUse == 0 })
 	var there bool
 	if err := p.producer.Raw("SELECT count(*) = 1 FROM pg_stat_activity WHERE pid = ?", pid).Row().Scan(&there); err != nil || !there {
 		t.Errorf("the listener's connection is there: %v, %v", there, err)

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/stdlib"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/pgnotify"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
@@ -177,7 +178,7 @@ func TestPoolOfOne(t *testing.T) {
 	case <-time.After(30 * time.Second):
 		t.Error("nothing ran within 30 s")
 	}
-	eventually(t, "it is said", func() bool { return strings.Contains(said.String(), "raise MaxOpenConns") })
+	dbtest.Eventually(t, "it is said", func() bool { return strings.Contains(said.String(), "raise MaxOpenConns") })
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)

@@ -10,12 +10,13 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil"
 )
 
 // TestDocumentationOfTheClock is how an application tests what happens in half an hour.
 func TestDocumentationOfTheClock(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		// The application's wiring, with the test's clock.
 		clock := testutil.NewClock(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
 		plugin := outbox.New(outbox.Options{Clock: clock.Now})
@@ -111,11 +112,11 @@ func TestClock(t *testing.T) {
 
 // A start time given in the clock's own terms is met exactly, whatever the clock was started with.
 func TestClockMeetsStartTimes(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		clock := testutil.NewClock(tokyoNoon(t).Add(987_654_321 * time.Nanosecond))
 		p := install(t, db, clock, map[string]any{"ok": ok})
-		create(t, db, "ok", nil, outbox.StartAt(clock.Now().Add(time.Hour)))
-		create(t, db, "ok", nil, outbox.StartAfter(time.Hour))
+		dbtest.Create(t, db, "ok", nil, outbox.StartAt(clock.Now().Add(time.Hour)))
+		dbtest.Create(t, db, "ok", nil, outbox.StartAfter(time.Hour))
 		clock.Advance(time.Hour - time.Millisecond)
 		if n := testutil.Drain(t, p); n != 0 {
 			t.Errorf("%d ran early", n)

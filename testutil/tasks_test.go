@@ -14,17 +14,10 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/testutil"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
-
-// eachDB runs a test on a fresh database of each kind.
-func eachDB(t *testing.T, test func(t *testing.T, db *gorm.DB)) {
-	t.Run("sqlite", func(t *testing.T) { test(t, testdb.SQLite(t)) })
-	t.Run("postgres", func(t *testing.T) { test(t, testdb.Postgres(t)) })
-	t.Run("mariadb", func(t *testing.T) { test(t, testdb.MariaDB(t)) })
-	t.Run("mysql", func(t *testing.T) { test(t, testdb.MySQL(t)) })
-}
 
 // install makes a plugin with a clock and its handlers.
 func install(t *testing.T, db *gorm.DB, clock *testutil.Clock, handlers map[string]any) *outbox.Plugin {
@@ -46,15 +39,6 @@ func install(t *testing.T, db *gorm.DB, clock *testutil.Clock, handlers map[stri
 	return p
 }
 
-func create(t *testing.T, tx *gorm.DB, path string, args any, opts ...outbox.CreateOption) *outbox.TaskModel {
-	t.Helper()
-	task, err := outbox.Create(tx, path, args, opts...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return task
-}
-
 func ok(context.Context, outbox.Args) error { return nil }
 
 type chainArgs struct {
@@ -71,15 +55,15 @@ func chain(_ context.Context, tx *gorm.DB, a chainArgs) error {
 }
 
 func TestRequireCreated(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, nil, map[string]any{"mail.send": ok, "order.check": ok, "order.ship": ok})
 		const big = uint64(9007199254740993)
-		first := create(t, db, "mail.send", outbox.Args{
+		first := dbtest.Create(t, db, "mail.send", outbox.Args{
 			"to": "ann@example.com", "n": big, "none": nil,
 			"item": outbox.Args{"sku": "a<b", "sizes": []int{1, 2}},
 		}, outbox.StartAfter(time.Hour))
-		create(t, db, "order.check", nil, outbox.StartAfter(time.Hour))
-		create(t, db, "order.check", nil, outbox.StartAfter(time.Hour))
+		dbtest.Create(t, db, "order.check", nil, outbox.StartAfter(time.Hour))
+		dbtest.Create(t, db, "order.check", nil, outbox.StartAfter(time.Hour))
 
 		for name, args := range map[string]outbox.Args{
 			"nil":                 nil,
@@ -131,7 +115,7 @@ func TestRequireCreated(t *testing.T) {
 		})
 
 		t.Run("an ended task is not unfinished, and is told of", func(t *testing.T) {
-			create(t, db, "order.ship", nil)
+			dbtest.Create(t, db, "order.ship", nil)
 			testutil.Drain(t, p)
 			testutil.RequireNotCreated(t, db, "order.ship", nil)
 			msg := fails(t, func(t testing.TB) { testutil.RequireCreated(t, db, "order.ship", nil) })
@@ -139,9 +123,9 @@ func TestRequireCreated(t *testing.T) {
 		})
 
 		t.Run("the last of several", func(t *testing.T) {
-			create(t, db, "order.ship", outbox.Args{"id": 1}, outbox.StartAfter(2*time.Hour))
-			last := create(t, db, "order.ship", outbox.Args{"id": 1}, outbox.StartAfter(time.Hour))
-			create(t, db, "order.ship", outbox.Args{"id": 2}, outbox.StartAfter(time.Hour))
+			dbtest.Create(t, db, "order.ship", outbox.Args{"id": 1}, outbox.StartAfter(2*time.Hour))
+			last := dbtest.Create(t, db, "order.ship", outbox.Args{"id": 1}, outbox.StartAfter(time.Hour))
+			dbtest.Create(t, db, "order.ship", outbox.Args{"id": 2}, outbox.StartAfter(time.Hour))
 			if got := testutil.RequireCreated(t, db, "order.ship", outbox.Args{"id": 1}); got.ID != last.ID {
 				t.Errorf("task %s, want %s", got.ID, last.ID)
 			}
@@ -150,11 +134,11 @@ func TestRequireCreated(t *testing.T) {
 }
 
 func TestRequireCreatedInTransaction(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		install(t, db, nil, map[string]any{"mail.send": ok})
 		back := errors.New("roll back")
 		err := db.Transaction(func(tx *gorm.DB) error {
-			create(t, tx, "mail.send", outbox.Args{"to": "ann"})
+			dbtest.Create(t, tx, "mail.send", outbox.Args{"to": "ann"})
 			testutil.RequireCreated(t, tx, "mail.send", outbox.Args{"to": "ann"})
 			// What else a handle carries makes no difference.
 			testutil.RequireCreated(t, tx.Table("elsewhere").Where("1 = 0"), "mail.send", outbox.Args{"to": "ann"})
@@ -181,7 +165,7 @@ func TestRequireCreatedInTransaction(t *testing.T) {
 }
 
 func TestDrain(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		clock := testutil.NewClock(time.Now())
 		p := install(t, db, clock, map[string]any{
 			"ok":    ok,
@@ -196,12 +180,12 @@ func TestDrain(t *testing.T) {
 		})
 
 		t.Run("each error fails the test, once", func(t *testing.T) {
-			old := create(t, db, "fail", outbox.Args{"orderId": 1})
+			old := dbtest.Create(t, db, "fail", outbox.Args{"orderId": 1})
 			contains(t, fails(t, func(t testing.TB) { testutil.Drain(t, p) }), old.ID)
 
-			one := create(t, db, "fail", outbox.Args{"orderId": 2})
-			two := create(t, db, "fail", outbox.Args{"orderId": 3})
-			create(t, db, "ok", nil)
+			one := dbtest.Create(t, db, "fail", outbox.Args{"orderId": 2})
+			two := dbtest.Create(t, db, "fail", outbox.Args{"orderId": 3})
+			dbtest.Create(t, db, "ok", nil)
 			n := 0
 			msg := fails(t, func(t testing.TB) { n = testutil.Drain(t, p) })
 			contains(t, msg, one.ID, two.ID, `{"orderId":2}`, `{"orderId":3}`, "fail ended as error (failed)", "\tno such\n\tfile")
@@ -215,7 +199,7 @@ func TestDrain(t *testing.T) {
 		})
 
 		t.Run("arguments that do not fit fail the test, though nothing ran", func(t *testing.T) {
-			task := create(t, db, "chain", outbox.Args{"left": 0})
+			task := dbtest.Create(t, db, "chain", outbox.Args{"left": 0})
 			if err := db.Model(task).Update("args", outbox.JSON(`{"right":1}`)).Error; err != nil {
 				t.Fatal(err)
 			}
@@ -223,7 +207,7 @@ func TestDrain(t *testing.T) {
 		})
 
 		t.Run("a retry waits for the clock", func(t *testing.T) {
-			create(t, db, "fail", nil, outbox.MaxAttempts(2))
+			dbtest.Create(t, db, "fail", nil, outbox.MaxAttempts(2))
 			if n := testutil.Drain(t, p); n != 1 {
 				t.Errorf("%d ran, want 1", n)
 			}
@@ -232,7 +216,7 @@ func TestDrain(t *testing.T) {
 		})
 
 		t.Run("parked tasks are named", func(t *testing.T) {
-			task := create(t, db, "ok", nil)
+			task := dbtest.Create(t, db, "ok", nil)
 			if err := db.Model(task).Update("func", "gone").Error; err != nil {
 				t.Fatal(err)
 			}
@@ -248,9 +232,9 @@ func TestDrain(t *testing.T) {
 func TestDrainRunsWhatTasksCreate(t *testing.T) {
 	for name, clock := range map[string]*testutil.Clock{"by a test's clock": testutil.NewClock(time.Now()), "by the database's": nil} {
 		t.Run(name, func(t *testing.T) {
-			eachDB(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 				p := install(t, db, clock, map[string]any{"chain": chain})
-				create(t, db, "chain", outbox.Args{"left": 4})
+				dbtest.Create(t, db, "chain", outbox.Args{"left": 4})
 				if n := testutil.Drain(t, p); n != 5 {
 					t.Errorf("%d ran, want 5", n)
 				}
@@ -286,7 +270,7 @@ func TestDrainGivesUp(t *testing.T) {
 				return err
 			},
 		})
-		create(t, db, "again", nil)
+		dbtest.Create(t, db, "again", nil)
 		r := &recorder{TB: t, ctx: ctx}
 		r.run(func(t testing.TB) { testutil.Drain(t, p) })
 		contains(t, r.errors, "not done after", "at once", "unfinished: again (1)")
@@ -295,7 +279,7 @@ func TestDrainGivesUp(t *testing.T) {
 
 // Without a free connection the first thing that Drain reads waits for ever.
 func TestDrainEndsWithItsContext(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, testutil.NewClock(time.Now()), map[string]any{"ok": ok})
 		pool, err := db.DB()
 		if err != nil {
@@ -345,7 +329,7 @@ func TestDrainThatLosesItsConnections(t *testing.T) {
 	if err := errors.Join(db.Use(p), p.Migrate(t.Context())); err != nil {
 		t.Fatal(err)
 	}
-	create(t, db, "holds", nil)
+	dbtest.Create(t, db, "holds", nil)
 	r, drained := &recorder{TB: t, ctx: ctx}, make(chan struct{})
 	go func() {
 		defer close(drained)
@@ -419,11 +403,11 @@ func contains(t *testing.T, text string, parts ...string) {
 // A test that is wrapped in a transaction has nothing that could run, and must not be told that
 // nothing was due.
 func TestDrainInATransaction(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, nil, map[string]any{"mail.send": ok})
 		tx := db.Begin()
 		defer tx.Rollback()
-		create(t, tx, "mail.send", nil)
+		dbtest.Create(t, tx, "mail.send", nil)
 		contains(t, fails(t, func(t testing.TB) { testutil.Drain(t, p) }), "a transaction that created tasks is still open")
 		testutil.RequireCreated(t, tx, "mail.send", nil)
 		if err := tx.Rollback().Error; err != nil {
@@ -433,7 +417,7 @@ func TestDrainInATransaction(t *testing.T) {
 			t.Errorf("%d ran after the rollback", n)
 		}
 		if err := db.Transaction(func(tx *gorm.DB) error {
-			create(t, tx, "mail.send", nil)
+			dbtest.Create(t, tx, "mail.send", nil)
 			return nil
 		}); err != nil {
 			t.Fatal(err)
@@ -446,7 +430,7 @@ func TestDrainInATransaction(t *testing.T) {
 
 // An application's callbacks decide what it reads, not what a test is told.
 func TestCallbacksHideNothing(t *testing.T) {
-	eachDB(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, nil, map[string]any{"mail.send": func(context.Context) error { return errors.New("no route") }})
 		for _, err := range []error{
 			db.Callback().Query().Replace("gorm:query", func(*gorm.DB) {}),
@@ -456,7 +440,7 @@ func TestCallbacksHideNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		create(t, db, "mail.send", nil)
+		dbtest.Create(t, db, "mail.send", nil)
 		testutil.RequireCreated(t, db, "mail.send", nil)
 		fails(t, func(t testing.TB) { testutil.RequireNotCreated(t, db, "mail.send", nil) })
 		contains(t, fails(t, func(t testing.TB) { testutil.Drain(t, p) }), "no route")

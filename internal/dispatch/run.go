@@ -85,7 +85,7 @@ func (d *dispatcher) newRun(c store.Claimed) *run {
 func (r *run) execute() {
 	defer r.returned()
 	defer r.cancel(errEnded)
-	defer r.rescue()
+	defer r.catch()
 	if r.broken != nil {
 		r.unfit(r.broken)
 		return
@@ -175,9 +175,9 @@ func (r *run) tellStart() {
 	}
 }
 
-// rescue is the last line against code of the application that fails where the handler's guard does
+// catch is the last line against code of the application that fails where the handler's guard does
 // not reach, such as a method of an argument or of an error. It is deferred.
-func (r *run) rescue() {
+func (r *run) catch() {
 	v, ended := recover(), r.state.ended()
 	if v == nil && ended {
 		return

@@ -12,8 +12,8 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-outbox/outbox"
+	"github.com/gorm-outbox/outbox/internal/dbtest"
 	"github.com/gorm-outbox/outbox/internal/oracle"
-	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
 // fixture is a database with tables, and an oracle.
@@ -26,11 +26,11 @@ type fixture struct {
 
 func eachDB(t *testing.T, test func(t *testing.T, f *fixture)) {
 	t.Helper()
-	for name, open := range map[string]func(testing.TB) *gorm.DB{"sqlite": testdb.SQLite, "postgres": testdb.Postgres, "mariadb": testdb.MariaDB, "mysql": testdb.MySQL} {
-		t.Run(name, func(t *testing.T) {
-			db, runs := open(t), (*gorm.DB)(nil)
-			if name == "sqlite" {
-				runs = open(t) // else a transactional handler's run would wait for the handler's own transaction
+	for _, d := range dbtest.Databases {
+		t.Run(d.Name, func(t *testing.T) {
+			db, runs := d.Open(t), (*gorm.DB)(nil)
+			if d.Name == "sqlite" {
+				runs = d.Open(t) // else a transactional handler's run would wait for the handler's own transaction
 			}
 			o, err := oracle.New(db, runs)
 			if err != nil {
