@@ -55,7 +55,7 @@ func TestPoolClosedBeforeRunEnds(t *testing.T) {
 				if err := dbtest.Receive(t, done); err == nil || !strings.Contains(err.Error(), "the pool was closed before Run had ended") {
 					t.Errorf("Run gave %v", err)
 				}
-				if said.lines("the database fails") != 0 {
+				if said.lines("database error") != 0 {
 					t.Error("it is taken for a failure of the database")
 				}
 			})

@@ -54,9 +54,9 @@ func (l *processLog) seen() map[string]int {
 }
 
 const (
-	logFails  = "outbox: the database fails, trying again "
-	logWorks  = "outbox: works again "
-	logLapsed = "outbox: no heartbeat succeeded, handlers are cancelled"
+	logFails  = "outbox: database error, retrying "
+	logWorks  = "outbox: recovered "
+	logLapsed = "outbox: lease expired without a heartbeat, cancelling handlers"
 )
 
 func TestOutageLongerThanTheLimit(t *testing.T) {

@@ -145,7 +145,7 @@ func TestOutageAtTheEndOfATransactionDoesNotCount(t *testing.T) {
 		if n := log.lines("level=WARN", "finish a handler's transaction"); n != 1 {
 			t.Errorf("%d warnings of one outage", n)
 		}
-		dbtest.Eventually(t, "it works again", func() bool { return log.lines("level=INFO", "works again", "finish a handler's transaction") == 1 })
+		dbtest.Eventually(t, "it works again", func() bool { return log.lines("level=INFO", "recovered", "finish a handler's transaction") == 1 })
 	})
 }
 

@@ -337,7 +337,7 @@ func TestWakerThatCannotListen(t *testing.T) {
 	if n := never.Load(); n != 1 {
 		t.Errorf("it was asked %d times after a Permanent error", n)
 	}
-	if n := said.lines("level=WARN", "a Waker cannot listen", "no ears"); n != 1 || said.lines("the database fails", "no ears") != 0 {
+	if n := said.lines("level=WARN", "a Waker cannot listen", "no ears"); n != 1 || said.lines("database error", "no ears") != 0 {
 		t.Errorf("said %d times", n)
 	}
 }

@@ -100,7 +100,7 @@ func TestNotifyBehindOtherDrivers(t *testing.T) {
 					t.Errorf("ended as %s: %s", past.Status, deref(past.Error))
 				}
 			}
-			if text := said.String(); strings.Contains(text, "the database fails") || strings.Count(text, "cannot listen") != min(1, len(c.says)) {
+			if text := said.String(); strings.Contains(text, "database error") || strings.Count(text, "cannot listen") != min(1, len(c.says)) {
 				t.Errorf("said:\n%s", text)
 			}
 		})

@@ -183,7 +183,7 @@ func TestPoolOfOne(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if n := strings.Count(said.String(), "a Waker cannot listen"); n != 1 || strings.Contains(said.String(), "the database fails") {
+	if n := strings.Count(said.String(), "a Waker cannot listen"); n != 1 || strings.Contains(said.String(), "database error") {
 		t.Errorf("said %d times:\n%s", n, said.String())
 	}
 }

@@ -78,12 +78,12 @@ func (c *completer) add(p *completion) {
 	c.mu.Unlock()
 }
 
-// readyLocked needs c.mu.
+// c.mu must be held.
 func (c *completer) readyLocked() bool {
 	return len(c.queue) >= c.full || c.writing == 0 && len(c.queue) > 0
 }
 
-// signalIfReadyLocked needs c.mu.
+// c.mu must be held.
 func (c *completer) signalIfReadyLocked() {
 	if c.readyLocked() {
 		signal(c.signal)

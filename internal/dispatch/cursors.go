@@ -9,22 +9,22 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// backlog is what a dispatcher knows of the due tasks: the partitions that the last poll found,
-// less those that a claim has emptied since, and how far claims have come in each. A partition is a
-// queue at a priority. The loop and the writers of outcomes claim from it.
+// cursors are the partitions that have due tasks, and the place in each at which the next claim
+// begins. A partition is a queue at a priority. Polls and commits add partitions; a claim that
+// empties one removes it.
 //
 // Queues take turns, and priority orders the tasks of one queue. A claim asks the next queues for
-// an equal share each, so its size bounds what it sends, whatever the number of queues, and a queue
-// with many tasks does not keep another one waiting.
+// an equal share each. So the size of a claim, and not the number of queues, bounds what it sends,
+// and a queue with many tasks does not keep another queue waiting.
 type cursors struct {
 	mu     sync.Mutex
-	firsts bool                // the database claims the first tasks of many queues faster than any more of each
-	unused bool                // none of its functions are registered, so nothing is claimed from it
+	firsts bool                // one task of each of many queues is claimed faster than several of each
+	unused bool                // no function of these tasks is registered, so nothing is claimed
 	due    []dialect.Partition // what the last poll found and what was expected since
 	looked int                 // how many of them park has looked at
 	ring   []*dueQueue         // queues with something to claim, in the order of their turns
 	queues map[string]*dueQueue
-	reads  int // polls and hints so far: what a claim says of a partition that was found later is out of date
+	reads  int // polls and expected commits so far; a claim that began before knows nothing of them
 }
 
 type dueQueue struct {
@@ -38,16 +38,16 @@ type duePartition struct {
 	cursor   dialect.Cursor // the last task that was claimed from it
 }
 
-// smallShare is what some claims of one task of each queue give rather than one claim, where that
-// is one statement and a larger share a statement for each queue.
+// smallShare: where a claim of one task of each queue is one statement, and a claim of several of
+// each is a statement for each queue, a share up to this is claimed one task at a time.
 const smallShare = 8
 
 // minQueues is how many queues even a small claim asks, because some may be empty.
 const minQueues = 16
 
-// found takes over what a poll has found. The cursors of earlier claims are gone with it: a late
+// found replaces the partitions by those that a poll has found. Their cursors begin anew: a late
 // commit, a retry or a reschedule may have put a task below them. Queues keep their turns, and new
-// ones come last.
+// queues come last.
 func (b *cursors) found(partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -76,8 +76,7 @@ func (b *cursors) found(partitions []dialect.Partition) {
 	}
 }
 
-// add puts a partition where its turn is; b.mu must be held. Its cursor, if it has one, is
-// forgotten.
+// add puts a partition into its queue, without a cursor. b.mu must be held.
 func (b *cursors) add(l dialect.Partition) {
 	q := b.queues[l.Queue]
 	if q == nil {
@@ -97,8 +96,8 @@ func (q *dueQueue) find(priority int) (int, bool) {
 	})
 }
 
-// expect adds partitions in which something may have become due since the last poll, below the
-// cursors of earlier claims.
+// expect adds partitions in which a task has become due since the last poll. It may be below the
+// cursors of earlier claims, so these begin anew.
 func (b *cursors) expect(partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -136,10 +135,9 @@ type turn struct {
 	read       int
 }
 
-// take gives a claim of up to limit rows the next queues and moves their turns on. Of a single
-// queue it asks all priorities in their order, one after the other as each is empty. Of several
-// queues it asks only the first priority of each: whatever share of a queue a claim takes, nothing
-// of a later priority starts before a claim has found the earlier one empty.
+// take gives a claim of up to limit rows the next queues, and moves the turns on. Of a single queue
+// the claim asks all priorities, in their order. Of several queues it asks only the first priority
+// of each: no task of a later priority starts before a claim has found the earlier priority empty.
 func (b *cursors) take(limit int) (t turn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -167,7 +165,7 @@ func (b *cursors) take(limit int) (t turn) {
 		if b.firsts && t.share <= smallShare {
 			t.share = 1
 		}
-		next := 1 // where all are served, another one is the first
+		next := 1 // where all are served, the next claim begins with another queue
 		if served < n {
 			next = served
 		}
@@ -176,8 +174,8 @@ func (b *cursors) take(limit int) (t turn) {
 	return t
 }
 
-// claimed notes what a claim of up to limit rows has found: how far it has come, and which
-// partitions it has emptied. Those come back with the next poll, if something is due in them.
+// claimed moves the cursors behind the rows of a claim of up to limit rows, and removes the
+// partitions that the claim has emptied. The next poll brings them back if tasks are due in them.
 func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -188,7 +186,7 @@ func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 			last[l] = mark
 		}
 	}
-	// A full claim did not get to the partitions behind the last one that gave it something.
+	// A full claim did not reach the partitions behind the last one of which it has a row.
 	reached := len(t.partitions)
 	for full := len(list) >= limit; full && reached > 0 && rows[t.partitions[reached-1]] == 0; {
 		reached--
@@ -219,8 +217,8 @@ func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 	}
 }
 
-// atHeads are the next partitions, at most limit, at whose heads park is to look: all that were due
-// have their turn.
+// atHeads are the next partitions, at most limit, at whose heads park looks. All due partitions have
+// their turn.
 func (b *cursors) atHeads(limit int) (partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -5,8 +5,8 @@ import (
 	"maps"
 )
 
-// findDeserted reports queues with due tasks that no live process serves, once each. A process that
-// is just being replaced is none: the second look in a row counts.
+// findDeserted logs queues with due tasks that no live process serves, once each. It waits for the
+// second look in a row, because the process of a queue may just be replaced.
 func (d *dispatcher) findDeserted(ctx context.Context) {
 	maps.DeleteFunc(d.deserted, func(queue string, _ int) bool { return !d.poller.foreign[queue] })
 	if len(d.poller.foreign) == 0 {

@@ -39,17 +39,17 @@ func (d *dispatcher) register(ctx context.Context) error {
 	return nil
 }
 
-// leaseExpired is called when the lease has run out: others may soon take the tasks over, so
+// leaseExpired is called when the lease has expired. Other processes may soon rescue the tasks, so
 // handlers are told to stop.
 func (d *dispatcher) leaseExpired() {
 	if d.lease.valid() {
 		return // a heartbeat has renewed it meanwhile
 	}
 	if d.beating.Load() && d.store.Dialect.Serial() {
-		d.lease.postponeExpiry() // it waits for the only write lock or has it, as beat explains
+		d.lease.postponeExpiry() // it waits for the only write lock, or has it: see beat
 		return
 	}
-	d.log.Error("outbox: no heartbeat succeeded, handlers are cancelled", "for", d.lease.length)
+	d.log.Error("outbox: lease expired without a heartbeat, cancelling handlers", "for", d.lease.length)
 	d.loseRuns()
 }
 
@@ -57,8 +57,8 @@ func (d *dispatcher) leaseExpired() {
 func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 	tick := time.NewTicker(d.cfg.Heartbeat)
 	defer tick.Stop()
-	// Who did not know this process yet may have parked tasks for which it has a function just
-	// after it looked for these.
+	// A process that did not know this one yet may park tasks that this one can run, just after the
+	// first look for parked tasks.
 	again := time.NewTimer(min(d.cfg.Heartbeat, time.Second))
 	defer again.Stop()
 	// A process is dead when the limit ends, not when the observer happens to beat after that.
@@ -69,7 +69,7 @@ func (d *dispatcher) heartbeats(ctx context.Context, watch bool) {
 	for {
 		d.beating.Store(true)
 		good := d.beat(ctx)
-		// Whoever was frozen, perhaps together with the others, has not watched meanwhile.
+		// A process that was frozen, perhaps together with the others, has not watched meanwhile.
 		if !good || time.Since(last) >= d.lease.length {
 			clear(seen)
 		}
@@ -106,15 +106,15 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 	}
 	expired := err == nil && !alive
 	if expired {
-		d.log.Warn("outbox: this process was declared dead, its claims are lost; it goes on as a new one", "process", d.lease.owner())
+		d.log.Warn("outbox: this process was declared dead and its claims are lost, re-registering under a new id", "process", d.lease.owner())
 		d.loseRuns()
 		err = d.register(ctx)
 	}
 	if err != nil {
 		d.outages.failed("heartbeat", err)
 		if d.store.Dialect.Serial() && (dialect.Classify(err) == dialect.Busy || d.slots.inTransaction()) {
-			// Whoever holds the only write lock keeps the others from taking over, too. A beat that
-			// is late because of a lock is not a death.
+			// The transaction with the only write lock keeps other processes from a rescue, too. So a
+			// beat that is late because of the lock is no death.
 			d.lease.postponeExpiry()
 		}
 		return false
@@ -134,7 +134,7 @@ type observation struct {
 	since time.Time
 }
 
-// oldest is since when the count of some other process has stood still for longest.
+// oldest is since when the count that has stood still for longest has done so.
 func (seen observations) oldest(own string) (since time.Time, some bool) {
 	for id, o := range seen {
 		if id != own && (!some || o.since.Before(since)) {
@@ -144,8 +144,8 @@ func (seen observations) oldest(own string) (since time.Time, some bool) {
 	return since, some
 }
 
-// observe looks at the other processes, takes over the tasks of dead ones, and brings back parked
-// tasks.
+// observe looks at the other processes, expires dead ones, rescues their tasks, and brings back
+// parked tasks.
 func (d *dispatcher) observe(ctx context.Context, seen observations) {
 	limited, cancel := context.WithTimeout(ctx, d.cfg.statementLimit())
 	defer cancel()
@@ -167,7 +167,7 @@ func (d *dispatcher) observe(ctx context.Context, seen observations) {
 			}
 			delete(seen, id) // if it has beaten after all, the next look sees it anew
 			if expired {
-				d.log.Warn("outbox: a process is dead, its tasks are taken over", "process", id, "silent", now.Sub(o.since))
+				d.log.Warn("outbox: process expired, rescuing its tasks", "process", id, "silent", now.Sub(o.since))
 				w.Orphans = true
 			}
 		}

@@ -7,8 +7,9 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// lease says who this process is in the process table, and until when it may act: well before
-// others may call it dead. Each heartbeat that succeeds renews it.
+// lease is the id of this process in the process table, and the time until which the process may
+// act. It expires well before other processes may call this one dead. Each heartbeat that succeeds
+// renews it.
 type lease struct {
 	length time.Duration
 	expiry *time.Timer // calls onExpiry
@@ -18,13 +19,13 @@ type lease struct {
 	lastBeat time.Time
 }
 
-// newLease returns one that is not valid yet. onExpiry is called when it has run out, in a
-// goroutine of its own.
+// newLease returns a lease that is not valid yet. onExpiry is called in a goroutine of its own when
+// the lease expires.
 func newLease(length time.Duration, onExpiry func()) *lease {
 	return &lease{length: length, expiry: time.AfterFunc(time.Hour, onExpiry)}
 }
 
-// begin is the start under a new id, whose row was inserted by a statement that was sent at a time.
+// begin starts the lease of a new id. sent is when the INSERT of its row was sent.
 func (l *lease) begin(id string, sent time.Time) {
 	l.mu.Lock()
 	l.id, l.lastBeat = id, sent
@@ -32,8 +33,8 @@ func (l *lease) begin(id string, sent time.Time) {
 	l.expiry.Reset(l.length - time.Since(sent))
 }
 
-// renew is called after a heartbeat that was sent at a time. It reports whether the lease had run
-// out before.
+// renew is called after a heartbeat. sent is when its statement was sent. It reports whether the
+// lease had expired before.
 func (l *lease) renew(sent time.Time) (hadExpired bool) {
 	l.mu.Lock()
 	hadExpired = l.expiredLocked()
@@ -43,8 +44,7 @@ func (l *lease) renew(sent time.Time) (hadExpired bool) {
 	return hadExpired
 }
 
-// postponeExpiry has onExpiry called later, though the lease runs out: others cannot call the
-// process dead meanwhile.
+// postponeExpiry has onExpiry called later, while other processes cannot expire this one.
 func (l *lease) postponeExpiry() { l.expiry.Reset(l.length) }
 
 func (l *lease) stop() { l.expiry.Stop() }
@@ -63,9 +63,8 @@ func (l *lease) valid() bool {
 	return !l.expiredLocked()
 }
 
-// owns reports whether a claim may be run: its reply may have come when the handlers of this
-// process had been told to stop, because the lease had run out or others had declared the process
-// dead.
+// owns reports whether a claimed task may be run. The reply to a claim may come after the lease has
+// expired, or after another process has expired this one.
 func (l *lease) owns(t *store.Task) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -79,5 +78,5 @@ func (l *lease) beatenSince(t time.Time) bool {
 	return l.lastBeat.After(t)
 }
 
-// expiredLocked needs l.mu.
+// l.mu must be held.
 func (l *lease) expiredLocked() bool { return time.Since(l.lastBeat) >= l.length }

@@ -68,10 +68,10 @@ func (o *outages) cause(err error) (message string, more []any) {
 	}
 	if o.pool != nil && errors.Is(err, context.DeadlineExceeded) {
 		if s := o.pool.Stats(); s.MaxOpenConnections > 0 && s.InUse >= s.MaxOpenConnections {
-			return "outbox: every connection of the pool is in use, trying again", []any{"in_use", s.InUse}
+			return "outbox: every connection of the pool is in use, retrying", []any{"in_use", s.InUse}
 		}
 	}
-	return "outbox: the database fails, trying again", nil
+	return "outbox: database error, retrying", nil
 }
 
 func (o *outages) conflict(what string, err error) {
@@ -81,7 +81,7 @@ func (o *outages) conflict(what string, err error) {
 	c := o.conflicts[what]
 	c.count++
 	if now := time.Now(); c.logged.IsZero() || now.Sub(c.logged) >= conflictPeriod {
-		o.log.Warn("outbox: transactions conflict with others, trying again", "step", what, "count", c.count, "err", err)
+		o.log.Warn("outbox: transaction conflicts with others, retrying", "step", what, "count", c.count, "err", err)
 		c = conflicts{logged: now}
 	}
 	o.conflicts[what] = c
@@ -92,6 +92,6 @@ func (o *outages) recovered(what string) {
 	defer o.mu.Unlock()
 	if begun, known := o.since[what]; known {
 		delete(o.since, what)
-		o.log.Info("outbox: works again", "step", what, "after", time.Since(begun).Round(time.Millisecond))
+		o.log.Info("outbox: recovered", "step", what, "after", time.Since(begun).Round(time.Millisecond))
 	}
 }

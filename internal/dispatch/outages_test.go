@@ -39,7 +39,7 @@ func TestOutagesAndConflicts(t *testing.T) {
 				outages.failed("claim", errors.New("gone"))
 				outages.recovered("claim")
 				outages.recovered("claim")
-				if log := said(); strings.Count(log, "\n") != 2 || strings.Count(log, "the database fails") != 1 || strings.Count(log, "works again") != 1 {
+				if log := said(); strings.Count(log, "\n") != 2 || strings.Count(log, "database error") != 1 || strings.Count(log, "recovered") != 1 {
 					t.Errorf("it says\n%s", log)
 				}
 			}

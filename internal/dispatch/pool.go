@@ -13,7 +13,7 @@ func (d *dispatcher) checkPool() {
 	if limit == 0 || d.store.Dialect.Serial() {
 		return
 	}
-	need := d.slots.total + 2 + d.completer.writers + len(d.cfg.Wakers) // one for each handler; claim, heartbeat and outcomes
+	need := d.slots.total + 2 + d.completer.writers + len(d.cfg.Wakers) // a connection for each handler, the claim, the heartbeat and each writer
 	if d.cfg.SingleProcess {
 		need++
 	}
@@ -23,10 +23,10 @@ func (d *dispatcher) checkPool() {
 	}
 }
 
-// renew closes the idle connections of the pool, but not more than once a second. A pool keeps a
-// connection whose server has become a standby, or on which somebody has left a setting, as long as
-// it works for the driver. Which one it was is not known here; a new one costs little, and those
-// that are in use come back.
+// renew closes the idle connections of the pool, at most once a second. A pool keeps a connection as
+// long as it works for the driver: also one whose server has become a standby, or on which the
+// application has left a setting. Which connection it was is not known here, and a new one costs
+// little. A connection in use is closed after a later failure.
 func (d *dispatcher) renew() {
 	s := d.store
 	if s.Pool == nil || s.Dialect.Serial() {

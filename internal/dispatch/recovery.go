@@ -145,7 +145,7 @@ func (r *recovery) run(ctx context.Context) {
 	if outcomes, back := r.decide(owned); len(outcomes)+len(back) > 0 {
 		done, err := r.write(limited, outcomes, back)
 		if done > 0 {
-			r.log.Warn("outbox: claimed tasks without a run are given back or ended", "count", done)
+			r.log.Warn("outbox: claimed tasks without a run were requeued or ended", "count", done)
 			r.wakeups.add(maybeDue)
 		}
 		if err != nil {

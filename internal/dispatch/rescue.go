@@ -25,13 +25,13 @@ func (d *dispatcher) rescue(ctx context.Context) error {
 		for _, c := range rescued {
 			if c.Err != nil {
 				if !d.untaken[c.Task.ID] && !refused[c.Task.ID] {
-					d.log.Warn("outbox: interrupted task cannot be taken over, trying again", "task_id", c.Task.ID, "func", c.Task.Func, "err", c.Err)
+					d.log.Warn("outbox: interrupted task cannot be rescued, retrying", "task_id", c.Task.ID, "func", c.Task.Func, "err", c.Err)
 				}
 				refused[c.Task.ID] = true
 				continue
 			}
 			good++
-			d.log.Warn("outbox: interrupted task taken over", "task_id", c.Task.ID, "func", c.Task.Func, "attempt", c.Task.Attempt)
+			d.log.Warn("outbox: interrupted task rescued", "task_id", c.Task.ID, "func", c.Task.Func, "attempt", c.Task.Attempt)
 		}
 		if good > 0 {
 			d.wake() // the next scan may be far

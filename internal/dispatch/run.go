@@ -360,7 +360,7 @@ func (r *run) giveUp(cause error) {
 		reason, final = ReasonTimeout, true
 	}
 	res := r.failure(reason, fmt.Errorf("%w, and the handler has not returned: the outcome is unknown", cause), final)
-	r.d.log.Warn("outbox: handler ignores its context", r.attrs("cause", cause)...)
+	r.d.log.Warn("outbox: handler still running after its deadline", r.attrs("cause", cause)...)
 	r.complete(res, from)
 }
 
@@ -395,11 +395,11 @@ func (r *run) persisted(c *completion, lost bool) {
 		f.Err = nil
 		r.d.log.Debug("outbox: task snoozes", r.attrs("in", t.next)...)
 	case t.requeue != nil && res.elsewhere:
-		r.d.log.Debug("outbox: task goes back for another process", r.attrs("err", res.err, "in", t.next)...)
+		r.d.log.Debug("outbox: task requeued for another process", r.attrs("err", res.err, "in", t.next)...)
 	case t.requeue != nil && res.reason != ReasonNone:
-		r.d.log.Warn("outbox: task failed, will be tried again", r.attrs("err", res.err, "in", t.next)...)
+		r.d.log.Warn("outbox: task failed, retrying", r.attrs("err", res.err, "in", t.next)...)
 	case t.requeue != nil:
-		r.d.log.Debug("outbox: task goes back", r.attrs("in", t.next, "err", res.err)...)
+		r.d.log.Debug("outbox: task requeued", r.attrs("in", t.next, "err", res.err)...)
 	case t.outcome.Status == store.Error:
 		f.Status = store.Error
 		r.d.log.Error("outbox: task ended as error", r.attrs("reason", res.reason, "err", res.err, "duration", res.duration)...)

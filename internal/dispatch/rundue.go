@@ -36,7 +36,7 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Too short-lived to watch others: only what is long dead is taken over.
+	// RunDue is too short to watch other processes, so it rescues only from those that are long dead.
 	if _, err := d.store.ExpireOlder(ctx, now.Add(-3*d.cfg.HeartbeatLimit)); err != nil {
 		return err
 	}
@@ -52,8 +52,8 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 	if err := d.pollOnce(ctx); err != nil {
 		return err
 	}
-	// A database's clock may have milliseconds only. What is put back after this one does not come
-	// again in this call.
+	// A database's clock may have milliseconds only. A task that is requeued after this one does not
+	// come again in this call.
 	if !d.cfg.TestClock {
 		if err := wait(ctx, time.Millisecond); err != nil {
 			return err
@@ -71,7 +71,7 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 		if asked && (n > 0 || d.claimer.mayHaveMore()) && d.slots.free() > 0 {
 			continue
 		}
-		// Where those that are left behind have every slot, nothing more can be started.
+		// Handlers that were left behind may hold every slot: then nothing more can start.
 		if n == 0 && (!d.claimer.mayHaveMore() || d.slots.free() == 0) && d.slots.idle((*run).leftBehind) {
 			pause, again := d.lookAgain()
 			if !again || d.slots.free() == 0 {

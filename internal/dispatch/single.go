@@ -12,8 +12,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// single is the lock of a dispatcher with Options.SingleProcess. The crash of its holder releases
-// it, so the tasks of every other process row can be taken over without a wait.
+// single is the lock of a dispatcher with Options.SingleProcess. A crash of the holder releases it,
+// so its next holder can rescue the tasks of every other process without waiting.
 type single struct {
 	conn *sql.Conn // its session has the lock
 	file io.Closer // or the file that is open
@@ -93,7 +93,7 @@ func (d *dispatcher) anotherSingle(ctx context.Context) error {
 	return fmt.Errorf("another process with SingleProcess runs on this database, %s", name)
 }
 
-// inherit takes over the tasks of every other process, at the start of the only one.
+// inherit rescues the tasks of every other process, at the start of the only one.
 func (d *dispatcher) inherit(ctx context.Context) error {
 	if err := d.store.ExpireOthers(ctx, d.lease.owner()); err != nil {
 		return err
@@ -101,9 +101,8 @@ func (d *dispatcher) inherit(ctx context.Context) error {
 	return d.rescue(ctx)
 }
 
-// keepSingle looks whether the session with the lock is still there, and takes the lock again if
-// not. While another has it, this process goes on as one of several: nobody depends on the lock
-// after the start.
+// keepSingle takes the lock again if the session that had it is gone. While another process has the
+// lock, this one goes on as one of several: only the start depends on the lock.
 func (d *dispatcher) keepSingle(ctx context.Context) {
 	if _, ok := d.store.Dialect.(dialect.SessionLocker); !ok {
 		return

@@ -25,7 +25,7 @@ func (s *slots) free() int {
 	return s.freeLocked()
 }
 
-// freeLocked needs s.mu.
+// s.mu must be held.
 func (s *slots) freeLocked() int { return max(0, s.total-len(s.runs)-s.reserved) }
 
 // taken is the number of runs.

@@ -10,15 +10,14 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// What becomes of a task after a run: pure functions of the task, as it was claimed, and of how the
-// run ended.
+// What becomes of a task after a run is decided by pure functions of the task, as it was claimed,
+// and of the run's result.
 
-// maxCrashes of repeatable runs: a task that kills its process again and again must not do so for
-// ever.
+// maxCrashes ends a repeatable task that kills its process again and again.
 const maxCrashes = 3
 
-// maxMisfits bounds how often a task goes back because it does not fit the process that has claimed
-// it: with the default backoff between them that takes over an hour, in which a deploy is over.
+// maxMisfits bounds how often a task is requeued because it does not fit the process that has
+// claimed it. With the default backoff this takes over an hour, in which a deploy is over.
 const maxMisfits = 12
 
 // A task keeps its first failed attempt and the latest of the others, each with a shortened text.
@@ -101,7 +100,7 @@ func requeue(t *store.Task, delay time.Duration, uncounted, crashes int, errs *s
 	}}
 }
 
-// misfits is how often a task went back because it did not fit the process that had claimed it.
+// misfits is how often a task was requeued because it did not fit the process.
 func misfits(t *store.Task) (n int) {
 	for _, a := range attempts(t.Errors) {
 		if a.Reason == ReasonBadArgs {

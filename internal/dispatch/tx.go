@@ -10,18 +10,18 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// Tx is the transaction that a transactional handler gets. It cannot end it, and it cannot use it
-// once it has returned. GORM's nested transactions work: they are savepoints.
+// Tx is the transaction that a transactional handler gets. The handler cannot end it, and cannot use
+// it after having returned. GORM's nested transactions work: they are savepoints.
 type Tx struct {
-	Tx      *sql.Tx // not embedded, for its other methods would pass the guard by
+	Tx      *sql.Tx // not embedded: its other methods would bypass the checks
 	dialect dialect.Dialect
-	use     sync.RWMutex // held by each statement, so that none is under way when the transaction is finished
+	use     sync.RWMutex // read-held by each statement, so that none is under way when the transaction ends
 	closed  atomic.Bool
 	ended   atomic.Bool // the handler tried to commit or roll back
 	undone  atomic.Bool // the transaction is gone, and statements would be committed one by one
 
 	mu    sync.Mutex
-	stmts []*sql.Stmt // what was prepared, which goes past the guard when it is executed
+	stmts []*sql.Stmt // prepared statements, whose execution bypasses the checks
 }
 
 func (g *Tx) Commit() error {
@@ -36,20 +36,19 @@ func (g *Tx) Rollback() error {
 
 var errTxUndone = errors.New("the handler's transaction has ended, by a statement of its own or after an error of the database")
 
-// close waits for the statement that is under way, of a goroutine that the handler has left behind,
-// and refuses those that come later. Some drivers would take the reply to one statement for that to
-// another.
+// close waits for a statement that a goroutine of the handler's still executes, and refuses later
+// ones. With two statements at a time some drivers mistake the reply to one for that to the other.
 func (g *Tx) close() {
 	g.use.Lock()
 	defer g.use.Unlock()
 	g.closed.Store(true)
 	for _, s := range g.stmts {
-		_ = s.Close() // after the execution that is under way; an error is of a connection that has other troubles
+		_ = s.Close() // waits for an execution under way; an error means that the connection is broken anyway
 	}
 	g.stmts = nil
 }
 
-// prepared notes a statement, to be closed with the handle. The caller holds use.
+// prepared keeps a statement, to close it with the handle. g.use must be read-held.
 func (g *Tx) prepared(s *sql.Stmt) *sql.Stmt {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -57,7 +56,7 @@ func (g *Tx) prepared(s *sql.Stmt) *sql.Stmt {
 	return s
 }
 
-// check lets a statement through, or says why not. The caller holds use.
+// check lets a statement through, or says why not. g.use must be read-held.
 func (g *Tx) check(ctx context.Context) error {
 	switch {
 	case g.closed.Load():
@@ -82,8 +81,8 @@ func (g *Tx) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error
 	return g.prepared(s), nil
 }
 
-// StmtContext is what GORM executes prepared statements through, of which it keeps those of earlier
-// transactions, too.
+// StmtContext binds a statement to the transaction that GORM has prepared before, also in an earlier
+// transaction.
 func (g *Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) *sql.Stmt {
 	g.use.RLock()
 	defer g.use.RUnlock()
@@ -120,8 +119,8 @@ func (g *Tx) QueryRowContext(ctx context.Context, query string, args ...any) *sq
 	return g.Tx.QueryRowContext(ctx, query, args...)
 }
 
-// refused is a context that has ended with an error of our own. A *sql.Row and a *sql.Stmt, which
-// cannot be made with one, have it from the context, and touch nothing.
+// refused is a context that has ended with an error of the library. A *sql.Row or a *sql.Stmt cannot
+// be made with an error, but takes it from its context, and then executes nothing.
 type refused struct {
 	context.Context
 	err error

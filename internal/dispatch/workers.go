@@ -2,15 +2,14 @@ package dispatch
 
 import "sync"
 
-// workers are goroutines that run what was claimed, one task after the other: a new one for each
-// run would have to grow its stack each time. Nor is one woken up for each run, which costs more
-// than a short handler does: whoever takes a run wakes up one more if there is another to take, and
-// nobody has been woken up for it yet. So handlers that take their time have all started as soon as
-// the scheduler lets them, and those that return at once need few goroutines.
+// workers are goroutines that execute runs, one after the other. A new goroutine for each run would
+// grow its stack each time. Waking a worker for each run would cost more than a short handler does.
+// So a worker that takes a run wakes one more if another run waits and no worker is on its way. Slow
+// handlers all start as soon as the scheduler lets them; quick ones need few goroutines.
 type workers struct {
 	mu    sync.Mutex
 	queue []*run
-	woken bool          // somebody is about to take from the queue
+	woken bool          // a worker is on its way to the queue
 	idle  chan struct{} // wakes up a worker that has nothing to do
 }
 
@@ -26,8 +25,7 @@ func (d *dispatcher) run(runs []*run) {
 	}
 }
 
-// more reports whether somebody is to be woken up, which the caller does then. It is for who holds
-// the mutex.
+// more reports whether the caller is to wake a worker. w.mu must be held.
 func (w *workers) more() bool {
 	if len(w.queue) == 0 || w.woken {
 		return false
@@ -44,7 +42,7 @@ func (d *dispatcher) wakeWorker() {
 	}
 }
 
-// take returns the next run, if there is one; woken says that the caller was woken up for it.
+// take returns the next run, or nil. woken says that the caller was woken for it.
 func (d *dispatcher) take(woken bool) (r *run) {
 	w := &d.workers
 	w.mu.Lock()
