@@ -45,17 +45,17 @@ type NewTask struct {
 // Errors: ErrNotInstalled, ErrDryRun, ErrNoTransaction, ErrUnknownFunc, ErrBadArgs, ErrBadOption,
 // ErrDuplicateKey; after each of them nothing was inserted, and the transaction is still usable. An
 // error of the database is wrapped as it is.
-func Create(tx *gorm.DB, path string, args any, opts ...CreateOption) (*TaskModel, error) {
+func Create(tx *gorm.DB, function string, args any, opts ...CreateOption) (*TaskModel, error) {
 	h, err := openToCreate(tx)
 	if err != nil {
-		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
+		return nil, fmt.Errorf("outbox: create %s: %w", function, err)
 	}
-	task, err := h.prepare(path, args, opts)
+	task, err := h.prepare(function, args, opts)
 	if err != nil {
-		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
+		return nil, fmt.Errorf("outbox: create %s: %w", function, err)
 	}
 	if err := h.withRetry(func() error { return h.insert([]*pendingTask{task}) }); err != nil {
-		return nil, fmt.Errorf("outbox: create %s: %w", path, err)
+		return nil, fmt.Errorf("outbox: create %s: %w", function, err)
 	}
 	h.created([]*pendingTask{task})
 	return task.model, nil
@@ -141,13 +141,13 @@ type pendingTask struct {
 }
 
 // prepare checks everything that can be checked without the database.
-func (h handle) prepare(path string, args any, opts []CreateOption) (*pendingTask, error) {
-	if err := checkPath(path); err != nil {
+func (h handle) prepare(function string, args any, opts []CreateOption) (*pendingTask, error) {
+	if err := checkName(function); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnknownFunc, err)
 	}
-	fn := h.p.registry.lookup(path)
+	fn := h.p.registry.lookup(function)
 	if fn == nil && !h.p.opts.ProducerOnly {
-		return nil, h.p.registry.unknown(path)
+		return nil, h.p.registry.unknown(function)
 	}
 	raw, err := encodeArgs(fn, args, h.p.opts.MaxArgsBytes)
 	if err != nil {
@@ -157,17 +157,17 @@ func (h handle) prepare(path string, args any, opts []CreateOption) (*pendingTas
 	if err != nil {
 		return nil, err
 	}
-	return h.prepared(path, raw, s, nil)
+	return h.prepared(function, raw, s, nil)
 }
 
 // prepared makes the row; of is the finished task that it repeats, if any.
-func (h handle) prepared(path string, raw JSON, s settings, of *HistoryModel) (*pendingTask, error) {
+func (h handle) prepared(function string, raw JSON, s settings, of *HistoryModel) (*pendingTask, error) {
 	id, err := uuid.NewV7()
 	if err != nil {
 		return nil, fmt.Errorf("make an id: %w", err)
 	}
 	t := &TaskModel{
-		ID: id.String(), Func: path, Args: raw, Key: s.key, Queue: s.queue, Priority: s.priority, State: StatePending,
+		ID: id.String(), Func: function, Args: raw, Key: s.key, Queue: s.queue, Priority: s.priority, State: StatePending,
 		MaxAttempts: s.maxAttempts, TimeoutMS: int64((s.timeout + time.Millisecond - 1) / time.Millisecond), Version: 1,
 	}
 	if of != nil {

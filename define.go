@@ -20,7 +20,7 @@ type Definition[A any] struct {
 // to each Create, before its own. It panics when the name has no valid form, A is of another kind,
 // or an option can never be valid.
 func Define[A any](function string, opts ...CreateOption) Definition[A] {
-	if err := checkPath(function); err != nil {
+	if err := checkName(function); err != nil {
 		panic(fmt.Sprintf("outbox: define %s: %v", function, err))
 	}
 	if t := reflect.TypeFor[A](); t != argsType && t.Kind() != reflect.Struct {

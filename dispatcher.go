@@ -83,11 +83,11 @@ func (p *Plugin) dispatching() (cfg dispatch.Config, done func(), err error) {
 	return cfg, p.registry.unseal, nil
 }
 
-// functions are the handlers as the engine calls them, by path, aliases included.
+// functions are the handlers as the engine calls them, by name, aliases included.
 func (p *Plugin) functions() map[string]*dispatch.Function {
 	all := map[string]*dispatch.Function{}
-	for _, path := range p.registry.paths() {
-		all[path] = p.function(p.registry.lookup(path))
+	for _, name := range p.registry.names() {
+		all[name] = p.function(p.registry.lookup(name))
 	}
 	return all
 }

@@ -21,7 +21,7 @@ var (
 	// ErrNoTransaction: the handle is not in a transaction, and Options.RequireTx asks for one.
 	ErrNoTransaction = errors.New("the *gorm.DB is not in a transaction, which Options.RequireTx asks for: use the transaction's handle")
 
-	// ErrUnknownFunc: no handler is registered under the path in this process.
+	// ErrUnknownFunc: no handler of the function is registered in this process.
 	ErrUnknownFunc = errors.New("unknown function")
 
 	// ErrBadArgs: the arguments are not JSON, too large or too deep, or do not fit the function's

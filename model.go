@@ -61,7 +61,7 @@ const (
 // SQLite, for times that the database computes).
 type TaskModel struct {
 	ID          string     `gorm:"column:id;primaryKey;size:36"`                   // UUIDv7
-	Func        string     `gorm:"column:func;size:255;not null"`                  // dotted path of the function
+	Func        string     `gorm:"column:func;size:255;not null"`                  // the function's dotted name
 	Args        JSON       `gorm:"column:args;not null"`                           // a JSON object
 	Key         *string    `gorm:"column:key;size:255;uniqueIndex:,composite:key"` // at most one unfinished task has it
 	Queue       string     `gorm:"column:queue;size:64;not null"`
@@ -118,7 +118,7 @@ type ProcessModel struct {
 	ID        string    `gorm:"column:id;primaryKey;size:36"`
 	Host      string    `gorm:"column:host;size:255;not null"`
 	PID       int64     `gorm:"column:pid;not null"`
-	Functions JSON      `gorm:"column:functions;not null"` // array of the paths that it can run
+	Functions JSON      `gorm:"column:functions;not null"` // array of the functions that it can run
 	Queues    JSON      `gorm:"column:queues"`             // array of the queues that it serves; NULL means all
 	Slots     int       `gorm:"column:slots;size:32;not null"`
 	StartedAt time.Time `gorm:"column:started_at;size:64;precision:6;not null"`

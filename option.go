@@ -58,7 +58,7 @@ const (
 	defaultQueue    = "default"
 	defaultPriority = 2
 
-	maxPath  = 255 // bytes, as the column has characters
+	maxName  = 255 // bytes, as the column has characters
 	maxKey   = 255
 	maxID    = 36
 	maxQueue = 64

@@ -94,7 +94,7 @@ type Options struct {
 	// second. It must be safe for concurrent use.
 	Backoff func(attempt int) time.Duration
 
-	// ProducerOnly lets Create accept paths that are not registered in this process.
+	// ProducerOnly lets Create accept functions that are not registered in this process.
 	ProducerOnly bool
 
 	// RequireTx makes Create and CreateBatch refuse a handle that is not in a transaction, with
@@ -309,7 +309,7 @@ func init() {
 		if err != nil {
 			return bridge.Plugin{}, err
 		}
-		return bridge.Plugin{DB: p.gorm, Store: s, Functions: p.registry.paths(), RetainSuccess: p.opts.RetainSuccess,
+		return bridge.Plugin{DB: p.gorm, Store: s, Functions: p.registry.names(), RetainSuccess: p.opts.RetainSuccess,
 			RetainErrors: p.opts.RetainErrors, MaxArgs: p.opts.MaxArgsBytes}, nil
 	}
 }

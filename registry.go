@@ -20,7 +20,7 @@ import (
 
 // handler is a registered function.
 type handler struct {
-	path        string
+	function    string
 	fn          reflect.Value
 	param       args.Param
 	tx          bool // it takes a *gorm.DB: transactional
@@ -33,7 +33,7 @@ type handler struct {
 // repeatable: an interrupted run may be run again without counting.
 func (h *handler) repeatable() bool { return h.tx || h.idempotent }
 
-// registry maps paths to handlers.
+// registry maps functions, by their names, to handlers.
 type registry struct {
 	mu       sync.RWMutex
 	handlers map[string]*handler
@@ -100,7 +100,7 @@ const signatures = `a handler is one of
 	func(context.Context, *gorm.DB, A) error
 or returns (R, error), where A is a struct with JSON tags, a pointer to one, or outbox.Args`
 
-// Handle registers fn under a dotted path, such as "services.OrderSvc.checkAndCancel". fn is
+// Handle registers fn under a dotted name, such as "services.OrderSvc.checkAndCancel". fn is
 //
 //	func(ctx context.Context[, tx *gorm.DB][, args A]) ([R,] error)
 //
@@ -114,15 +114,15 @@ or returns (R, error), where A is a struct with JSON tags, a pointer to one, or 
 // missing key whose field is neither a pointer nor omitempty or omitzero, is an error. If A has a
 // method Validate() error, it is called.
 //
-// Handle panics on a wiring mistake: a path that is taken or has no valid form, a function of
+// Handle panics on a wiring mistake: a name that is taken or has no valid form, a function of
 // another signature, an option that does not go with it, a call while Run is running.
-func (p *Plugin) Handle(path string, fn any, opts ...HandlerOption) {
-	h, err := newHandler(path, reflect.ValueOf(fn))
+func (p *Plugin) Handle(function string, fn any, opts ...HandlerOption) {
+	h, err := newHandler(function, reflect.ValueOf(fn))
 	if err == nil {
 		err = h.apply(opts)
 	}
 	if err != nil {
-		panic(fmt.Sprintf("outbox: handle %s: %v", path, err))
+		panic(fmt.Sprintf("outbox: handle %s: %v", function, err))
 	}
 	p.registry.add(h)
 }
@@ -132,38 +132,38 @@ func (p *Plugin) Handle(path string, fn any, opts ...HandlerOption) {
 // first letter is lowered. At least one must be named, because a row of the task table must not be
 // able to call what nobody meant to expose; none panics with a list of those that fit. It panics on
 // wiring mistakes as Handle does.
-func (p *Plugin) Register(path string, svc any, methods ...string) {
+func (p *Plugin) Register(service string, svc any, methods ...string) {
 	v := reflect.ValueOf(svc)
 	if !v.IsValid() || v.Kind() == reflect.Pointer && v.IsNil() {
-		panic(fmt.Sprintf("outbox: register %s: the service is nil (%T)", path, svc))
+		panic(fmt.Sprintf("outbox: register %s: the service is nil (%T)", service, svc))
 	}
 	if len(methods) == 0 {
-		panic(fmt.Sprintf("outbox: register %s: name the methods to register; those of %T that fit: %s", path, svc, fitting(v)))
+		panic(fmt.Sprintf("outbox: register %s: name the methods to register; those of %T that fit: %s", service, svc, fitting(v)))
 	}
 	for _, name := range methods {
 		m := v.MethodByName(name)
 		if !m.IsValid() {
-			panic(fmt.Sprintf("outbox: register %s: %T has no method %s; those that fit: %s", path, svc, name, fitting(v)))
+			panic(fmt.Sprintf("outbox: register %s: %T has no method %s; those that fit: %s", service, svc, name, fitting(v)))
 		}
-		h, err := newHandler(path+"."+lowerFirst(name), m)
+		h, err := newHandler(service+"."+lowerFirst(name), m)
 		if err != nil {
-			panic(fmt.Sprintf("outbox: register %s: method %s of %T: %v", path, name, svc, err))
+			panic(fmt.Sprintf("outbox: register %s: method %s of %T: %v", service, name, svc, err))
 		}
 		p.registry.add(h)
 	}
 }
 
-// Alias lets tasks that were created under an old path run by the handler of the current one, so
-// that a function can be renamed while its tasks wait. It panics when old is taken or a path has no
-// valid form; Run reports a current path that nobody registered. After a second renaming both old
-// paths are aliases of the newest one.
+// Alias has the handler of the current name run tasks that were created under an old one, so that a
+// function can be renamed while its tasks wait. It panics when old is taken or a name has no valid
+// form; Run fails when no handler is registered under the current name. After a second renaming
+// both old names are aliases of the newest one.
 func (p *Plugin) Alias(old, current string) {
 	r := &p.registry
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	err := r.free(old)
 	if err == nil {
-		err = checkPath(current)
+		err = checkName(current)
 	}
 	if err == nil && old == current {
 		err = fmt.Errorf("it is an alias of itself")
@@ -177,13 +177,13 @@ func (p *Plugin) Alias(old, current string) {
 	r.aliases[old] = current
 }
 
-func newHandler(path string, fn reflect.Value) (*handler, error) {
+func newHandler(function string, fn reflect.Value) (*handler, error) {
 	if fn.Kind() != reflect.Func || fn.IsNil() {
 		return nil, fmt.Errorf("not a function; %s", signatures)
 	}
 	t := fn.Type()
 	fail := func() (*handler, error) { return nil, fmt.Errorf("%s does not fit; %s", t, signatures) }
-	h := &handler{path: path, fn: fn}
+	h := &handler{function: function, fn: fn}
 	if t.IsVariadic() || t.NumIn() == 0 || t.In(0) != contextType {
 		return fail()
 	}
@@ -264,27 +264,27 @@ func (h *handler) encodeResult(v any, limit int) (*string, error) {
 func (r *registry) add(h *handler) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.free(h.path); err != nil {
-		panic(fmt.Sprintf("outbox: handle %s: %v", h.path, err))
+	if err := r.free(h.function); err != nil {
+		panic(fmt.Sprintf("outbox: handle %s: %v", h.function, err))
 	}
 	if r.handlers == nil {
 		r.handlers = map[string]*handler{}
 	}
-	r.handlers[h.path] = h
+	r.handlers[h.function] = h
 }
 
-func (r *registry) free(path string) error {
+func (r *registry) free(function string) error {
 	if r.sealed > 0 {
 		return fmt.Errorf("register before Run")
 	}
-	if err := checkPath(path); err != nil {
+	if err := checkName(function); err != nil {
 		return err
 	}
-	if r.handlers[path] != nil {
-		return fmt.Errorf("the path is registered already")
+	if r.handlers[function] != nil {
+		return fmt.Errorf("the function is registered already")
 	}
-	if to, ok := r.aliases[path]; ok {
-		return fmt.Errorf("the path is an alias of %s already", to)
+	if to, ok := r.aliases[function]; ok {
+		return fmt.Errorf("the function is an alias of %s already", to)
 	}
 	return nil
 }
@@ -296,7 +296,7 @@ func (r *registry) seal() error {
 	for _, old := range slices.Sorted(maps.Keys(r.aliases)) {
 		current := r.aliases[old]
 		if next, ok := r.aliases[current]; ok {
-			return fmt.Errorf("alias %s: %w: %s is an alias itself, of %s: name the path that a handler is registered under",
+			return fmt.Errorf("alias %s: %w: %s is an alias itself, of %s: name the function that a handler is registered under",
 				old, ErrUnknownFunc, current, next)
 		}
 		if r.handlers[current] == nil {
@@ -313,23 +313,23 @@ func (r *registry) unseal() {
 	r.sealed--
 }
 
-// lookup finds the handler of a path, through an alias if need be; nil when there is none.
-func (r *registry) lookup(path string) *handler {
+// lookup finds the handler of a function, through an alias if need be; nil when it has none.
+func (r *registry) lookup(function string) *handler {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	if h := r.handlers[path]; h != nil {
+	if h := r.handlers[function]; h != nil {
 		return h
 	}
-	return r.handlers[r.aliases[path]]
+	return r.handlers[r.aliases[function]]
 }
 
-// paths lists what can be run, aliases included, sorted.
-func (r *registry) paths() []string {
+// names lists the functions that can be run, aliases included, sorted.
+func (r *registry) names() []string {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	var list []string
-	for path := range r.handlers {
-		list = append(list, path)
+	for function := range r.handlers {
+		list = append(list, function)
 	}
 	for old, current := range r.aliases {
 		if r.handlers[current] != nil {
@@ -340,47 +340,47 @@ func (r *registry) paths() []string {
 	return list
 }
 
-// unknown is the error for a path without a handler, with what may have been meant.
-func (r *registry) unknown(path string) error {
+// unknown is the error for a function without a handler, with what may have been meant.
+func (r *registry) unknown(function string) error {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	return fmt.Errorf("%w: register it with Handle or Register before, or set Options.ProducerOnly where another process runs it%s",
-		ErrUnknownFunc, r.suggest(path))
+		ErrUnknownFunc, r.suggest(function))
 }
 
-// suggest lists the registered paths nearest to one, as the end of a sentence.
-func (r *registry) suggest(path string) string {
+// suggest lists the registered functions nearest to one, as the end of a sentence.
+func (r *registry) suggest(function string) string {
 	type near struct {
-		path     string
+		function string
 		distance int
 	}
 	var list []near
 	for known := range r.handlers {
-		d := distance(strings.ToLower(path), strings.ToLower(known))
-		if last(path) == last(known) {
+		d := distance(strings.ToLower(function), strings.ToLower(known))
+		if last(function) == last(known) {
 			d = min(d, 2)
 		}
-		if d <= 2+len(path)/4 {
+		if d <= 2+len(function)/4 {
 			list = append(list, near{known, d})
 		}
 	}
 	if len(list) == 0 {
-		return fmt.Sprintf("; %d paths are registered, none of them like it", len(r.handlers))
+		return fmt.Sprintf("; %d functions are registered, none of them like it", len(r.handlers))
 	}
 	slices.SortFunc(list, func(a, b near) int {
 		if a.distance != b.distance {
 			return a.distance - b.distance
 		}
-		return strings.Compare(a.path, b.path)
+		return strings.Compare(a.function, b.function)
 	})
 	var out []string
 	for _, n := range list[:min(3, len(list))] {
-		out = append(out, n.path)
+		out = append(out, n.function)
 	}
 	return "; did you mean " + strings.Join(out, " or ") + "?"
 }
 
-func last(path string) string { return path[strings.LastIndexByte(path, '.')+1:] }
+func last(function string) string { return function[strings.LastIndexByte(function, '.')+1:] }
 
 // distance is Levenshtein's.
 func distance(a, b string) int {
@@ -403,18 +403,18 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// checkPath: dot-separated names of letters, digits, "_" and "-".
-func checkPath(path string) error {
-	if err := checkText(path, maxPath); err != nil {
-		return fmt.Errorf("the path %w", err)
+// checkName: dot-separated names of letters, digits, "_" and "-".
+func checkName(function string) error {
+	if err := checkText(function, maxName); err != nil {
+		return fmt.Errorf("the name %w", err)
 	}
-	for part := range strings.SplitSeq(path, ".") {
+	for part := range strings.SplitSeq(function, ".") {
 		if part == "" {
-			return fmt.Errorf("the path has an empty part")
+			return fmt.Errorf("the name has an empty part")
 		}
 		for _, c := range part {
 			if !unicode.IsLetter(c) && !unicode.IsDigit(c) && c != '_' && c != '-' {
-				return fmt.Errorf("the path has a %q; parts are letters, digits, _ and -", c)
+				return fmt.Errorf("the name has a %q; parts are letters, digits, _ and -", c)
 			}
 		}
 	}

@@ -94,13 +94,13 @@ func TestHandlePanics(t *testing.T) {
 		{"the arguments before the transaction", "a.b", func(context.Context, payArgs, *gorm.DB) error { return nil }, "does not fit"},
 		{"two arguments", "a.b", func(context.Context, payArgs, payArgs) error { return nil }, "does not fit"},
 		{"variadic", "a.b", func(context.Context, ...payArgs) error { return nil }, "does not fit"},
-		{"no path", "", ok, "the path is empty"},
+		{"no path", "", ok, "the name is empty"},
 		{"an empty part", "a..b", ok, "empty part"},
-		{"a space", "a b", ok, `the path has a ' '`},
+		{"a space", "a b", ok, `the name has a ' '`},
 		{"a quote", "a'b", ok, `parts are letters, digits, _ and -`},
 		{"a long path", strings.Repeat("x", 256), ok, "has 256 bytes; at most 255"},
-		{"a path that is taken", "taken", ok, "outbox: handle taken: the path is registered already"},
-		{"a path that is an alias", "old", ok, "the path is an alias of taken already"},
+		{"a path that is taken", "taken", ok, "outbox: handle taken: the function is registered already"},
+		{"a path that is an alias", "old", ok, "the function is an alias of taken already"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := New(Options{})
@@ -164,7 +164,7 @@ func TestRegister(t *testing.T) {
 	svc := &service{}
 	p.Register("services.OrderSvc", svc, "CheckAndCancel", "URLFetch", "Élan")
 	want := []string{"services.OrderSvc.checkAndCancel", "services.OrderSvc.uRLFetch", "services.OrderSvc.élan"}
-	if got := p.registry.paths(); !slices.Equal(got, want) {
+	if got := p.registry.names(); !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	h := p.registry.lookup("services.OrderSvc.checkAndCancel")
@@ -200,13 +200,13 @@ func TestAlias(t *testing.T) {
 	p.Alias("old", "new")
 	p.Alias("gone", "neww")
 	p.Handle("new", func(context.Context, *gorm.DB) error { return nil })
-	if h := p.registry.lookup("old"); h == nil || h.path != "new" {
+	if h := p.registry.lookup("old"); h == nil || h.function != "new" {
 		t.Errorf("got %+v", h)
 	}
 	if h := p.registry.lookup("gone"); h != nil {
 		t.Errorf("an alias of nothing leads to %+v", h)
 	}
-	if got := p.registry.paths(); !slices.Equal(got, []string{"new", "old"}) {
+	if got := p.registry.names(); !slices.Equal(got, []string{"new", "old"}) {
 		t.Errorf("got %q", got)
 	}
 	err := p.registry.seal()
@@ -214,10 +214,10 @@ func TestAlias(t *testing.T) {
 		t.Fatalf("got %v", err)
 	}
 	contains(t, err.Error(), "alias gone", "neww", "did you mean new?")
-	contains(t, panics(func() { p.Alias("new", "x") }), "outbox: alias new: the path is registered already")
-	contains(t, panics(func() { p.Alias("old", "x") }), "the path is an alias of new already")
-	contains(t, panics(func() { p.Alias("a b", "x") }), "outbox: alias a b: the path has a ' '")
-	contains(t, panics(func() { p.Alias("x", "a b") }), "outbox: alias x: the path has a ' '")
+	contains(t, panics(func() { p.Alias("new", "x") }), "outbox: alias new: the function is registered already")
+	contains(t, panics(func() { p.Alias("old", "x") }), "the function is an alias of new already")
+	contains(t, panics(func() { p.Alias("a b", "x") }), "outbox: alias a b: the name has a ' '")
+	contains(t, panics(func() { p.Alias("x", "a b") }), "outbox: alias x: the name has a ' '")
 	contains(t, panics(func() { p.Alias("x", "x") }), "outbox: alias x: it is an alias of itself")
 	t.Run("of an alias", func(t *testing.T) {
 		p := New(Options{})
@@ -299,7 +299,7 @@ func TestRegistryConcurrently(t *testing.T) {
 			for range 100 {
 				_ = p.registry.lookup("a")
 				_ = p.registry.unknown("b")
-				_ = p.registry.paths()
+				_ = p.registry.names()
 				_ = p.registry.seal()
 				p.registry.unseal()
 			}
