@@ -13,7 +13,7 @@ import (
 )
 
 // namesDatabases are the folders whose code may name a database.
-var namesDatabases = []string{"internal/dialect", "testutil", "pgnotify", "examples", "compat", "benchmarks", "internal/soak"}
+var namesDatabases = []string{"internal/dialect", "testutil", "pgnotify", "examples", "compat", "benchmarks", "internal/dbtest", "internal/soak"}
 
 var databaseName = regexp.MustCompile(`(?i)postgres|\bpgx?\b|sqlite|mysql|maria|sqlserver|mssql`)
 

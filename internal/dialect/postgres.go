@@ -22,7 +22,7 @@ var postgresSchema string
 // driver is needed.
 type postgres struct {
 	base
-	insert, insertPlain, insertKey, insertMany, insertManyKeys, insertAlike, insertAlikeKeys, probe, claim, claimMany, moveRunning, moveWaiting, finish, exchange, exchangeMany, requeue, park, unpark, orphans, prune string
+	insert, insertPlain, insertMany, insertAlike, insertAlikeKeys, probe, claim, claimMany, moveRunning, moveWaiting, finish, exchange, exchangeMany, requeue, park, unpark, orphans, prune string
 }
 
 const postgresTime = "2006-01-02 15:04:05.999999-07:00"
@@ -49,9 +49,7 @@ INSERT INTO {tasks} (id, func, args, key, queue, priority, run_at, state, attemp
 	CASE WHEN $7::text IS NULL THEN {start} + $9::bigint * interval '1 microsecond'
 	     WHEN $8::boolean THEN least($7::text::timestamptz, {start}) ELSE $7::text::timestamptz END,
 	'pending', 0, 0, 0, $10::bigint, $11::bigint, false, 1, $12::text, $13::text::json, {start}`
-	insert := strings.ReplaceAll(into+"\nVALUES ("+values+")\n{conflict}RETURNING id, run_at, created_at", "{start}", start)
-	p.insert = p.render(strings.Replace(insert, "{conflict}", "", 1))
-	p.insertKey = p.render(strings.Replace(insert, "{conflict}", onlyNewKeys, 1))
+	p.insert = p.render(strings.ReplaceAll(into+"\nVALUES ("+values+")\n"+onlyNewKeys+"RETURNING id, run_at, created_at", "{start}", start))
 	// Most tasks have none of what is NULL here. Each value that is passed or returned costs the
 	// driver and the server.
 	p.insertPlain = p.render(strings.ReplaceAll(`
@@ -66,7 +64,7 @@ RETURNING run_at, created_at`, "{start}", start))
 FROM (SELECT {now} AS now OFFSET 0) n, unnest($1::text::text[], $3::text::text[], $4::text::text[]) AS r(id, args, key)
 {conflict}RETURNING id, run_at, created_at`
 
-	insert = into + `
+	many := into + `
 SELECT r.id, r.func, r.args::json, r.key, r.queue, r.priority,
 	CASE WHEN r.at IS NULL THEN n.now + coalesce(r.delay, 0) * interval '1 microsecond'
 	     WHEN r.past THEN least(r.at, n.now) ELSE r.at END,
@@ -80,7 +78,7 @@ FROM (SELECT {now} AS now OFFSET 0) n, json_to_recordset($1::text::json) AS r(id
 		return p.render("WITH i AS (" + strings.Replace(insert, "{conflict}", conflict, 1) + "\n)\n" +
 			"SELECT count(*), " + ids + ", run_at, created_at FROM i GROUP BY run_at, created_at")
 	}
-	p.insertMany, p.insertManyKeys = counted(insert, "", "json_agg(id)::text"), counted(insert, onlyNewKeys, "json_agg(id)::text")
+	p.insertMany = counted(many, onlyNewKeys, "json_agg(id)::text")
 	p.insertAlike, p.insertAlikeKeys = counted(alike, "", "'[]'"), counted(alike, onlyNewKeys, "json_agg(id)::text") // without keys it is all or none
 
 	// The partitions are found by skipping through the claim's index, so their number costs, not
@@ -271,29 +269,30 @@ func (p *postgres) Rebind(query string) string {
 }
 
 func (p *postgres) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) error) error {
-	one, many, same := p.insert, p.insertMany, p.insertAlike
-	if slices.ContainsFunc(rows, func(r NewRow) bool { return r.Key != nil }) {
-		// ON CONFLICT writes a second record of every row to the log, whether it has a key or not.
-		one, many, same = p.insertKey, p.insertManyKeys, p.insertAlikeKeys
-	}
 	n := rows[0]
 	if len(rows) == 1 && n.Key == nil && n.At == nil && n.RerunOf == nil && n.Meta == nil {
 		r, err := c.QueryContext(ctx, p.at(p.insertPlain), n.ID, n.Func, n.Args, n.Queue, n.Priority, n.DelayUS, n.MaxAttempts, n.TimeoutMS)
 		return each(r, err, func(r Row) error { return f(rowWithID{r, n.ID}) })
 	}
 	if len(rows) == 1 {
-		r, err := c.QueryContext(ctx, p.at(one), n.ID, n.Func, n.Args, n.Key, n.Queue, n.Priority, n.At, n.Past, n.DelayUS, n.MaxAttempts,
+		r, err := c.QueryContext(ctx, p.at(p.insert), n.ID, n.Func, n.Args, n.Key, n.Queue, n.Priority, n.At, n.Past, n.DelayUS, n.MaxAttempts,
 			n.TimeoutMS, n.RerunOf, n.Meta)
 		return each(r, err, f)
 	}
 	var r *sql.Rows
 	var err error
 	if alike(rows) {
+		same := p.insertAlike
+		if slices.ContainsFunc(rows, func(r NewRow) bool { return r.Key != nil }) {
+			// ON CONFLICT writes a second record of every row to the log, whether it has a key or
+			// not: in a batch that costs.
+			same = p.insertAlikeKeys
+		}
 		r, err = c.QueryContext(ctx, p.at(same), textArray(rows, func(r *NewRow) *string { return &r.ID }), n.Func,
 			textArray(rows, func(r *NewRow) *string { return &r.Args }), textArray(rows, func(r *NewRow) *string { return r.Key }),
 			n.Queue, n.Priority, n.At, n.Past, n.DelayUS, n.MaxAttempts, n.TimeoutMS, n.RerunOf, n.Meta)
 	} else {
-		r, err = c.QueryContext(ctx, p.at(many), encode(rows))
+		r, err = c.QueryContext(ctx, p.at(p.insertMany), encode(rows))
 	}
 	return each(r, err, func(r Row) error {
 		var n int
