@@ -206,8 +206,8 @@ func (h handle) prepared(function string, raw JSON, s settings, of *HistoryModel
 	return &pendingTask{model: t, row: row, delay: delay}, nil
 }
 
-// onCreate shows a hook a copy of the task and takes back nothing but Meta: what else it changed
-// has not been checked, and would be stored or dropped without anybody being told.
+// onCreate shows a hook a copy of the task and takes back its Meta alone. A change of another field
+// has not been checked: it would be stored or dropped silently, so it is an error.
 func (h handle) onCreate(hook Hooks, t *TaskModel) error {
 	shown := clone(t)
 	if err := h.callOnCreate(hook, shown); err != nil {

@@ -46,7 +46,7 @@ var (
 	// re-run already.
 	ErrConflict = errors.New("task has changed")
 
-	// ErrClaimLost: the run's claim was taken over, so its outcome was refused. It is what
+	// ErrClaimLost: another process has rescued the task, so its outcome was refused. It is what
 	// context.Cause gives a handler whose process can no longer prove that it is alive.
 	ErrClaimLost = dispatch.ErrClaimLost
 

@@ -135,8 +135,8 @@ func (h handle) inTxOrSavepoint(f func(handle) error) error {
 		return h.savepoint(f)
 	}
 	if _, pinned := base(h.conn).(*sql.Conn); pinned {
-		// Somebody may have said BEGIN on it by hand, and a second BEGIN would end theirs at its
-		// commit.
+		// The caller may have begun a transaction on it with a statement. A second BEGIN would end
+		// that one with its own commit.
 		if err := h.savepoint(f); !errors.Is(err, errNoTx) {
 			return err
 		}

@@ -29,23 +29,22 @@ type Hooks interface {
 	// without a handler.
 	OnStart(ctx context.Context, task *TaskModel) context.Context
 
-	// OnFinish is called once for each OnStart, and only then: when the outcome is durable, was
-	// refused or could not be recorded, in no particular goroutine. The context has the values of
-	// the one that OnStart returned, and no end: that one has ended.
+	// OnFinish is called once for each OnStart: when the outcome is persisted, was refused or could
+	// not be recorded, in no particular goroutine. The context has the values of the one that
+	// OnStart returned, but does not end with it.
 	//
-	// Ends without a run in this process reach no hook: a task that is cancelled or parked, one
-	// that is taken over from a dead process, and a claim that goes back before its handler was
-	// called.
+	// No hook is told of a task that is cancelled or parked, that another process rescues, or that
+	// is requeued before its handler was called.
 	OnFinish(ctx context.Context, task *TaskModel, o Outcome)
 }
 
 // Outcome is how one run ended.
 type Outcome struct {
-	Status   Status        // success or error; empty when the task goes back to pending
+	Status   Status        // success or error; empty when the task is pending again
 	Reason   Reason        // says more; empty on success, and when the run did not count because the process stops
 	Err      error         // what the handler returned; nil after Snooze; ErrClaimLost when the outcome was refused
 	Duration time.Duration // of the handler
-	Next     time.Duration // until the next attempt, when the task goes back to pending
+	Next     time.Duration // until the next attempt, when the task is pending again
 }
 
 // NopHooks does nothing; embed it to implement some of Hooks.

@@ -75,7 +75,7 @@ type TaskModel struct {
 	TimeoutMS   int64      `gorm:"column:timeout_ms;not null"`           // limit of one run in milliseconds; 0 means none
 	Repeatable  bool       `gorm:"column:repeatable;not null"`           // an interrupted run may be run again; set by the claim
 	Version     int64      `gorm:"column:version;not null"`              // raised by every change: the fence
-	ProcessID   *string    `gorm:"column:process_id;size:36"`            // who runs it
+	ProcessID   *string    `gorm:"column:process_id;size:36"`            // the process that runs it
 	RerunOf     *string    `gorm:"column:rerun_of;size:36"`              // the finished task that this one repeats
 	Errors      Attempts   `gorm:"column:errors"`                        // failed attempts so far, oldest first
 	Meta        Meta       `gorm:"column:meta"`                          // small texts that hooks carry from the creator to the run, such as a trace's id
@@ -264,7 +264,7 @@ func columnBytes(src any) ([]byte, error) {
 	return nil, fmt.Errorf("outbox: scan: a JSON column holds %T", src)
 }
 
-// scanJSON reads a column that only this library writes. What somebody else made of it must not
+// scanJSON reads a column that only this library writes. What another program made of it must not
 // stop the dispatcher, so a document of another shape reads as empty; a finish that does not touch
 // the column leaves it as it is.
 func scanJSON[T any](src any, dst *T) error {

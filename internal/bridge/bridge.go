@@ -22,6 +22,6 @@ type Plugin struct {
 // Of is the inside of an *outbox.Plugin, or outbox.ErrNotInstalled before db.Use.
 var Of func(plugin any) (Plugin, error)
 
-// Created is called after tasks have been created in a transaction of which can be told whether it
-// is over. Package testutil sets it, so it is nil in an application.
+// Created is called after tasks have been created in a transaction. over reports whether that
+// transaction is over. Package testutil sets it, so it is nil in an application.
 var Created func(plugin any, over func() bool)

@@ -29,7 +29,7 @@ type completer struct {
 	ctx      context.Context // of what must be written after a cancellation
 
 	writers  int            // groups that are written at a time
-	full     int            // a group of so many outcomes waits for no other group
+	full     int            // the size from which on a group does not wait for another one
 	signal   chan struct{}  // of one: a group may be ready
 	isolated sync.WaitGroup // writers of outcomes that the database does not take
 

@@ -131,7 +131,7 @@ func (b *cursors) mayHaveMore() bool {
 type turn struct {
 	partitions []dialect.Partition
 	marks      map[dialect.Partition]dialect.Cursor
-	share      int // at most so many rows of each partition
+	share      int // limit of rows of each partition
 	read       int
 }
 
@@ -217,8 +217,8 @@ func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 	}
 }
 
-// atHeads are the next partitions, at most limit, at whose heads park looks. All due partitions have
-// their turn.
+// atHeads are the next partitions, at most limit, at whose heads park looks. All due partitions
+// have their turn.
 func (b *cursors) atHeads(limit int) (partitions []dialect.Partition) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -41,7 +41,7 @@ type Config struct {
 	Log       *slog.Logger
 	Backoff   func(attempt int) time.Duration
 	Model     func(*store.Task) any                                // the API's model of a task, for handlers and the observer
-	Observer  Observer                                             // nil when nobody is to be told
+	Observer  Observer                                             // optional
 	Claimed   func(ids iter.Seq[string])                           // told which tasks this process has claimed
 	Watch     func(context.Context, func(due []dialect.Partition)) // tells of commits, until the context is done
 	Wakers    []Waker
@@ -84,11 +84,11 @@ type Observer interface {
 
 // End is how one run ended.
 type End struct {
-	Status   string // empty when the task goes back to pending
+	Status   string // empty when the task is pending again
 	Reason   string
 	Err      error
 	Duration time.Duration
-	Next     time.Duration // until the next attempt, when the task goes back to pending
+	Next     time.Duration // until the next attempt, when the task is pending again
 }
 
 // Waker tells that tasks of other processes may be due.
@@ -299,7 +299,8 @@ func begin(ctx context.Context, cfg Config, stay bool) (d *dispatcher, stop func
 	}, nil
 }
 
-// enter registers the process. The only process on its database takes over all tasks first.
+// enter registers the process. The only process on its database rescues the tasks of all others
+// first.
 func (d *dispatcher) enter(ctx context.Context, stay bool) error {
 	reach := func(f func(context.Context) error) error { return untilReachable(ctx, d.cfg, d.outages, stay, f) }
 	only := stay && d.cfg.SingleProcess

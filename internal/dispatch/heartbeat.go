@@ -113,8 +113,8 @@ func (d *dispatcher) beat(ctx context.Context) bool {
 	if err != nil {
 		d.outages.failed("heartbeat", err)
 		if d.store.Dialect.Serial() && (dialect.Classify(err) == dialect.Busy || d.slots.inTransaction()) {
-			// The transaction with the only write lock keeps other processes from a rescue, too. So a
-			// beat that is late because of the lock is no death.
+			// The transaction with the only write lock keeps other processes from a rescue, too. So
+			// a beat that is late because of the lock is no death.
 			d.lease.postponeExpiry()
 		}
 		return false

@@ -23,8 +23,8 @@ func (d *dispatcher) checkPool() {
 	}
 }
 
-// renew closes the idle connections of the pool, at most once a second. A pool keeps a connection as
-// long as it works for the driver: also one whose server has become a standby, or on which the
+// renew closes the idle connections of the pool, at most once a second. A pool keeps a connection
+// as long as it works for the driver: also one whose server has become a standby, or on which the
 // application has left a setting. Which connection it was is not known here, and a new one costs
 // little. A connection in use is closed after a later failure.
 func (d *dispatcher) renew() {

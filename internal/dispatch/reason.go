@@ -60,8 +60,8 @@ type Attempt struct {
 	Error   string    `json:"error,omitempty"`
 }
 
-// attempts reads such a list. A document of another shape reads as empty: what somebody has made of
-// the column must not stop the dispatcher.
+// attempts reads such a list. A document of another shape reads as empty: what another program has
+// made of the column must not stop the dispatcher.
 func attempts(column *string) (list []Attempt) {
 	if column == nil || json.Unmarshal([]byte(*column), &list) != nil {
 		return nil

@@ -95,8 +95,9 @@ func (r *run) execute() {
 		return
 	}
 	if t := r.task; t.StartedAt != nil && t.RunAt.After(*t.StartedAt) {
-		// Somebody has written the start time in a form that the database compares otherwise, as a
-		// number sorts before every text on one that takes both. Given back, it has the library's.
+		// Another program has written the start time in a form that the database compares
+		// otherwise, as a number sorts before every text on one that takes both. Given back, it has
+		// the library's.
 		r.d.log.Warn("outbox: the start time was stored in another form, the task waits for it", r.attrs("run_at", t.RunAt)...)
 		r.finish(result{giveBack: true, delay: t.RunAt.Sub(*t.StartedAt)})
 		return
@@ -153,8 +154,8 @@ func (r *run) execute() {
 		func(value any, res result) { r.finish(r.judge(value, res)) })
 }
 
-// mayStart reports whether the handler may still be called: the process drains otherwise, or the
-// claim is another's.
+// mayStart reports whether the handler may still be called: not while the process drains, and not
+// when the claim is lost.
 func (r *run) mayStart() bool {
 	return !r.d.draining.Load() && r.base.Err() == nil && r.d.lease.owns(r.task)
 }
@@ -199,8 +200,8 @@ func (r *run) catch() {
 var errOtherPath = errors.New("no handler is registered under exactly this path, which the database takes for equal to another one")
 
 // misfit is for a task that does not fit this process's handler. It may fit another's: in a rolling
-// deploy an old process meets arguments that a newer one has made. So the task goes back as long as
-// another live process has the function, for about an hour.
+// deploy an old process meets arguments that a newer one has made. So the task is requeued as long
+// as another live process has the function, for about an hour.
 func (r *run) misfit(err error) {
 	if misfits(r.task) >= maxMisfits || !r.d.othersHave(r.task) {
 		r.unfit(err)

@@ -36,7 +36,8 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// RunDue is too short to watch other processes, so it rescues only from those that are long dead.
+	// RunDue is too short to watch other processes, so it rescues only from those that are long
+	// dead.
 	if _, err := d.store.ExpireOlder(ctx, now.Add(-3*d.cfg.HeartbeatLimit)); err != nil {
 		return err
 	}
@@ -52,8 +53,8 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 	if err := d.pollOnce(ctx); err != nil {
 		return err
 	}
-	// A database's clock may have milliseconds only. A task that is requeued after this one does not
-	// come again in this call.
+	// A database's clock may have milliseconds only. A task that is requeued after this one does
+	// not come again in this call.
 	if !d.cfg.TestClock {
 		if err := wait(ctx, time.Millisecond); err != nil {
 			return err

@@ -10,8 +10,8 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// Tx is the transaction that a transactional handler gets. The handler cannot end it, and cannot use
-// it after having returned. GORM's nested transactions work: they are savepoints.
+// Tx is the transaction that a transactional handler gets. The handler cannot end it, and cannot
+// use it after having returned. GORM's nested transactions work: they are savepoints.
 type Tx struct {
 	Tx      *sql.Tx // not embedded: its other methods would bypass the checks
 	dialect dialect.Dialect
@@ -81,8 +81,8 @@ func (g *Tx) PrepareContext(ctx context.Context, query string) (*sql.Stmt, error
 	return g.prepared(s), nil
 }
 
-// StmtContext binds a statement to the transaction that GORM has prepared before, also in an earlier
-// transaction.
+// StmtContext binds a statement to the transaction that GORM has prepared before, also in an
+// earlier transaction.
 func (g *Tx) StmtContext(ctx context.Context, stmt *sql.Stmt) *sql.Stmt {
 	g.use.RLock()
 	defer g.use.RUnlock()
@@ -119,8 +119,8 @@ func (g *Tx) QueryRowContext(ctx context.Context, query string, args ...any) *sq
 	return g.Tx.QueryRowContext(ctx, query, args...)
 }
 
-// refused is a context that has ended with an error of the library. A *sql.Row or a *sql.Stmt cannot
-// be made with an error, but takes it from its context, and then executes nothing.
+// refused is a context that has ended with an error of the library. A *sql.Row or a *sql.Stmt
+// cannot be made with an error, but takes it from its context, and then executes nothing.
 type refused struct {
 	context.Context
 	err error

@@ -216,7 +216,7 @@ const runSavepoint = "outbox_run"
 // notEnded: the finishing statements failed, so the transaction is undone.
 func (r *run) notEnded(ctx context.Context, res result, err error) txTry {
 	if context.Cause(ctx) == errNoReply {
-		res.err = errNoReply // not for ever: what the handler did may be why it takes so long
+		res.err = errNoReply // bounded, for the handler may be the reason
 		return rolledBack(r.cutOff(res))
 	}
 	class := dialect.Classify(err)

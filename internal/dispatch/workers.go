@@ -4,8 +4,8 @@ import "sync"
 
 // workers are goroutines that execute runs, one after the other. A new goroutine for each run would
 // grow its stack each time. Waking a worker for each run would cost more than a short handler does.
-// So a worker that takes a run wakes one more if another run waits and no worker is on its way. Slow
-// handlers all start as soon as the scheduler lets them; quick ones need few goroutines.
+// So a worker that takes a run wakes one more if another run waits and no worker is on its way.
+// Slow handlers all start as soon as the scheduler lets them; quick ones need few goroutines.
 type workers struct {
 	mu    sync.Mutex
 	queue []*run

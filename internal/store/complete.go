@@ -108,8 +108,8 @@ func (s *Store) CompleteUnlocked(ctx context.Context, outcomes []dialect.Outcome
 		}); err != nil {
 			return err
 		}
-		// A key may be locked where its row is not: on MySQL by whoever could not create another
-		// task with it.
+		// A key may be locked where its row is not: on MySQL by a transaction that could not create
+		// another task with it.
 		for id, key := range keys {
 			if err := s.query(ctx, tx, "SELECT id FROM {tasks} WHERE {key} = ?"+s.Dialect.SkipLocked(), []any{key}, func(r *sql.Rows) error {
 				free[id] = true
@@ -118,7 +118,7 @@ func (s *Store) CompleteUnlocked(ctx context.Context, outcomes []dialect.Outcome
 				return err
 			}
 		}
-		// Those that are gone are nobody's any more.
+		// A row that is gone is locked by no transaction.
 		locked = map[string]bool{}
 		if err := s.query(ctx, tx, "SELECT id"+find, ids, func(r *sql.Rows) error {
 			var id string

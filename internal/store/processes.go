@@ -42,7 +42,7 @@ func (s *Store) Unregister(ctx context.Context, id string) error {
 	return err
 }
 
-// Beat proves that a process is alive; false means that somebody has declared it dead.
+// Beat proves that a process is alive; false means that another process has expired it.
 func (s *Store) Beat(ctx context.Context, id string) (bool, error) {
 	n, err := s.exec(ctx, s.Pool, "UPDATE {processes} SET beat_at = {now}, beats = beats + 1 WHERE id = ?", id)
 	return n > 0, err
@@ -97,7 +97,7 @@ func (s *Store) Served(ctx context.Context) (queues map[string]bool, all bool, e
 		if !text.Valid {
 			all = true
 		} else if err := json.Unmarshal([]byte(text.String), &list); err != nil {
-			return nil // somebody has written into the row
+			return nil // another program has written into the row
 		}
 		for _, q := range list {
 			queues[q] = true

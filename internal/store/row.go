@@ -150,8 +150,8 @@ func (s *claimScan) claimed(r dialect.Row) Claimed {
 		t := s.task
 		return Claimed{Task: &t}
 	}
-	// Somebody wrote into the row what its types do not hold, as SQLite allows. Fetch what can be
-	// fetched.
+	// Another program has written values of other types into the row, as SQLite allows. Fetch what
+	// can be fetched.
 	loose := new(Task)
 	var queue, function sql.NullString
 	var priority any

@@ -27,7 +27,7 @@ type Store struct {
 	clock      func() time.Time // of tests; nil is the database's
 	placed     bool             // the names in the statements say in which schema the tables are
 	statements *dialect.StatementCache
-	writer     chan struct{} // of a serial database: who claims, writes outcomes or runs a transaction now
+	writer     chan struct{} // of a serial database: held by the claim, the completion or the run that writes
 	compared   *atomic.Bool  // the tables are what this program needs
 }
 

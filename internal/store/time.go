@@ -27,7 +27,7 @@ func (i instant) Scan(src any) error {
 	return fmt.Errorf("outbox: scan: a time column holds %T", src)
 }
 
-// unixTime reads a time that somebody's import has written as a number, as some drivers do where a
+// unixTime reads a time that another program has written as a number, as some drivers do where a
 // column takes anything: in seconds, or else in milli-, micro- or nanoseconds, which its size tells
 // of any time since 2002.
 func unixTime(n int64) time.Time {
