@@ -23,7 +23,7 @@ func (b *logBuffer) String() string {
 func TestStarvedPoolIsNamed(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var said logBuffer
-		opts := processOptions()
+		opts := dbtest.ShortHeartbeats()
 		opts.Logger = said.logger()
 		p := dbtest.Install(t, db, opts, nil)
 		pool, err := db.DB()
@@ -50,7 +50,7 @@ func TestStarvedPoolIsNamed(t *testing.T) {
 func TestTransactionalHandlerThatKeepsTheWriteLockIsNamed(t *testing.T) {
 	db := testdb.SQLite(t)
 	var said logBuffer
-	opts := processOptions()
+	opts := dbtest.ShortHeartbeats()
 	opts.Logger = said.logger()
 	running, release := make(chan struct{}), make(chan struct{})
 	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
@@ -84,7 +84,7 @@ func TestTransactionalHandlerThatKeepsTheWriteLockIsNamed(t *testing.T) {
 func TestQueueThatNobodyServesIsReportedOnce(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var said logBuffer
-		opts := processOptions()
+		opts := dbtest.ShortHeartbeats()
 		opts.Logger, opts.Queues, opts.HeartbeatLimit = said.logger(), []string{"mail"}, 30*time.Second
 		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
 		_, err := p.RunDue(t.Context())

@@ -156,7 +156,7 @@ func receiveGivenUp(t *testing.T, finished <-chan outbox.Outcome) {
 func TestRowEditedWhileItRunsEndsAsInterrupted(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		started, leave := make(chan struct{}), make(chan struct{})
-		p := dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, dbtest.ShortHeartbeats(), func(p *outbox.Plugin) {
 			p.Handle("held", func(context.Context) error { close(started); <-leave; return nil })
 		})
 		dbtest.Start(t, p)

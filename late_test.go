@@ -249,8 +249,8 @@ func TestNewArgumentsWaitForANewProcess(t *testing.T) {
 		t.Run(d.Name, func(t *testing.T) {
 			t.Parallel()
 			dsn := d.DSN(t)
-			oldDB, err := openDSN(dsn)
-			newDB, again := openDSN(dsn)
+			oldDB, err := dbtest.OpenDSN(dsn)
+			newDB, again := dbtest.OpenDSN(dsn)
 			if err := errors.Join(err, again); err != nil {
 				t.Fatal(err)
 			}

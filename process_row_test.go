@@ -54,7 +54,7 @@ func TestProcessDeclaredDeadWhileHandlersRun(t *testing.T) {
 			<-leave
 			return nil
 		}
-		p := dbtest.Install(t, db, processOptions(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) { ends <- end{task, f.Err} })),
+		p := dbtest.Install(t, db, dbtest.ShortHeartbeats(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) { ends <- end{task, f.Err} })),
 			func(p *outbox.Plugin) {
 				p.Handle("ordinary", first)
 				p.Handle("idempotent", first, outbox.Idempotent())
@@ -123,7 +123,7 @@ func TestProcessDeclaredDeadWhileHandlersRun(t *testing.T) {
 
 func TestProcessWithoutRowClaimsNothing(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
-		opts := processOptions()
+		opts := dbtest.ShortHeartbeats()
 		opts.Heartbeat, opts.HeartbeatLimit = time.Second, 9*time.Second
 		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
 		dbtest.Start(t, p)
@@ -145,7 +145,7 @@ func TestProcessWithoutRowClaimsNothing(t *testing.T) {
 
 func TestHeartbeatSavesFromBurial(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
-		p := dbtest.Install(t, db, processOptions(), nil)
+		p := dbtest.Install(t, db, dbtest.ShortHeartbeats(), nil)
 		m := outbox.ProcessModel{ID: "other", Functions: outbox.JSON("[]"), StartedAt: time.Now().UTC(), BeatAt: time.Now().UTC(), Beats: 7}
 		if err := db.Create(&m).Error; err != nil {
 			t.Fatal(err)
@@ -167,7 +167,7 @@ func TestHeartbeatSavesFromBurial(t *testing.T) {
 func TestRunDueTakesOverOnlyWhatIsLongDead(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		now := time.Now().UTC().Truncate(time.Millisecond)
-		opts := processOptions()
+		opts := dbtest.ShortHeartbeats()
 		opts.Clock = func() time.Time { return now }
 		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			p.Handle("quick", func(context.Context) error { t.Error("an interrupted task was run again"); return nil })
@@ -193,9 +193,9 @@ func TestRunDueTakesOverOnlyWhatIsLongDead(t *testing.T) {
 			taken         bool
 		}{
 			{"just beaten", "a", 0, false},
-			{"one limit and more", "b", processLimit + time.Second, false},
-			{"not quite three limits", "c", 3*processLimit - time.Millisecond, false},
-			{"over three limits", "d", 3*processLimit + time.Millisecond, true},
+			{"one limit and more", "b", dbtest.ShortLimit + time.Second, false},
+			{"not quite three limits", "c", 3*dbtest.ShortLimit - time.Millisecond, false},
+			{"over three limits", "d", 3*dbtest.ShortLimit + time.Millisecond, true},
 			{"no process row", "e", -1, true},
 		} {
 			t.Run(tt.name, func(t *testing.T) {
@@ -226,7 +226,7 @@ func TestRunDueBesideOthers(t *testing.T) {
 				const tasks = 200
 				var mu sync.Mutex
 				runs, ran := map[string]int{}, atomic.Int64{}
-				opts := processOptions()
+				opts := dbtest.ShortHeartbeats()
 				opts.HeartbeatLimit = time.Minute // nobody is taken for dead, however slow the machine is
 				p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 					note := func(ctx context.Context) error {

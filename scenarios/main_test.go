@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -15,6 +16,12 @@ func TestMain(m *testing.M) {
 	if role := os.Getenv(roleEnv); role != "" {
 		os.Exit(childMain(role))
 	}
+	if dsn := os.Getenv(dispatcherEnv); dsn != "" {
+		os.Exit(dispatcherMain(dsn))
+	}
+	if dsn := os.Getenv(processEnv); dsn != "" {
+		os.Exit(processMain(dsn))
+	}
 	flag.Parse()
 	_ = flag.Set("test.parallel", "8") // they mostly wait for heartbeats and children
 	status := m.Run()
@@ -24,6 +31,9 @@ func TestMain(m *testing.M) {
 	}
 	os.Exit(status)
 }
+
+// ours is a function of the library, of which every package counts but the tests' own.
+var ours = regexp.MustCompile(`github\.com/gorm-outbox/outbox(/(internal/(commitwatch|dialect|dispatch|guard|store)|admin|pgnotify))?\.`)
 
 // leftGoroutines are those with a function of the library on their stack, some seconds after the
 // tests.
@@ -35,7 +45,7 @@ func leftGoroutines() string {
 		buf := make([]byte, 1<<20)
 		var left []string
 		for stack := range strings.SplitSeq(string(buf[:runtime.Stack(buf, true)]), "\n\n") {
-			if strings.Contains(stack, "github.com/gorm-outbox/outbox.") {
+			if ours.MatchString(stack) {
 				left = append(left, stack)
 			}
 		}

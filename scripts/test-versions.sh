@@ -15,7 +15,7 @@ promises=(
 	# keys
 	Key KeyOfAnUncommittedHolder KeyHasOneWinner KeyUnderRepeatableRead HeldKeyKeepsNoOther
 	# claims
-	TwoClaimsOfOneRow TwoProcessesRunEachTaskOnce OrderOfDueTasks ManyQueues RunDue TaskThatNobodyCanRunIsParked
+	TwoClaimsOfOneRow OrderOfDueTasks ManyQueues RunDue TaskThatNobodyCanRunIsParked
 	RowLockedForAMomentIsNotLeft
 	# runs and their ends
 	TransactionalHandler OutcomeOfALostClaimIsRefused OutcomeInDoubt StatementsChangeWhatTheirFenceNames Retries
@@ -29,11 +29,13 @@ promises=(
 	# Migrate
 	TenFirstMigratesAtOnce MigrateEndsWithItsContext MigrateThatIsCutShortLeavesNoLock SchemaByNamingStrategy
 	MissingIndexesAndTables ColumnsAndIndexesOfOthers RightsOfADispatcher
-	# processes that die, pause or lose the server
-	KilledProcess KilledProcessHasItsVerdictInTime StoppedProcessCannotWrite TakeOverHalfDone OrphansAreThoseOfNoProcess
+	# processes that are gone
+	TakeOverHalfDone OrphansAreThoseOfNoProcess
 	# settings of a session
 	SettingsOfMySQL CharacterSetOfTheDatabase StatementsAreKeptPrepared
 )
+# Processes side by side, that die or pause.
+scenarios=(TwoProcessesRunEachTaskOnce KilledProcess KilledProcessHasItsVerdictInTime StoppedProcessCannotWrite)
 pages=(Pages Bulk Changes CountsOfFailures ChartCountsOnce Plans)
 
 work=$(mktemp -d)
@@ -72,6 +74,7 @@ run() { # name database version
 		verbose=-test.v tests testutil/testdb "$2" ServerVersion || failed=1
 		tests testutil "$2" Conformance || failed=1
 		tests . "$2" "${promises[@]}" || failed=1
+		tests scenarios "$2" "${scenarios[@]}" || failed=1
 		tests admin "$2" "${pages[@]}" || failed=1
 		[ "$2" != postgres ] || tests pgnotify '.*' CreatedElsewhere || failed=1
 	} >"$log" 2>&1 </dev/null

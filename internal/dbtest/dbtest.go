@@ -6,11 +6,16 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"gorm.io/driver/mysql"
+	"gorm.io/driver/postgres"
+	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
@@ -152,4 +157,27 @@ func Count(t testing.TB, db *gorm.DB, model any) int64 {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// ShortLimit is the heartbeat limit of ShortHeartbeats.
+const ShortLimit = 2 * time.Second
+
+// ShortHeartbeats are options with which a dead process is found soon.
+func ShortHeartbeats(hooks ...outbox.Hooks) outbox.Options {
+	return outbox.Options{
+		Scan: "@every 20ms", Heartbeat: 100 * time.Millisecond, HeartbeatLimit: ShortLimit, Hooks: hooks,
+		Backoff: func(int) time.Duration { return time.Millisecond }, Logger: slog.New(slog.DiscardHandler),
+	}
+}
+
+// OpenDSN opens the database of a DSN that a Database gave, as a child process does.
+func OpenDSN(dsn string) (*gorm.DB, error) {
+	config := &gorm.Config{Logger: logger.Discard}
+	if strings.HasPrefix(dsn, "file:") {
+		return gorm.Open(sqlite.Open(dsn), config)
+	}
+	if strings.Contains(dsn, "@tcp(") {
+		return gorm.Open(mysql.Open(dsn), config)
+	}
+	return gorm.Open(postgres.Open(dsn), config)
 }

@@ -1,4 +1,4 @@
-package outbox_test
+package scenarios_test
 
 import (
 	"context"

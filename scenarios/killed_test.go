@@ -1,4 +1,4 @@
-package outbox_test
+package scenarios_test
 
 import (
 	"context"
@@ -12,11 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"gorm.io/driver/mysql"
-	"gorm.io/driver/postgres"
-	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/dbtest"
@@ -29,17 +25,6 @@ const dispatcherEnv = "OUTBOX_TEST_DISPATCHER"
 type runRow struct {
 	Task string
 	PID  int
-}
-
-func openDSN(dsn string) (*gorm.DB, error) {
-	config := &gorm.Config{Logger: logger.Discard}
-	if strings.HasPrefix(dsn, "file:") {
-		return gorm.Open(sqlite.Open(dsn), config)
-	}
-	if strings.Contains(dsn, "@tcp(") {
-		return gorm.Open(mysql.Open(dsn), config)
-	}
-	return gorm.Open(postgres.Open(dsn), config)
 }
 
 func crashOptions() outbox.Options {
@@ -66,7 +51,7 @@ func crashHandlers(p *outbox.Plugin, db *gorm.DB, hang bool) {
 }
 
 func dispatcherMain(dsn string) int {
-	db, err := openDSN(dsn)
+	db, err := dbtest.OpenDSN(dsn)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -108,7 +93,7 @@ func dispatcherMain(dsn string) int {
 }
 
 // spawn starts a child dispatcher. It is killed when the test ends, if it is still there.
-func spawn(t *testing.T, dsn string, env ...string) *exec.Cmd {
+func spawnDispatcher(t *testing.T, dsn string, env ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(append(os.Environ(), dispatcherEnv+"="+dsn), env...)
@@ -128,7 +113,7 @@ func spawn(t *testing.T, dsn string, env ...string) *exec.Cmd {
 // crashDB opens a database that children can open too.
 func crashDB(t *testing.T, dsn string) (*gorm.DB, *outbox.Plugin) {
 	t.Helper()
-	db, err := openDSN(dsn)
+	db, err := dbtest.OpenDSN(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +143,7 @@ func TestKilledProcess(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			victim := spawn(t, dsn, dispatcherEnv+"_HANG=yes")
+			victim := spawnDispatcher(t, dsn, dispatcherEnv+"_HANG=yes")
 			dbtest.Eventually(t, "the handlers hang", func() bool { return dbtest.Count(t, db, &runRow{}) == 3 })
 			if d.Name == "sqlite" {
 				if err := outbox.Reschedule(db, tx.ID, time.Now()); err != nil {
@@ -218,7 +203,7 @@ func TestTwoProcessesRunEachTaskOnce(t *testing.T) {
 			}
 			before := deadlocks(t, db)
 			runs := filepath.Join(t.TempDir(), "runs") // not in the database, where they would wait for its locks
-			children := []*exec.Cmd{spawn(t, dsn, dispatcherEnv+"_RUNS="+runs), spawn(t, dsn, dispatcherEnv+"_RUNS="+runs)}
+			children := []*exec.Cmd{spawnDispatcher(t, dsn, dispatcherEnv+"_RUNS="+runs), spawnDispatcher(t, dsn, dispatcherEnv+"_RUNS="+runs)}
 			limit := time.Now().Add(5 * time.Minute)
 			tick := time.NewTicker(50 * time.Millisecond)
 			defer tick.Stop()

@@ -1,4 +1,4 @@
-package outbox_test
+package scenarios_test
 
 import (
 	"context"
@@ -15,7 +15,6 @@ import (
 
 	"github.com/gorm-outbox/outbox"
 	"github.com/gorm-outbox/outbox/internal/dbtest"
-	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/testutil/testdb"
 )
 
@@ -61,7 +60,7 @@ const (
 
 func TestOutageLongerThanTheLimit(t *testing.T) {
 	t.Parallel()
-	servers(t, func(t *testing.T, server server) {
+	eachServer(t, func(t *testing.T, server server) {
 		t.Parallel()
 		db := processDB(t, server.dsn)
 		started, release := make(chan string, 10), make(chan struct{})
@@ -69,7 +68,7 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 		var plugins [2]*outbox.Plugin
 		for i := range plugins {
 			logs[i] = &processLog{Handler: slog.DiscardHandler, lines: map[string]int{}}
-			opts := processOptions()
+			opts := dbtest.ShortHeartbeats()
 			opts.Logger = slog.New(logs[i])
 			opts.Queues = []string{"default", fmt.Sprint("only", i)}
 			at := db
@@ -127,7 +126,7 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 		for _, l := range logs {
 			dbtest.Eventually(t, "the lapse is logged", func() bool { return l.seen()[logLapsed] == 1 })
 		}
-		<-time.After(2 * processLimit) // which is what the test is about
+		<-time.After(2 * dbtest.ShortLimit) // which is what the test is about
 		for i, l := range logs {
 			for line, n := range l.seen() {
 				if strings.HasPrefix(line, logWorks) && n != down[i][line] {
@@ -197,15 +196,15 @@ func TestOutageLongerThanTheLimit(t *testing.T) {
 func TestSessionsTerminatedUnderLoad(t *testing.T) {
 	t.Parallel()
 	const ordinary, transactional, kills = 500, 200, 20
-	servers(t, func(t *testing.T, server server) {
+	eachServer(t, func(t *testing.T, server server) {
 		t.Parallel()
 		db := processDB(t, server.dsn)
-		opts := processOptions()
+		opts := dbtest.ShortHeartbeats()
 		opts.Concurrency = 20
 		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 			write := func(ctx context.Context, tx *gorm.DB) error {
 				task, _ := outbox.TaskFrom(ctx)
-				return tx.Create(&effect{Task: task.ID}).Error
+				return tx.Create(&mark{Task: task.ID}).Error
 			}
 			p.Handle("ordinary", func(ctx context.Context) error { return write(ctx, db.WithContext(ctx)) })
 			p.Handle("transactional", write)
@@ -292,10 +291,10 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 
 // Run waits for a database that is down when it begins; RunDue says so instead.
 func TestDatabaseIsDownAtTheStart(t *testing.T) {
-	servers(t, func(t *testing.T, server server) {
+	eachServer(t, func(t *testing.T, server server) {
 		db := processDB(t, server.dsn)
 		lines := &processLog{Handler: slog.DiscardHandler, lines: map[string]int{}}
-		opts := processOptions()
+		opts := dbtest.ShortHeartbeats()
 		opts.Logger = slog.New(lines)
 		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
 		id := dbtest.Create(t, db, "quick", nil).ID
@@ -330,7 +329,7 @@ func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
 	dsn := testdb.SQLiteDSN(t)
 	db, other := processDB(t, dsn), processDB(t, dsn)
 	running, release := make(chan context.Context, 1), make(chan struct{})
-	opts := processOptions()
+	opts := dbtest.ShortHeartbeats()
 	opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 300*time.Millisecond
 	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
 		p.Handle("held", func(ctx context.Context) error {
@@ -349,49 +348,6 @@ func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
 	case <-time.After(700 * time.Millisecond): // the limit is over twice; a statement's is a second
 	}
 	lock.Rollback()
-	close(release)
-	if h := dbtest.Ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
-		t.Errorf("%+v", h)
-	}
-}
-
-// It may be this process itself that has the lock: while it takes over the tasks of another.
-func TestHeartbeatAfterASlowTakeOver(t *testing.T) {
-	db := processDB(t, testdb.SQLiteDSN(t))
-	running, release, taking := make(chan context.Context, 1), make(chan struct{}), make(chan struct{})
-	opts := processOptions()
-	opts.Heartbeat, opts.HeartbeatLimit = 50*time.Millisecond, 300*time.Millisecond
-	p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
-		p.Handle("held", func(ctx context.Context) error {
-			running <- ctx
-			<-release
-			return ctx.Err()
-		})
-	})
-	var once sync.Once
-	p.Intercept(func(d dialect.Dialect) dialect.Dialect {
-		return between{d, func() {
-			once.Do(func() {
-				close(taking)
-				<-time.After(700 * time.Millisecond) // the limit is over twice; a statement's is a second
-			})
-		}}
-	})
-	id := dbtest.Create(t, db, "held", nil).ID
-	dbtest.Start(t, p)
-	ctx := dbtest.Receive(t, running)
-	dead := "dead"
-	if err := db.Create(&outbox.TaskModel{ID: "task", Func: "held", Args: outbox.JSON("{}"), Queue: "default", Priority: 2, RunAt: time.Now(),
-		State: outbox.StateRunning, Attempt: 1, MaxAttempts: 1, Version: 2, CreatedAt: time.Now(), ProcessID: &dead}).Error; err != nil {
-		t.Fatal(err)
-	}
-	dbtest.Receive(t, taking)
-	if past := dbtest.Ended(t, db, "task"); past.Reason != outbox.ReasonInterrupted {
-		t.Errorf("%+v", past)
-	}
-	if ctx.Err() != nil {
-		t.Errorf("the handler's context ended during the take-over: %v", context.Cause(ctx))
-	}
 	close(release)
 	if h := dbtest.Ended(t, db, id); h.Status != outbox.StatusSuccess || h.Attempt != 1 {
 		t.Errorf("%+v", h)

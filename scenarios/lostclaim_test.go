@@ -1,4 +1,4 @@
-package outbox_test
+package scenarios_test
 
 import (
 	"context"
@@ -200,7 +200,7 @@ func TestCreationIsOverWithTheInsert(t *testing.T) {
 			t.Parallel()
 			l := &lossy{dsn: d.DSN(t)}
 			db := l.open(t, d.Dialect)
-			dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) {
+			dbtest.Install(t, db, dbtest.ShortHeartbeats(), func(p *outbox.Plugin) {
 				p.Handle("quick", func(context.Context) error { return nil })
 			})
 			for _, tasks := range [][]outbox.NewTask{{{Func: "quick"}}, {{Func: "quick"}, {Func: "quick", Options: []outbox.CreateOption{outbox.StartAfter(time.Hour)}}}} {
@@ -223,12 +223,12 @@ func TestCreationIsOverWithTheInsert(t *testing.T) {
 
 func TestClaimWhoseReplyIsLostIsGivenBack(t *testing.T) {
 	for _, d := range dbtest.Databases {
-		for name, outage := range map[string]time.Duration{"short outage": 0, "outage longer than the limit": processLimit + time.Second} {
+		for name, outage := range map[string]time.Duration{"short outage": 0, "outage longer than the limit": dbtest.ShortLimit + time.Second} {
 			t.Run(d.Name+"/"+name, func(t *testing.T) {
 				t.Parallel()
 				l := &lossy{dsn: d.DSN(t)}
 				plain, db := processDB(t, l.dsn), l.open(t, d.Dialect)
-				p := dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) {
+				p := dbtest.Install(t, db, dbtest.ShortHeartbeats(), func(p *outbox.Plugin) {
 					p.Handle("quick", func(context.Context) error { return nil })
 				})
 				dbtest.Start(t, p)

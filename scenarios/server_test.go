@@ -1,4 +1,4 @@
-package outbox_test
+package scenarios_test
 
 import (
 	"database/sql"
@@ -16,7 +16,7 @@ type server struct {
 	terminate   func(*testing.T, *sql.Conn) int // all sessions but this one
 }
 
-func servers(t *testing.T, test func(t *testing.T, server server)) {
+func eachServer(t *testing.T, test func(t *testing.T, server server)) {
 	t.Helper()
 	t.Run("postgres", func(t *testing.T) {
 		c := testdb.StartPostgres(t)

@@ -1,4 +1,4 @@
-package outbox_test
+package scenarios_test
 
 import (
 	"bufio"
@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,15 +29,6 @@ import (
 // holds.
 const processEnv = "OUTBOX_TEST_PROCESS"
 
-const processLimit = 2 * time.Second
-
-func processOptions(hooks ...outbox.Hooks) outbox.Options {
-	return outbox.Options{
-		Scan: "@every 20ms", Heartbeat: 100 * time.Millisecond, HeartbeatLimit: processLimit, Hooks: hooks,
-		Backoff: func(int) time.Duration { return time.Millisecond }, Logger: slog.New(slog.DiscardHandler),
-	}
-}
-
 // heldHandlers say that they have started and return their process's id when they are let go,
 // whatever their context says.
 func heldHandlers(p *outbox.Plugin, started func(id string), release <-chan struct{}) {
@@ -52,7 +42,7 @@ func heldHandlers(p *outbox.Plugin, started func(id string), release <-chan stru
 	p.Handle("idempotent", held, outbox.Idempotent())
 	p.Handle("transactional", func(ctx context.Context, tx *gorm.DB) (int, error) {
 		task, _ := outbox.TaskFrom(ctx)
-		if err := tx.Create(&effect{task.ID, strconv.Itoa(os.Getpid())}).Error; err != nil {
+		if err := tx.Create(&mark{task.ID, strconv.Itoa(os.Getpid())}).Error; err != nil {
 			return 0, err
 		}
 		return held(ctx)
@@ -61,7 +51,7 @@ func heldHandlers(p *outbox.Plugin, started func(id string), release <-chan stru
 }
 
 func processMain(dsn string) int {
-	db, err := openDSN(dsn)
+	db, err := dbtest.OpenDSN(dsn)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -72,13 +62,13 @@ func processMain(dsn string) int {
 			close(release)
 		}
 	}()
-	p := outbox.New(processOptions(finishHook(func(task *outbox.TaskModel, f outbox.Outcome) {
+	p := outbox.New(dbtest.ShortHeartbeats(finishHook{told: func(task *outbox.TaskModel, f outbox.Outcome) {
 		how := string(f.Status)
 		if errors.Is(f.Err, outbox.ErrClaimLost) {
 			how = "lost"
 		}
 		fmt.Println("finished", task.ID, how)
-	})))
+	}}))
 	heldHandlers(p, func(id string) { fmt.Println("started", id) }, release)
 	die := func() error { return syscall.Kill(os.Getpid(), syscall.SIGKILL) }
 	p.Handle("poison", func(context.Context) error { return die() }, outbox.Idempotent())
@@ -195,7 +185,7 @@ func (c *process) row(t *testing.T, db *gorm.DB) (m outbox.ProcessModel) {
 // processDB opens a database that children can open too.
 func processDB(t *testing.T, dsn string) *gorm.DB {
 	t.Helper()
-	db, err := openDSN(dsn)
+	db, err := dbtest.OpenDSN(dsn)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -204,7 +194,7 @@ func processDB(t *testing.T, dsn string) *gorm.DB {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = pool.Close() })
-	if err := db.AutoMigrate(&effect{}); err != nil {
+	if err := db.AutoMigrate(&mark{}); err != nil {
 		t.Fatal(err)
 	}
 	return db
@@ -228,7 +218,7 @@ func TestKilledProcessHasItsVerdictInTime(t *testing.T) {
 	close(released)
 	eachDSN(t, []string{"ordinary", "idempotent", "transactional"}, func(t *testing.T, dsn, kind string) {
 		db := processDB(t, dsn)
-		p := dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, released) })
+		p := dbtest.Install(t, db, dbtest.ShortHeartbeats(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, released) })
 		ids := []string{dbtest.Create(t, db, kind, nil).ID}
 		if kind == "ordinary" {
 			ids = append(ids, dbtest.Create(t, db, kind, nil, outbox.MaxAttempts(2)).ID)
@@ -249,8 +239,8 @@ func TestKilledProcessHasItsVerdictInTime(t *testing.T) {
 		for i, id := range ids {
 			past[i] = dbtest.Ended(t, db, id)
 		}
-		if took := time.Since(killed); took > 3*processLimit {
-			t.Errorf("the verdict took %v; want two limits of %v, and one is allowed for a slow machine", took, processLimit)
+		if took := time.Since(killed); took > 3*dbtest.ShortLimit {
+			t.Errorf("the verdict took %v; want two limits of %v, and one is allowed for a slow machine", took, dbtest.ShortLimit)
 		}
 		if kind == "ordinary" {
 			if h := past[0]; h.Status != outbox.StatusError || h.Reason != outbox.ReasonInterrupted || h.Attempt != 1 || h.Error == nil || !strings.Contains(*h.Error, "unknown") {
@@ -268,7 +258,7 @@ func TestKilledProcessHasItsVerdictInTime(t *testing.T) {
 		if h := past[0]; h.Status != outbox.StatusSuccess || h.Attempt != 2 || h.Uncounted != 1 || h.Crashes != 1 || len(h.Errors) != 1 {
 			t.Errorf("repeatable: %+v", h)
 		}
-		if n := effects(t, db, ids[0]); kind == "transactional" && n != 1 {
+		if n := marksOf(t, db, ids[0]); kind == "transactional" && n != 1 {
 			t.Errorf("%d effects, want 1", n)
 		}
 	})
@@ -277,7 +267,7 @@ func TestKilledProcessHasItsVerdictInTime(t *testing.T) {
 func TestPoisonIsGivenUp(t *testing.T) {
 	eachDSN(t, []string{"poison", "poison.tx"}, func(t *testing.T, dsn, kind string) {
 		db := processDB(t, dsn)
-		opts := processOptions()
+		opts := dbtest.ShortHeartbeats()
 		// It survives and judges, though it does not know the function.
 		opts.ProducerOnly, opts.Concurrency = true, 2
 		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) { p.Handle("quick", func(context.Context) error { return nil }) })
@@ -317,7 +307,7 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 	eachDSN(t, []string{"ordinary", "transactional"}, func(t *testing.T, dsn, kind string) {
 		db := processDB(t, dsn)
 		started, release := make(chan string, 10), make(chan struct{})
-		p := dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) {
+		p := dbtest.Install(t, db, dbtest.ShortHeartbeats(), func(p *outbox.Plugin) {
 			heldHandlers(p, func(id string) { started <- id }, release)
 		})
 		task := dbtest.Create(t, db, kind, nil, outbox.MaxAttempts(2))
@@ -329,11 +319,11 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 			_ = freeze(nil)
 			// The zombie's transaction keeps everybody from writing, so nobody can take its task
 			// over. When it wakes up it has to give way by itself.
-			<-time.After(processLimit)
+			<-time.After(dbtest.ShortLimit)
 			zombie.signal(t, syscall.SIGCONT)
 			zombie.letGo(t)
 			h := dbtest.Ended(t, db, task.ID)
-			if n := effects(t, db, task.ID); n != 1 || h.Status != outbox.StatusSuccess {
+			if n := marksOf(t, db, task.ID); n != 1 || h.Status != outbox.StatusSuccess {
 				t.Errorf("%d effects, %+v", n, h)
 			}
 			return
@@ -359,7 +349,7 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 		if h.Status != outbox.StatusSuccess || h.Attempt != 2 || h.Result.String() != strconv.Itoa(os.Getpid()) {
 			t.Errorf("%+v, result %s; want this process's, %d", h, h.Result, os.Getpid())
 		}
-		if n := effects(t, db, task.ID); kind == "transactional" && n != 1 {
+		if n := marksOf(t, db, task.ID); kind == "transactional" && n != 1 {
 			t.Errorf("%d effects, want 1", n)
 		}
 		stop()
@@ -380,7 +370,7 @@ func TestStoppedProcessCannotWrite(t *testing.T) {
 func TestFrozenTogetherNobodyIsDeclaredDead(t *testing.T) {
 	eachDSN(t, []string{"ordinary"}, func(t *testing.T, dsn, kind string) {
 		db := processDB(t, dsn)
-		dbtest.Install(t, db, processOptions(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, nil) })
+		dbtest.Install(t, db, dbtest.ShortHeartbeats(), func(p *outbox.Plugin) { heldHandlers(p, func(string) {}, nil) })
 		task := dbtest.Create(t, db, kind, nil)
 		owner := startProcess(t, dsn)
 		owner.says(t, "started "+task.ID)
@@ -390,7 +380,7 @@ func TestFrozenTogetherNobodyIsDeclaredDead(t *testing.T) {
 		dbtest.Eventually(t, "the observer has seen the owner", beaten)
 		owner.freeze(t)
 		observer.freeze(t)
-		<-time.After(processLimit + 500*time.Millisecond)
+		<-time.After(dbtest.ShortLimit + 500*time.Millisecond)
 		row = observer.row(t, db)
 		observer.signal(t, syscall.SIGCONT)
 		dbtest.Eventually(t, "the observer looks again", beaten)
@@ -401,4 +391,15 @@ func TestFrozenTogetherNobodyIsDeclaredDead(t *testing.T) {
 			t.Errorf("%+v", h)
 		}
 	})
+}
+
+// mark is what a handler writes in its transaction; no unique key hides a second one.
+type mark struct {
+	Task string
+	What string
+}
+
+func marksOf(t *testing.T, db *gorm.DB, task string) int64 {
+	t.Helper()
+	return dbtest.Count(t, db.Where("task = ?", task), &mark{})
 }
