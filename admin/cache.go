@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// cached is an answer that may be some seconds old. So many open pages cost the database no more
+// cached is an answer that may be some seconds old. Many open pages then cost the database no more
 // than one page.
 type cached struct {
 	turn  chan struct{} // held by the request that asks; other requests wait for its answer

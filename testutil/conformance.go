@@ -18,7 +18,7 @@ import (
 )
 
 // Conformance tests the library's promises on databases that you open, with your driver, settings
-// and plugins. So you know that the promises hold there:
+// and plugins. When it passes, you can rely on the promises there:
 //
 //	func TestOutboxOnOurDatabase(t *testing.T) {
 //		testutil.Conformance(t, func(t testing.TB) *gorm.DB { return openOurs(t) })

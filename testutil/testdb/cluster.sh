@@ -1,7 +1,7 @@
-# Owns one PostgreSQL server for a test binary, which holds the other end of standard input. Commands
-# come from standard input: "init PASSWORD", "start PORT" or "stop MODE". Each is answered by "ok" or
-# "failed". At the end of the input, in whatever way the test binary has ended, the server is stopped
-# and its directory is removed.
+# Owns one PostgreSQL server for a test binary, which holds the other end of standard input.
+# Commands come from standard input: "init PASSWORD", "start PORT" or "stop MODE". Each is answered
+# by "ok" or "failed". At the end of the input, in whatever way the test binary has ended, the
+# server is stopped and its directory is removed.
 #
 # Arguments: the directory of the server's programs, the directory for temporary files, then lines
 # of postgresql.conf.
@@ -11,8 +11,8 @@ umask 077
 # An answer that is no longer read must not kill this shell before it has cleaned up.
 trap '' PIPE
 
-# The path of a socket in this directory may have about a hundred bytes. This user may have no access
-# to the temporary directory.
+# The path of a socket in this directory may have about a hundred bytes. This user may have no
+# access to the temporary directory.
 { [ ${#tmp} -lt 70 ] && dir=$(mktemp -d "$tmp/outbox-pg-XXXXXX" 2>/dev/null); } ||
 	dir=$(mktemp -d /tmp/outbox-pg-XXXXXX) || exit 1
 data=$dir/data

@@ -1,10 +1,11 @@
-# Owns one server of MySQL or MariaDB for a test binary, which holds the other end of standard input.
-# A line "start PORT PASSWORD" starts the server and is answered by its process id. At the end of the
-# input, in whatever way the test binary has ended, the server is stopped and its directory removed.
+# Owns one server of MySQL or MariaDB for a test binary, which holds the other end of standard
+# input. A line "start PORT PASSWORD" starts the server and is answered by its process id. At the
+# end of the input, in whatever way the test binary has ended, the server is stopped and its
+# directory removed.
 #
 # Arguments: "mariadb" or "mysql"; the program mariadb-install-db, or a data directory of MySQL's to
-# copy, which may be empty; the server's program; the directory for temporary files; and the server's
-# further arguments.
+# copy, which may be empty; the server's program; the directory for temporary files; and the
+# server's further arguments.
 kind=$1 install=$2 server=$3 tmp=$4
 shift 4
 umask 077
