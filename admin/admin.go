@@ -1,13 +1,13 @@
-// Package admin is the administrator's pages: an http.Handler that shows what waits, what runs,
-// what failed and why, and lets those who may do something about it. Mount it under any prefix with
-// http.StripPrefix:
+// Package admin is the administrator's pages: an http.Handler that shows which tasks wait, which
+// run, and which have failed and why. Actors with permission can change tasks. Mount it under any
+// prefix with http.StripPrefix:
 //
 //	pages, err := admin.New(plugin, admin.Options{Authorize: authorize})
 //	mux.Handle("/admin/", http.StripPrefix("/admin", pages))
 //
-// Every request is asked of Options.Authorize, with the action that it needs; there is no default
-// that lets anybody in. The pages are plain HTML with forms and work without JavaScript; beside
-// them is a JSON API. See docs/admin.md.
+// The handler asks Options.Authorize about every request, with the action that it needs. There is
+// no default that grants access. The pages are plain HTML with forms and work without JavaScript.
+// The handler also serves a JSON API. See docs/admin.md.
 package admin
 
 import (
@@ -27,12 +27,12 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// Action is what a request wants to do. Whoever may not is not shown the button, and refused all
-// the same.
+// Action is an action for which a request needs permission. Pages do not show a button that the
+// sender may not use. A request without permission is refused in any case.
 type Action string
 
 const (
-	View       Action = "view"       // every page and every list; without it nothing else is possible
+	View       Action = "view"       // see pages and lists; every other action needs it, too
 	ViewArgs   Action = "view_args"  // see arguments and results, and search in arguments
 	Rerun      Action = "rerun"      // make a new task from one that has ended
 	EditArgs   Action = "edit_args"  // give a re-run other arguments; needs Rerun as well
@@ -42,37 +42,38 @@ const (
 	Discard    Action = "discard"    // delete a failed task from history before its time
 )
 
-// Actor is who sends a request. The name goes into the audit.
+// Actor is the sender of a request. The name is written to the audit.
 type Actor struct{ Name string }
 
-// ErrUnauthenticated, returned by Authorize, means that the request does not say who sends it: 401.
-// Every other error means that the sender may not do it: 403. The errors' texts are not shown.
+// ErrUnauthenticated, returned by Authorize, means that the request does not identify its sender:
+// 401. Any other error means that the sender may not do the action: 403. The errors' texts are not
+// shown.
 var ErrUnauthenticated = errors.New("admin: not authenticated")
 
-// Options of the pages.
+// Options are the options of the pages.
 type Options struct {
-	// Authorize says who sends a request, or refuses the action. It is required. It is asked with
-	// View first, then with what the request wants to do, and for each button that a page may show;
-	// so it should be quick. It must be safe for concurrent use.
+	// Authorize returns the sender of a request, or an error that refuses the action. It is
+	// required. The handler calls it with View first, then with the action of the request, and for
+	// each button that a page may show. So it should be fast. It must be safe for concurrent use.
 	Authorize func(*http.Request, Action) (Actor, error)
 
-	// Redact returns what may be shown of a task's arguments, a JSON object, or of its result; nil
-	// shows nothing. Whatever shows or searches them goes through it. Error texts do not: they are
-	// the handlers' own. Nil shows everything.
+	// Redact returns the part of a task's arguments (a JSON object) or of its result that may be
+	// shown; nil shows nothing. All pages, exports and searches use it. Error texts are not
+	// redacted: they come from the handlers. A nil Redact shows everything.
 	Redact func(path string, args []byte) []byte
 
 	// Title is the name at the top of each page. Empty means "Outbox".
 	Title string
 
-	// TrustedOrigins ("https://admin.example.com") may send forms although a proxy has rewritten
-	// the Host.
+	// TrustedOrigins are origins ("https://admin.example.com") whose forms are accepted although a
+	// proxy has rewritten the Host.
 	TrustedOrigins []string
 
-	// QueryTimeout is how long one page may keep the database busy before it says so instead. Zero
-	// means 5 s.
+	// QueryTimeout limits the time that one page may use the database. After it, the page shows an
+	// error instead. Zero means 5 s.
 	QueryTimeout time.Duration
 
-	// Logger gets errors of the database, which pages do not show. Nil means slog.Default().
+	// Logger receives the database's errors, which pages do not show. Nil means slog.Default().
 	Logger *slog.Logger
 }
 
@@ -80,20 +81,20 @@ type Options struct {
 type site struct {
 	plugin *outbox.Plugin
 	db     *gorm.DB
-	reads  *gorm.DB // the same, past what the application does to its own queries
+	reads  *gorm.DB // the same connections, without the application's callbacks
 	d      dialect.Dialect
-	inside func() bridge.Plugin // as it is now
+	inside func() bridge.Plugin // the plugin as it is now
 	opts   Options
 	cross  *http.CrossOriginProtection
 
-	bulkLimit time.Duration // how long a change of many tasks goes on
+	bulkLimit time.Duration // how long a change of many tasks may take
 
 	mu     sync.Mutex
 	cached map[string]*cached
 }
 
-// New returns the pages of a plugin that db.Use has been called with. It fails without
-// Options.Authorize. The handler is safe for concurrent use, and starts nothing.
+// New returns the pages of a plugin. db.Use must have been called with the plugin. New fails
+// without Options.Authorize. The handler is safe for concurrent use and starts no goroutine.
 func New(p *outbox.Plugin, opts Options) (http.Handler, error) {
 	if p == nil {
 		return nil, errors.New("admin: new: the plugin is nil")
@@ -131,10 +132,10 @@ func New(p *outbox.Plugin, opts Options) (http.Handler, error) {
 // conn is the database for one request's changes.
 func (s *site) conn(ctx context.Context) *gorm.DB { return s.db.WithContext(ctx) }
 
-// read is the database for what a page shows.
+// read is the database for the data that a page shows.
 func (s *site) read(ctx context.Context) *gorm.DB { return s.reads.WithContext(ctx) }
 
-// now is the database's clock, which dates everything that the pages show.
+// now is the time of the database's clock, from which all times on the pages are computed.
 func (s *site) now(ctx context.Context) (time.Time, error) {
 	text, err := s.d.Clock(ctx, s.db.Statement.ConnPool)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// taskJSON is a task as lists and exports give it, from either table.
+// taskJSON is a task of either table, as lists and exports return it.
 type taskJSON struct {
 	ID          string     `json:"id"`
 	State       string     `json:"state"`
@@ -27,14 +27,14 @@ type taskJSON struct {
 	Version     int64      `json:"version"`
 	CreatedAt   time.Time  `json:"created_at"`
 	StartedAt   *time.Time `json:"started_at,omitempty"`
-	ProcessID   *string    `json:"process_id,omitempty"` // of the run that is on, or was the last
+	ProcessID   *string    `json:"process_id,omitempty"` // of the current or the last run
 	FinishedAt  *time.Time `json:"finished_at,omitempty"`
 	Reason      string     `json:"reason,omitempty"`
-	Error       string     `json:"error,omitempty"` // its beginning
+	Error       string     `json:"error,omitempty"` // its first part
 	RerunID     *string    `json:"rerun_id,omitempty"`
 }
 
-// state of a row, as a person would say it.
+// state is the state of a row, as a person would say it.
 func (r row) state(at time.Time) string {
 	switch {
 	case r.FinishedAt != nil:
@@ -60,11 +60,11 @@ func (r row) json(at time.Time) taskJSON {
 	return t
 }
 
-// json answers with a document; times in it that tell only when it was asked for are no part of its
-// tag.
+// json answers with a document. Parts of the document that only tell the time of the request do not
+// count for its tag.
 func (q *request) json(v any, times ...string) error {
 	var out bytes.Buffer
-	if err := json.NewEncoder(&out).Encode(v); err != nil { // which escapes what HTML would take for its own
+	if err := json.NewEncoder(&out).Encode(v); err != nil { // escapes characters of HTML
 		return err
 	}
 	if !q.unchanged(out.Bytes(), times...) {
@@ -78,7 +78,7 @@ type listJSON struct {
 	Data       any    `json:"data"`
 	NextCursor string `json:"next_cursor,omitempty"`
 	AsOf       string `json:"as_of,omitempty"`
-	Count      *int   `json:"count,omitempty"` // more than 10,000 means at least that
+	Count      *int   `json:"count,omitempty"` // a number above 10,000 means "more than 10,000"
 	Shown      string `json:"shown,omitempty"`
 }
 
@@ -111,11 +111,12 @@ func (q *request) apiList() error {
 	if p.older != nil {
 		out.NextCursor = p.older.String()
 	}
-	if f.Cursor == nil && len(bulkOf(f.State)) > 0 && (f.Args == "" || q.s.opts.Redact == nil) { // what a change of all that match needs
+	// A change of all tasks that match needs these values.
+	if f.Cursor == nil && len(bulkOf(f.State)) > 0 && (f.Args == "" || q.s.opts.Redact == nil) {
 		set, n := sealRows(p.rows), len(p.rows)
 		if p.older != nil {
 			if set, n, err = q.s.seen(q.ctx, f, at); err != nil {
-				q.problem(err) // the list is there all the same
+				q.problem(err) // the list is returned anyway
 			}
 		}
 		if err == nil {
@@ -153,7 +154,7 @@ func (q *request) apiDetail(id string) error {
 	return q.json(out)
 }
 
-// document is JSON as it is; what a redactor made that is none becomes a text.
+// document returns JSON as it is. Output of a redactor that is not JSON becomes a text.
 func document(text string) json.RawMessage {
 	if text == "" || json.Valid([]byte(text)) {
 		return json.RawMessage(text)

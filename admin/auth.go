@@ -17,22 +17,23 @@ import (
 
 const (
 	hashScheme = "pbkdf2-sha256"
-	iterations = 600_000 // what OWASP asks for
+	iterations = 600_000 // recommended by OWASP
 	realm      = `Basic realm="outbox", charset="UTF-8"`
 )
 
-// maxWaiting is how many requests wait for a password to be tried; each costs some tenths of a
-// second.
+// maxWaiting is the number of requests that may wait for the check of a password. Each check takes
+// some tenths of a second.
 const maxWaiting = 16
 
-// errBusy is for those beyond.
+// errBusy refuses requests beyond maxWaiting.
 var errBusy = errors.New("admin: too many passwords wait to be tried")
 
-// errBasic makes the browser ask for a password; the application's own way to sign in must not.
+// errBasic makes the browser ask for a password. An application with another way to sign in must
+// not return it.
 var errBasic = fmt.Errorf("%w: basic", ErrUnauthenticated)
 
-// HashPassword makes what BasicAuth takes of a password: PBKDF2 with SHA-256, 600,000 iterations
-// and a random salt.
+// HashPassword makes a password's hash for BasicAuth: PBKDF2 with SHA-256, 600,000 iterations and a
+// random salt.
 func HashPassword(password string) (string, error) {
 	salt := make([]byte, 16)
 	rand.Read(salt)
@@ -44,14 +45,14 @@ func HashPassword(password string) (string, error) {
 	return strings.Join([]string{hashScheme, strconv.Itoa(iterations), enc(salt), enc(sum)}, "$"), nil
 }
 
-// BasicAuth is an Options.Authorize for small teams: users, each with a hash that HashPassword
-// made, who may do everything. It panics without users or on what is no such hash. Serve the pages
+// BasicAuth is an Options.Authorize for small teams. The users may do everything; each has a hash
+// from HashPassword. It panics if users is empty or if a value is not such a hash. Serve the pages
 // with TLS only: the browser sends the password with every request.
 //
-// Names and passwords are compared in constant time, one at a time, so that guessing cannot take
-// all processors; who is in already does not wait for it, and of others at most 16 do: who comes
-// then is told to try again (503). It does not slow down who guesses otherwise. To let some users
-// do less, wrap it:
+// Names and passwords are compared in constant time and one at a time, so that guessing cannot use
+// all processors. A request with a password that was right before does not wait. At most 16 other
+// requests wait; a further request is told to try again (503). BasicAuth does not slow down
+// guessing in any other way. To let some users do less, wrap it:
 //
 //	basic := admin.BasicAuth(users)
 //	authorize := func(r *http.Request, a admin.Action) (admin.Actor, error) {
@@ -91,14 +92,15 @@ type hash struct {
 
 type basic struct {
 	users map[string]hash
-	none  hash // unknown names cost as much as the most expensive
+	none  hash // unknown names take as long as the slowest hash
 	key   []byte
 
-	turn    chan struct{} // held while a password is tried
-	waiting chan struct{} // held meanwhile, and while another is
+	turn    chan struct{} // held while a password is checked
+	waiting chan struct{} // held while a password waits and is checked
 
-	mu    sync.Mutex
-	known map[string][]byte // of each user, the MAC of the password that was right: the next request is quick
+	mu sync.Mutex
+	// For each user, the MAC of a password that was right, so that the next request is fast.
+	known map[string][]byte
 }
 
 func (b *basic) authorize(r *http.Request, _ Action) (Actor, error) {
@@ -109,7 +111,7 @@ func (b *basic) authorize(r *http.Request, _ Action) (Actor, error) {
 	mac := hmac.New(sha256.New, b.key)
 	mac.Write([]byte(name + ":" + password))
 	sum := mac.Sum(nil)
-	if b.knows(name, sum) { // without waiting for those who guess
+	if b.knows(name, sum) { // a known password does not wait for guesses
 		return Actor{Name: name}, nil
 	}
 	select {
@@ -124,7 +126,7 @@ func (b *basic) authorize(r *http.Request, _ Action) (Actor, error) {
 	case <-r.Context().Done():
 		return Actor{}, errBasic
 	}
-	if b.knows(name, sum) { // by the request before this one
+	if b.knows(name, sum) { // the previous request has checked it
 		return Actor{Name: name}, nil
 	}
 	h, exists := b.users[name]

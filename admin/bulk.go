@@ -13,25 +13,25 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// bulkActions can be done to many tasks at once.
+// bulkActions are the actions that can change many tasks at once.
 var bulkActions = []Action{Rerun, RunNow, Reschedule, Cancel, Discard}
 
 const (
-	batchSize   = 100 // changes of one transaction
+	batchSize   = 100 // changes in one transaction
 	bulkTimeout = time.Minute
-	maxSkipped  = 1000 // that are listed
+	maxSkipped  = 1000 // maximum number of skipped tasks that are listed
 )
 
-// bulk is a change of many tasks: those that are picked, or all that a filter showed.
+// bulk is a change of many tasks: of picked tasks, or of all tasks that a filter showed.
 type bulk struct {
 	action Action
 	reason string
-	at     time.Time // the new start, of Reschedule
+	at     time.Time // the new start time for Reschedule
 	picked []pick
 	filter *filter
 	asOf   time.Time // when the filter's tasks were shown
-	count  int       // and how many they were
-	shown  shown     // and which; without it, whichever match now, if they are not more
+	count  int       // how many tasks were shown
+	shown  shown     // which were shown; nil means all that match now, if at most count
 }
 
 type pick struct {
@@ -39,12 +39,14 @@ type pick struct {
 	Version int64
 }
 
-// result of a bulk change.
+// result is the result of a bulk change.
 type result struct {
 	Changed int       `json:"changed"`
 	Skipped []skipped `json:"skipped"`
-	More    bool      `json:"more,omitempty"` // not all was done: it took too long or failed, or there were more than 10,000
-	counts  map[string]int
+	// More means that some tasks were not changed: the change took too long or failed, or more than
+	// 10,000 tasks matched.
+	More   bool `json:"more,omitempty"`
+	counts map[string]int
 }
 
 type skipped struct {
@@ -54,7 +56,8 @@ type skipped struct {
 
 var skipReasons = []string{"running", "gone", "changed", "key_held", "unknown_function", "bad_args"}
 
-// skipReason says in a word why a task was left as it is; "" for an error that is not the task's.
+// skipReason says in a word why a task was not changed; "" means that the error is not about the
+// task.
 func skipReason(err error) string {
 	var p *problem
 	switch {
@@ -110,8 +113,8 @@ func (q *request) bulk(b bulk) (res result, err error) {
 	return res, q.partly(&res, q.bulkShown(ctx, b, f, &res))
 }
 
-// bulkShown changes what was shown of what a filter finds. What matches by now without having been
-// shown is left as it is.
+// bulkShown changes the tasks that were shown among the tasks that a filter finds. It does not
+// change a task that matches now but was not shown.
 func (q *request) bulkShown(ctx context.Context, b bulk, f filter, res *result) error {
 	read, met := 0, 0
 	for rows, err := range q.s.walk(ctx, f, b.asOf, batchSize) {
@@ -122,11 +125,11 @@ func (q *request) bulkShown(ctx context.Context, b bulk, f filter, res *result) 
 		for _, r := range rows {
 			switch {
 			case b.action == Reschedule && r.State == outbox.StatePending && r.RunAt.Sub(b.at).Abs() < time.Millisecond:
-				// What has been rescheduled comes again, at its new place: in this walk, or when a
+				// A task that was rescheduled comes again at its new place: in this walk, or when a
 				// change that was cut short is repeated.
 			case b.shown == nil || b.shown[markOf(r.ID, r.Version)]:
 				part = append(part, pick{r.ID, r.Version})
-			case len(b.shown) < maxCount: // otherwise there was more than what the set has
+			case len(b.shown) < maxCount: // otherwise more tasks matched than the set holds
 				left = append(left, skipped{r.ID, "changed"})
 			}
 		}
@@ -144,10 +147,10 @@ func (q *request) bulkShown(ctx context.Context, b bulk, f filter, res *result) 
 	return nil
 }
 
-// destroys says whether an action takes something away, so that pages ask first.
+// destroys reports whether an action removes a task, so that pages ask for confirmation.
 func destroys(a Action) bool { return a == Cancel || a == Discard }
 
-// partly reports what was done before an error, if something was: that has been committed.
+// partly reports the changes before an error, if any, instead of the error: they are committed.
 func (q *request) partly(res *result, err error) error {
 	if err != nil && len(res.counts)+res.Changed > 0 {
 		q.s.opts.Logger.Warn("outbox admin: a change of many tasks stopped half-way", "changed", res.Changed, "err", err)
@@ -157,7 +160,7 @@ func (q *request) partly(res *result, err error) error {
 	return err
 }
 
-// batch changes some tasks in one transaction; those that do not allow it are skipped.
+// batch changes some tasks in one transaction. It skips tasks that do not allow the change.
 func (q *request) batch(ctx context.Context, b bulk, part []pick, res *result) error {
 	changed, left := 0, []skipped{}
 	err := q.s.inTx(ctx, func(tx *gorm.DB) error {
@@ -190,7 +193,7 @@ func (res *result) skip(left ...skipped) {
 	res.Skipped = append(res.Skipped, left[:min(len(left), maxSkipped-len(res.Skipped))]...)
 }
 
-// summary is the part of a URL that says what was done: enumerated words and numbers only.
+// summary is the part of a URL that says what was done. It has only known words and numbers.
 func (res result) summary() string {
 	var parts []string
 	for _, why := range skipReasons {

@@ -5,20 +5,20 @@ import (
 	"time"
 )
 
-// cached is an answer that may be some seconds old, so that many open pages cost the database no
-// more than one.
+// cached is an answer that may be some seconds old. Many open pages then cost the database no more
+// than one page.
 type cached struct {
-	turn  chan struct{} // held by the request that asks; the others wait for its answer
+	turn  chan struct{} // held by the request that asks; other requests wait for its answer
 	at    time.Time
 	value any
 	known bool
-	old   bool // something has changed since: ask again, but keep it in case that fails
+	old   bool // a change has happened since: ask again, but keep the value in case that fails
 }
 
 const cacheAge = 10 * time.Second
 
-// cache returns what is remembered under a key, or asks. With an error it returns what was known
-// last, and since when.
+// cache returns the cached value of a key, or asks for it. With an error it returns the last known
+// value and its time.
 func cache[T any](ctx context.Context, s *site, key string, ask func() (T, error)) (value T, stale time.Time, err error) {
 	s.mu.Lock()
 	c := s.cached[key]
@@ -42,11 +42,11 @@ func cache[T any](ctx context.Context, s *site, key string, ask func() (T, error
 	select {
 	case c.turn <- struct{}{}:
 		defer func() { <-c.turn }()
-		if v, ok := recall(true); ok { // by the request before this one
+		if v, ok := recall(true); ok { // the previous request has asked
 			return v, time.Time{}, nil
 		}
 		s.mu.Lock()
-		c.old = false // a change while we ask makes the answer old again
+		c.old = false // a change during ask makes the answer old again
 		s.mu.Unlock()
 		value, err = ask()
 	case <-ctx.Done():
@@ -68,7 +68,7 @@ func cache[T any](ctx context.Context, s *site, key string, ask func() (T, error
 	return value, time.Time{}, nil
 }
 
-// remembered is what is known under a key, however old.
+// remembered is the last known value of a key, however old it is.
 func remembered[T any](s *site, key string) (value T, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -78,7 +78,7 @@ func remembered[T any](s *site, key string) (value T, ok bool) {
 	return value, false
 }
 
-// forget makes the next page ask again: after a change the figures should show it.
+// forget makes the next page ask again, so that its figures include the last change.
 func (s *site) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -18,18 +18,18 @@ import (
 	"github.com/gorm-outbox/outbox/internal/store"
 )
 
-// changes are the actions on a task, as they stand in URLs.
+// changes are the actions on a task, as URLs name them.
 var changes = []Action{Rerun, RunNow, Reschedule, Cancel, Discard}
 
 const maxReason = 1000 // characters
 
-// change is what somebody wants to do with one task.
+// change is a change of one task.
 type change struct {
 	action  Action
 	id      string
-	version int64 // the task must still be at it
+	version int64 // the version that the task must still have
 	at      time.Time
-	args    []byte // nil means those that the task had
+	args    []byte // nil means the task's own arguments
 	reason  string
 }
 
@@ -40,8 +40,8 @@ func checkReason(s string) error {
 	return nil
 }
 
-// apply changes one task and writes the audit, in one transaction. It returns the new task's id, of
-// a re-run.
+// apply changes one task and writes the audit, in one transaction. For a re-run it returns the new
+// task's id.
 func (s *site) apply(ctx context.Context, actor Actor, c change) (id string, err error) {
 	err = s.inTx(ctx, func(tx *gorm.DB) (err error) {
 		id, err = s.applyIn(ctx, tx, actor, c)
@@ -60,7 +60,7 @@ func (s *site) inTx(ctx context.Context, f func(*gorm.DB) error) error {
 		return tx.Error
 	}
 	ends := tx.Statement.ConnPool.(gorm.TxCommitter)
-	defer func() { _ = s.d.End(ctx, ends.Rollback) }() // of what has been committed nothing is left
+	defer func() { _ = s.d.End(ctx, ends.Rollback) }() // has no effect after the commit
 	if err := s.d.Begin(ctx, tx.Statement.ConnPool); err != nil {
 		return err
 	}
@@ -70,7 +70,8 @@ func (s *site) inTx(ctx context.Context, f func(*gorm.DB) error) error {
 	return s.d.End(ctx, ends.Commit)
 }
 
-// applyIn does it in a transaction that stays usable when the task does not allow it.
+// applyIn changes a task in a transaction, which stays usable if the task does not allow the
+// change.
 func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) (string, error) {
 	task, past, err := outbox.Lookup(tx, c.id)
 	if err != nil {
@@ -104,7 +105,7 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 		created = again.ID
 		after["task"] = again.ID
 	case RunNow:
-		past := time.Unix(0, 0) // which means now, by the database's clock
+		past := time.Unix(0, 0) // means now, by the database's clock
 		if err := outbox.Reschedule(tx, c.id, past, outbox.IfVersion(c.version)); err != nil {
 			return "", err
 		}
@@ -136,8 +137,8 @@ func (s *site) applyIn(ctx context.Context, tx *gorm.DB, actor Actor, c change) 
 		Reason: c.reason, Before: encode(before), After: encode(after)})
 }
 
-// allows says whether a task is as it was shown, and whether it can be changed like that; if not,
-// the error has what it is.
+// allows returns nil if a task is still as it was shown and allows the change. Otherwise the error
+// has the task's present state.
 func (s *site) allows(ctx context.Context, tx *gorm.DB, task *outbox.TaskModel, past *outbox.HistoryModel, c change) error {
 	var is now
 	if task != nil {
@@ -163,7 +164,7 @@ func (s *site) allows(ctx context.Context, tx *gorm.DB, task *outbox.TaskModel, 
 	default:
 		return nil
 	}
-	if is.State == pending { // or scheduled, which the clock tells
+	if is.State == pending { // or scheduled, depending on the clock
 		clock, err := s.d.Clock(ctx, tx.Statement.ConnPool)
 		if err != nil {
 			return err
@@ -187,7 +188,8 @@ func encode(v any) outbox.JSON {
 	return b
 }
 
-// record writes the audit. It goes past GORM's callbacks, like the change itself: both or none.
+// record writes the audit. Like the change itself, it bypasses GORM's callbacks, so that both are
+// written or neither.
 func (s *site) record(ctx context.Context, tx *gorm.DB, m outbox.AuditModel) error {
 	id, err := uuid.NewV7()
 	if err != nil {
@@ -197,13 +199,13 @@ func (s *site) record(ctx context.Context, tx *gorm.DB, m outbox.AuditModel) err
 		TaskID: m.TaskID, Func: m.Func, Reason: m.Reason, Before: m.Before.String(), After: m.After.String()})
 }
 
-// auditName is how the audit names somebody.
+// auditName is an actor's name in the audit.
 func auditName(a Actor) string { return shorten(clean(a.Name), 200) }
 
 // clean makes a name storable.
 func clean(s string) string {
 	var b []rune
-	for _, r := range s { // what is not UTF-8 comes as utf8.RuneError
+	for _, r := range s { // invalid UTF-8 comes as utf8.RuneError
 		if r != 0 {
 			b = append(b, r)
 		}

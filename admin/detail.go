@@ -22,14 +22,14 @@ type detail struct {
 	Key     *string
 	Version int64
 	State   string
-	Common  outbox.TaskModel // what both have
+	Common  outbox.TaskModel // the fields that Task and Past have in common
 	Args    string
-	Partly  bool   // what is shown of the arguments is what the redactor has left
-	Editor  string // what the field for other arguments starts with
-	Refused string // why a form was not taken
-	typed   typed  // and what was in it
-	List    filter // to go back to
-	Origin  string // the same, for forms, if the task was opened from it
+	Partly  bool   // the redactor has changed the arguments that are shown
+	Editor  string // the first value of the field for edited arguments
+	Refused string // why a form was refused
+	typed   typed  // and the values in the form
+	List    filter // the list to go back to
+	Origin  string // the same, for forms, if the task was opened from the list
 	Result  string
 	Errors  outbox.Attempts
 	Process *process
@@ -56,13 +56,14 @@ func (q *request) detail(id string) error {
 	return q.render(http.StatusOK, "detail", d.title(), d)
 }
 
-// typed is what somebody has written into a form of a task's page.
+// typed has the values that the sender has typed into a form of a task's page.
 type typed struct {
 	action     Action // or EditArgs, a re-run's other form
 	at, reason string
 }
 
-// refused shows the task again with a form that was not taken, so that nobody has to type it twice.
+// refused shows the task again with a refused form, so that the sender need not type the values
+// again.
 func (q *request) refused(id string, form typed, args []byte, p *problem) error {
 	d, err := q.load(id)
 	if err != nil {
@@ -95,12 +96,12 @@ func (q *request) from(text string) error {
 // Back is the link to the list.
 func (d detail) Back() string { return d.List.url() }
 
-// Head is the beginning of the error, and Stack what follows it in the traces of panics and their
-// like.
+// Head is the beginning of the error. Stack is the rest of a long error, such as the stack trace of
+// a panic.
 func (d detail) Head() string  { head, _ := fold(d.Past.Error); return head }
 func (d detail) Stack() string { _, rest := fold(d.Past.Error); return rest }
 
-// fold leaves out the lines after the first eight, if there are many.
+// fold splits a text of more than twelve lines after the eighth.
 func fold(text *string) (head, rest string) {
 	if text == nil {
 		return "", ""
@@ -112,10 +113,10 @@ func fold(text *string) (head, rest string) {
 	return strings.Join(lines[:8], ""), strings.Join(lines[8:], "")
 }
 
-// Open says whether the form of an action is the one that was not taken.
+// Open reports whether the form of an action is the refused form.
 func (d detail) Open(a Action) bool { return d.typed.action == a }
 
-// Reason is what was typed into the form of an action.
+// Reason is the reason that was typed into the form of an action.
 func (d detail) Reason(a Action) string {
 	if d.Open(a) {
 		return d.typed.reason
@@ -123,7 +124,7 @@ func (d detail) Reason(a Action) string {
 	return ""
 }
 
-// Start is the time in the field for another one.
+// Start is the value of the field for a new start time.
 func (d detail) Start() string {
 	if at, err := parseTime(d.typed.at); err == nil && d.Open(Reschedule) {
 		return fieldTime(at)
@@ -131,12 +132,12 @@ func (d detail) Start() string {
 	return d.Common.RunAt.UTC().Format("2006-01-02T15:04")
 }
 
-// title tells a task from others of its function.
+// title distinguishes a task from other tasks of its function.
 func (d detail) title() string {
 	return stateNames[d.State] + ": " + shorten(d.Func, 80) + " " + d.ID[max(0, len(d.ID)-8):]
 }
 
-// load reads a task with all that belongs to it, as far as the sender may see it.
+// load reads a task and everything that belongs to it, as far as the sender may see it.
 func (q *request) load(id string) (d detail, err error) {
 	at, err := q.now()
 	if err != nil {
@@ -204,7 +205,7 @@ func (q *request) load(id string) (d detail, err error) {
 	return d, err
 }
 
-// actionsOf are those that a task's state allows.
+// actionsOf returns the actions that a task's state allows.
 func actionsOf(d detail) []Action {
 	switch {
 	case d.Task != nil && d.Task.State == outbox.StateRunning:
@@ -214,7 +215,7 @@ func actionsOf(d detail) []Action {
 		switch d.State {
 		case pending:
 			list = list[1:] // it is due already
-		case parked: // until a process runs the function, there is little else to do
+		case parked: // until a process runs the function, little else can be done
 			list = []Action{Cancel, RunNow, Reschedule}
 		}
 		return list
@@ -239,7 +240,7 @@ func stateOf(status outbox.Status, again bool) string {
 	return done
 }
 
-// pretty indents JSON, digits as they are; what is no JSON stays as it is.
+// pretty indents JSON and keeps its digits. A text that is not JSON stays as it is.
 func pretty(raw []byte) string {
 	var out bytes.Buffer
 	if json.Indent(&out, raw, "", "  ") != nil {

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// unchanged answers a request for what the sender has already: 304. A page that refreshes itself
-// asks with the tag of what it got last. Parts that tell the time of asking are not part of the
-// tag.
+// unchanged answers a request with 304 if the sender already has the content. A page that refreshes
+// itself sends the tag of its last response. Texts that only tell the time of the request do not
+// count for the tag.
 func (q *request) unchanged(body []byte, times ...string) bool {
 	if q.r.Method != http.MethodGet && q.r.Method != http.MethodHead {
 		return false

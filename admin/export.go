@@ -12,13 +12,13 @@ import (
 
 const exportTimeout = time.Minute
 
-// exporter writes an export's format. What ends with last is not all that there was to write.
+// exporter writes an export in a format. An export that ends with last is incomplete.
 type exporter interface {
 	row(r row, args string) error
 	last(why string)
 }
 
-// export streams what a list shows, all of its pages, up to maxCount tasks, as CSV or as one JSON
+// export streams the tasks of all pages of a list, up to maxCount tasks, as CSV or as one JSON
 // document a line.
 func (q *request) export() error {
 	v := q.r.URL.Query()
@@ -51,7 +51,7 @@ func (q *request) export() error {
 		q.w.Header().Set("Content-Type", "text/csv; charset=utf-8")
 		w := csv.NewWriter(q.w)
 		defer w.Flush()
-		w.Write(exportColumns) // its errors come again with the rows
+		w.Write(exportColumns) // the rows return its error again
 		out = csvExport{w, at}
 	} else {
 		q.w.Header().Set("Content-Type", "application/x-ndjson")
@@ -63,7 +63,7 @@ func (q *request) export() error {
 	return nil
 }
 
-// stream writes a first page and those that follow.
+// stream writes a first page and the pages that follow.
 func (q *request) stream(out exporter, f filter, p page, at time.Time) (err error) {
 	args := q.can(ViewArgs)
 	for n := 0; ; {
@@ -72,7 +72,7 @@ func (q *request) stream(out exporter, f filter, p page, at time.Time) (err erro
 				break
 			}
 			text := ""
-			if args { // what the sender may see of them
+			if args { // as far as the sender may see them
 				raw, err := q.s.args(q.ctx, r)
 				if err != nil {
 					return err
@@ -80,7 +80,7 @@ func (q *request) stream(out exporter, f filter, p page, at time.Time) (err erro
 				text = string(q.s.redact(r.Func, raw))
 			}
 			if err := out.row(r, text); err != nil {
-				return nil // nobody is there any more
+				return nil // the client is gone
 			}
 		}
 		switch f.Cursor = p.older; {
@@ -97,11 +97,11 @@ func (q *request) stream(out exporter, f filter, p page, at time.Time) (err erro
 }
 
 // breakOff ends an export whose beginning has been sent. The last record says that the rest is
-// missing, and so does, where it can be had, a connection that ends without the end of the answer.
-// It must not panic as http.ErrAbortHandler does it: not every server recovers.
+// missing. Where possible, the connection also closes before the end of the response. breakOff must
+// not panic with http.ErrAbortHandler, because not every server recovers.
 func (q *request) breakOff(out exporter, err error) {
 	if q.r.Context().Err() != nil {
-		return // nobody is there any more
+		return // the client is gone
 	}
 	p := q.problem(err)
 	out.last("The export stopped here, the rest is missing: " + p.Detail)
@@ -109,7 +109,7 @@ func (q *request) breakOff(out exporter, err error) {
 	if q.r.ProtoMajor != 1 {
 		return
 	}
-	for w := q.w; w != nil; { // some writers refuse, and wrap one that does not
+	for w := q.w; w != nil; { // some writers refuse, but wrap a writer that accepts
 		if h, ok := w.(http.Hijacker); ok {
 			if conn, _, err := h.Hijack(); err == nil {
 				conn.Close()
@@ -181,7 +181,7 @@ func cells(r row, at time.Time, args string) []string {
 	return list
 }
 
-// harmless keeps a spreadsheet from taking a text for a formula.
+// harmless keeps a spreadsheet from interpreting a text as a formula.
 func harmless(s string) string {
 	if s != "" && strings.ContainsRune("=+-@\t\r\n", rune(s[0])) || strings.HasPrefix(s, "＝") || strings.HasPrefix(s, "＋") ||
 		strings.HasPrefix(s, "－") || strings.HasPrefix(s, "＠") {

@@ -12,14 +12,14 @@ import (
 	"unicode/utf8"
 )
 
-// The states of the list: those of the tables, told apart as a person would.
+// The states of the list: the states of the tables, distinguished as a person would.
 const (
 	all       = "all"
 	pending   = "pending"   // due
 	scheduled = "scheduled" // due later
 	running   = "running"
 	parked    = "parked"
-	failed    = "failed"  // ended as error and nobody has re-run it
+	failed    = "failed"  // ended as error and has not been re-run
 	handled   = "handled" // ended as error and has been re-run
 	done      = "done"
 	cancelled = "cancelled"
@@ -27,8 +27,8 @@ const (
 
 var states = []string{all, pending, scheduled, running, parked, failed, handled, done, cancelled}
 
-// filter is what a list shows. All of it is in the URL, so that a URL shows the same to everybody
-// who may see it.
+// filter says what a list shows. All of it is in the URL, so a URL shows the same list to every
+// actor that may see it.
 type filter struct {
 	State, Func, Queue, Key, ID string
 	Process                     string
@@ -37,10 +37,10 @@ type filter struct {
 	Limit                       int
 	Cursor                      *cursor
 
-	asOf time.Time // only what was there then, for changes of all that was shown
+	asOf time.Time // only tasks that existed then, for a change of all tasks that were shown
 }
 
-// cursor is a place in a list: what follows it, or with back what precedes it.
+// cursor is a place in a list. The list shows the rows after it or, with back, the rows before it.
 type cursor struct {
 	back bool
 	at   time.Time
@@ -61,8 +61,8 @@ var (
 // noticeParams say what the last form has done; see notice.
 var noticeParams = []string{"did", "n", "skipped"}
 
-// only refuses parameters, or fields of a form, other than these, and those that are given twice;
-// pick is a list.
+// only refuses parameters, or fields of a form, that are not in names or that are given twice. pick
+// is a list, so it may be given more than once.
 func only(v url.Values, names ...string) error {
 	for name, values := range v {
 		switch {
@@ -77,11 +77,11 @@ func only(v url.Values, names ...string) error {
 	return nil
 }
 
-// parseFilter reads a filter, and refuses what it does not know with what it does.
+// parseFilter reads a filter. If it refuses a value, the error names the accepted values.
 func parseFilter(v url.Values) (f filter, err error) {
 	text := func(name string) string {
 		s := v.Get(name)
-		if name != "key" { // which may begin and end with spaces
+		if name != "key" { // a key may begin and end with spaces
 			s = strings.TrimSpace(s)
 		}
 		switch {
@@ -132,7 +132,7 @@ func parseTime(s string) (time.Time, error) {
 	return time.Time{}, fmt.Errorf("no time")
 }
 
-// storable says whether every database has such a time.
+// storable reports whether every database can store a time.
 func storable(t time.Time) bool { return t.UTC().Year() >= 1 && t.UTC().Year() <= 9999 }
 
 func (c cursor) String() string {
@@ -161,7 +161,7 @@ func parseCursor(s string) (*cursor, error) {
 	return &cursor{back: raw[0] == 'b', at: at, id: id}, nil
 }
 
-// values is the filter as a URL has it.
+// values is the filter as parameters of a URL.
 func (f filter) values() url.Values {
 	v := url.Values{}
 	set := func(name, s string) {
@@ -200,7 +200,7 @@ func formTime(t time.Time) string {
 	return t.Format("2006-01-02T15:04:05.999999Z07:00")
 }
 
-// url is a link to the list, relative to the root of the pages, with one thing changed.
+// url is a link to the list, relative to the root of the pages.
 func (f filter) url() string {
 	if v := f.values().Encode(); v != "" {
 		return "tasks?" + v
@@ -221,7 +221,7 @@ func (f filter) with(state string) filter {
 	return f
 }
 
-// Narrowed says whether the filter is more than a state.
+// Narrowed reports whether the filter has more than a state.
 func (f filter) Narrowed() bool {
 	return f.Func+f.Queue+f.Key+f.ID+f.Process+f.Args+f.Error != "" || !f.From.IsZero() || !f.To.IsZero()
 }

@@ -15,7 +15,7 @@ import (
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
-// form reads a form that may have these fields.
+// form reads a form that may have only these fields.
 func (q *request) form(fields ...string) (url.Values, error) {
 	if kind, _, err := mime.ParseMediaType(q.r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
 		return nil, fail(http.StatusUnsupportedMediaType, "A form must be of type application/x-www-form-urlencoded.")
@@ -30,7 +30,7 @@ func (q *request) form(fields ...string) (url.Values, error) {
 	return q.r.PostForm, only(q.r.PostForm, fields...)
 }
 
-// changeForm does what a button on a task's page says.
+// changeForm makes the change that a button on a task's page asks for.
 func (q *request) changeForm(id string, action Action) error {
 	q.back = "tasks/" + url.PathEscape(id)
 	if err := q.need(action); err != nil {
@@ -81,8 +81,8 @@ func (q *request) changeForm(id string, action Action) error {
 	return q.see(to + "?" + query.Encode())
 }
 
-// startOf reads the new start, which belongs to Reschedule. Other buttons of the same form send
-// theirs empty or not.
+// startOf reads the new start time for Reschedule. The other buttons of the form also send this
+// field, empty or not.
 func startOf(action Action, text string) (time.Time, error) {
 	if action != Reschedule {
 		return time.Time{}, nil
@@ -94,7 +94,7 @@ func startOf(action Action, text string) (time.Time, error) {
 	return at, nil
 }
 
-// change checks what forms and JSON have in common, and does it.
+// change makes the checks that forms and JSON have in common, and then the change.
 func (q *request) change(c change) (string, error) {
 	if err := checkReason(c.reason); err != nil {
 		return "", err
@@ -108,14 +108,15 @@ func (q *request) change(c change) (string, error) {
 		}
 	}
 	created, err := q.s.apply(q.ctx, q.actor, c)
-	if errors.Is(err, outbox.ErrBadArgs) && (c.args != nil || q.can(ViewArgs) && q.s.opts.Redact == nil) { // the reason may quote them
+	if errors.Is(err, outbox.ErrBadArgs) && (c.args != nil || q.can(ViewArgs) && q.s.opts.Redact == nil) { // the error may quote them
 		_, why, _ := strings.Cut(err.Error(), outbox.ErrBadArgs.Error()+": ")
 		err = fail(http.StatusUnprocessableEntity, "The arguments do not fit the function: %s.", shorten(why, 500))
 	}
 	return created, err
 }
 
-// bulkForm changes the picked tasks, or all that the list showed. What destroys asks first.
+// bulkForm changes the picked tasks, or all tasks that the list showed. It asks for confirmation
+// before a change that destroys.
 func (q *request) bulkForm() error {
 	v, err := q.form("action", "pick", "all", "filter", "asof", "count", "shown", "at", "reason", "confirmed")
 	if err != nil {
@@ -164,7 +165,7 @@ func (q *request) bulkForm() error {
 	return q.see("tasks?" + to.Encode())
 }
 
-// readBulk reads what the form of a list asks for.
+// readBulk reads the change that the form of a list asks for.
 func readBulk(v url.Values, f *filter) (b bulk, err error) {
 	b = bulk{action: Action(v.Get("action")), reason: strings.TrimSpace(v.Get("reason"))}
 	if b.at, err = startOf(b.action, v.Get("at")); err != nil {
@@ -223,7 +224,7 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s, "", false
 }
 
-// parseFilter also refuses to search where the sender may not look.
+// parseFilter also refuses a search in arguments that the sender may not see.
 func (q *request) parseFilter(v url.Values) (filter, error) {
 	f, err := parseFilter(v)
 	if err == nil && f.Args != "" {

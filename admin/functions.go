@@ -11,11 +11,11 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// function is what the pages know of one path.
+// function is what the pages show about one function.
 type function struct {
 	Path      string         `json:"path"`
 	Here      bool           `json:"registered_here"`
-	Processes int            `json:"processes"` // live ones that run it
+	Processes int            `json:"processes"` // live processes that run it
 	Waiting   int            `json:"waiting"`
 	Running   int            `json:"running"`
 	Parked    int            `json:"parked"`
@@ -24,16 +24,17 @@ type function struct {
 	P50       *time.Duration `json:"p50_ns,omitempty"`
 	P95       *time.Duration `json:"p95_ns,omitempty"`
 
-	// Trend has the medians of eight equal parts of the last successes, the oldest first; Pace is
-	// in a word what it shows.
+	// Trend has the medians of eight equal parts of the last successes, the oldest first. Pace is
+	// its summary in a word.
 	Trend []time.Duration `json:"trend_ns,omitempty"`
 	Pace  string          `json:"pace,omitempty"` // slower, faster or steady
 
 	durations []time.Duration // the newest first
 }
 
-// listFunctions tells of every path that is registered, or that a process or a task names. Counts
-// of waiting tasks come from a sample of 10,000, durations and failures from the last ends.
+// listFunctions lists every function that is registered here, or that a process or a task names.
+// Counts of waiting tasks come from a sample of 10,000, durations and failures from the tasks that
+// ended last.
 func (s *site) listFunctions(ctx context.Context, processes []process) ([]function, error) {
 	found := map[string]*function{}
 	get := func(path string) *function {
@@ -90,8 +91,8 @@ func (s *site) listFunctions(ctx context.Context, processes []process) ([]functi
 	return list, nil
 }
 
-// unfinished counts the tasks of a state by function: of those that wait the first of each
-// partition, maxCount in all.
+// unfinished counts the tasks of a state by function. Of the waiting tasks it counts the first ones
+// of each partition, maxCount in all.
 func (s *site) unfinished(ctx context.Context, state outbox.State) (map[string]int, error) {
 	switch state {
 	case outbox.StateParked:
@@ -116,8 +117,8 @@ func (s *site) unfinished(ctx context.Context, state outbox.State) (map[string]i
 	return total, nil
 }
 
-// parkedByFunc goes along the index of parked tasks. Of a function with more than maxCount it reads
-// no more than that, and goes on behind it, so that it hides no other.
+// parkedByFunc reads along the index of parked tasks. If a function has more than maxCount tasks,
+// it reads no more of them and goes on with the next function, so that one function hides no other.
 func (s *site) parkedByFunc(ctx context.Context) (map[string]int, error) {
 	total := map[string]int{}
 	after := ""
@@ -131,7 +132,7 @@ func (s *site) parkedByFunc(ctx context.Context) (map[string]int, error) {
 			read += c.Count
 		}
 		if read > maxCount && len(counts) > 1 {
-			counts = counts[:len(counts)-1] // of which there may be more
+			counts = counts[:len(counts)-1] // this function may have more
 		}
 		total = sum(total, counts)
 		if read <= maxCount {
@@ -142,7 +143,7 @@ func (s *site) parkedByFunc(ctx context.Context) (map[string]int, error) {
 	return total, nil
 }
 
-// byFunc counts some of the tasks by function, in the database's order of names.
+// byFunc counts the given tasks by function, in the database's order of names.
 func (s *site) byFunc(ctx context.Context, some *gorm.DB) (counts []countOf, err error) {
 	return counts, s.read(ctx).Table("(?) AS part", some.Model(&outbox.TaskModel{}).Select("func")).
 		Select("func, count(*) AS count").Group("func").Order("func").Find(&counts).Error
@@ -158,7 +159,8 @@ func sum(total map[string]int, counts []countOf) map[string]int {
 	return total
 }
 
-// parts of a trend. With fewer than two runs a part it would show noise.
+// parts is the number of parts of a trend. With fewer than two runs a part, a trend would show
+// noise.
 const parts = 8
 
 func trend(newest []time.Duration) (medians []time.Duration, pace string) {

@@ -44,23 +44,23 @@ const (
 	ofTasks    = columns + ", state"
 	ofHistory  = columns + ", status, reason, substr(error, 1, 400) AS error, finished_at, rerun_id"
 
-	// searchCap is how many rows a search reads that the database cannot do, since it must not see
-	// behind the redactor.
+	// searchCap is the maximum number of rows that a search with a redactor reads. The database
+	// cannot do this search, because it must not search in text that the redactor hides.
 	searchCap = 2000
 )
 
-// source is one table's part of a list, with an order that an index has.
+// source is one table's part of a list, in the order of an index.
 type source struct {
 	model   any
 	columns string
-	where   []string // states as literals, since partial indexes need them
+	where   []string // states are literals, because partial indexes need them
 	params  []any
 	order   string // run_at, finished_at, or id alone
 	desc    bool
 }
 
-// sources of a state. Waiting tasks come partition by partition, because that is how the index has
-// them in the order of start.
+// sources returns the sources of a state. Waiting tasks have one source for each partition, because
+// the index has the tasks of a partition in the order of their start times.
 func (s *site) sources(ctx context.Context, f filter, at time.Time) ([]source, error) {
 	tasks := func(where ...string) source {
 		return source{model: &outbox.TaskModel{}, columns: ofTasks, where: where, order: "id", desc: true}
@@ -107,7 +107,7 @@ func (s *site) sources(ctx context.Context, f filter, at time.Time) ([]source, e
 	return []source{tasks(), byID}, nil
 }
 
-// query is a source's statement, but for its columns, its order and its limit.
+// query is a source's statement without columns, order and limit.
 func (s *site) query(ctx context.Context, src source, f filter) *gorm.DB {
 	tx := s.read(ctx).Model(src.model)
 	params := src.params
@@ -170,7 +170,7 @@ func (s *site) fetch(ctx context.Context, f filter, at time.Time) (page, error) 
 	if err != nil {
 		return page{}, err
 	}
-	limit := f.Limit + 1 // one more tells whether there are more
+	limit := f.Limit + 1 // one more row tells whether the list goes on
 	var rows []row
 	next, more, read := f.Cursor, true, 0
 	for more && len(rows) < limit && read < searchCap {
@@ -220,7 +220,7 @@ func (s *site) fetch(ctx context.Context, f filter, at time.Time) (page, error) 
 		}
 	}
 	if unread && !back {
-		p.older = next // the search goes on from where it stopped
+		p.older = next // the search continues where it stopped
 	}
 	return p, nil
 }
@@ -230,7 +230,7 @@ func (s *site) part(ctx context.Context, src source, f filter, c *cursor, limit 
 	return rows, s.ordered(ctx, src, f, c).Limit(limit).Find(&rows).Error
 }
 
-// ordered is the statement of a part, but for its limit.
+// ordered is the statement of a part without its limit.
 func (s *site) ordered(ctx context.Context, src source, f filter, c *cursor) *gorm.DB {
 	tx := s.query(ctx, src, f).Select(strings.NewReplacer("{key}", s.db.Statement.Quote("key"), "{args}", s.d.Text("args")).Replace(src.columns))
 	desc := src.desc != (c != nil && c.back)
@@ -245,8 +245,8 @@ func (s *site) ordered(ctx context.Context, src source, f filter, c *cursor) *go
 		tx = tx.Order("id" + direction)
 	} else {
 		if c != nil {
-			// The first condition says nothing new, but from it every database finds where to begin
-			// in the index.
+			// The first condition is redundant, but it tells every database where to begin in the
+			// index.
 			tx = tx.Where(src.order+" "+sign+"= "+s.d.Instant(), s.d.Time(c.at)).
 				Where("("+src.order+", id) "+sign+" ("+s.d.Instant()+", ?)", s.d.Time(c.at), c.id)
 		}
@@ -266,7 +266,7 @@ func (r row) place(list []source) time.Time {
 	return time.Time{}
 }
 
-// order merges what several sources gave, in the direction of reading.
+// order merges the rows of several sources, in the direction of reading.
 func order(rows []row, list []source, back bool) {
 	if len(list) < 2 {
 		return
@@ -283,7 +283,7 @@ func order(rows []row, list []source, back bool) {
 	})
 }
 
-// matches searches what the redactor has left of the arguments.
+// matches searches in the redacted arguments.
 func (s *site) matches(ctx context.Context, r row, part string) bool {
 	raw, err := s.args(ctx, r)
 	if err != nil {
@@ -292,8 +292,8 @@ func (s *site) matches(ctx context.Context, r row, part string) bool {
 	return bytes.Contains(bytes.ToLower(s.redact(r.Func, raw)), bytes.ToLower([]byte(part)))
 }
 
-// args are the arguments of a row of a list, which has only small ones; of a task that is gone by
-// now there are none.
+// args returns the arguments of a row of a list. The row itself has only small arguments. A task
+// that no longer exists has no arguments.
 func (s *site) args(ctx context.Context, r row) ([]byte, error) {
 	if r.Args != nil {
 		return []byte(*r.Args), nil
@@ -310,7 +310,7 @@ func (s *site) args(ctx context.Context, r row) ([]byte, error) {
 	return past.Args, nil
 }
 
-// redact is what may be shown of a document of a function.
+// redact returns the part of a function's document that may be shown.
 func (s *site) redact(path string, raw []byte) []byte {
 	if s.opts.Redact == nil || raw == nil {
 		return raw
@@ -318,10 +318,10 @@ func (s *site) redact(path string, raw []byte) []byte {
 	return s.opts.Redact(path, bytes.Clone(raw))
 }
 
-// maxCount is how far counts go: beyond it is "10,000+".
+// maxCount is the limit of counts: a larger count is shown as "10,000+".
 const maxCount = 10_000
 
-// count counts what a filter finds, up to one more than maxCount.
+// count counts the tasks that a filter finds, up to maxCount+1.
 func (s *site) count(ctx context.Context, f filter, at time.Time) (int, error) {
 	list, err := s.sources(ctx, f, at)
 	total := 0
@@ -336,7 +336,7 @@ func (s *site) count(ctx context.Context, f filter, at time.Time) (int, error) {
 	return total, err
 }
 
-// counts are those beside the states, each as count has it.
+// counts are the numbers beside the states, each as count returns it.
 func (s *site) counts(ctx context.Context, at time.Time) (map[string]int, error) {
 	m, err := s.failures(ctx)
 	for _, state := range states[1:] {
@@ -350,9 +350,9 @@ func (s *site) counts(ctx context.Context, at time.Time) (map[string]int, error)
 	return m, err
 }
 
-// failures counts the failed and the handled in one reading: no index tells them apart, and where
-// the rows are not in memory, reading them is what takes long. When there are more than it reads,
-// the smaller count may be missing.
+// failures counts the failed and the handled tasks in one statement: no index distinguishes them,
+// and most of the time goes into reading rows that are not in memory. If history has more such rows
+// than the limit, the smaller count may be missing.
 func (s *site) failures(ctx context.Context) (map[string]int, error) {
 	const limit = 2*maxCount + 1
 	var read struct{ Ended, Handled int }

@@ -11,8 +11,8 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// notice says what the last form has done. It comes from the URL, so it holds words and numbers
-// that we know, no text.
+// notice says what the last form has done. It comes from the URL, so it has only known words and
+// numbers, and no text.
 type notice struct {
 	Did     Action
 	N       int
@@ -20,8 +20,8 @@ type notice struct {
 	More    bool
 }
 
-// noticed reads what the last form has done, and keeps it if the audit knows that the sender has
-// just done it: a link from somebody else, or the URL of yesterday, tells nothing.
+// noticed reads what the last form has done. It keeps the notice only if the audit says that the
+// sender has just done it: a link from another person, or the URL of yesterday, shows nothing.
 func (q *request) noticed(v url.Values) error {
 	n, err := parseNotice(v)
 	if err != nil || n == nil || n.N == 0 {
@@ -32,7 +32,7 @@ func (q *request) noticed(v url.Values) error {
 	if err != nil {
 		return err
 	}
-	var last []outbox.AuditModel // others' changes may stand between
+	var last []outbox.AuditModel // changes by other actors may be among them
 	err = q.s.read(q.ctx).Select("id, at, actor, action").Order("id DESC").Limit(n.N + maxLimit).Find(&last).Error
 	if err != nil {
 		q.problem(err)

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// view is what every page is rendered from.
+// view has the values from which every page is rendered.
 type view struct {
 	q      *request
 	Title  string
@@ -22,18 +22,19 @@ type view struct {
 	Data   any
 }
 
-// Can is for templates: whether to show a button.
+// Can reports to a template whether to show a button.
 func (v view) Can(a Action) bool { return v.q.can(a) }
 
-// Live says whether the page can be asked for again: it is no answer to a form, and no error.
+// Live reports whether the page can be requested again: it is neither the answer to a form nor an
+// error.
 func (v view) Live() bool { return v.q.r.Method != http.MethodPost && v.Page != "error" }
 
 // Asset is the URL of an asset.
 func (v view) Asset(name string) string { return v.Up + "assets/" + assets[name].name }
 
 func (q *request) render(status int, name, title string, data any) error {
-	if name != "error" { // which must do without a database
-		q.now() // or not: what is shown then is what was known before
+	if name != "error" { // the error page must work without a database
+		q.now() // if this fails, the page shows what was known before
 	}
 	v := view{q: q, Title: title, Site: q.s.opts.Title, Page: name, Up: q.up, Actor: q.actor.Name, At: q.at, Notice: q.said, Data: data}
 	if v.At.IsZero() {
@@ -65,18 +66,18 @@ type overview struct {
 	figures
 	Span  string
 	Spans []string
-	Stale string // why these are the figures of a while ago
+	Stale string // why the figures are old
 	Empty bool
-	Max   int    // of one bar
-	Says  string // what the chart shows, in words
+	Max   int    // tasks in the highest bar
+	Says  string // the chart in words
 	Ends  [2]time.Time
-	Busy  []function // those with the most to tell
+	Busy  []function // the functions with the most failed, parked and other tasks
 }
 
-// barNames are how long a bar of the chart is.
+// barNames are the lengths of a bar of the chart.
 var barNames = map[string]string{"1h": "2 minutes", "24h": "an hour", "7d": "6 hours"}
 
-// busiest is how many functions the overview shows.
+// busiest is the number of functions that the overview shows.
 const busiest = 8
 
 func (q *request) span() (string, error) {
@@ -114,7 +115,7 @@ func (q *request) overview() error {
 		o.Max = max(o.Max, b.OK+b.Failed)
 		ok, bad = ok+b.OK, bad+b.Failed
 		if b.OK > maxCount || b.Failed > maxCount {
-			more = " at least" // is counted no further
+			more = " at least" // counts stop at maxCount
 		}
 	}
 	r := ranges[span]

@@ -12,17 +12,17 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// problem is an error that the sender may see, as RFC 9457 has it.
+// problem is an error that the sender may see, in the form of RFC 9457.
 type problem struct {
 	Type   string `json:"type"`
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail,omitempty"`
-	Now    *now   `json:"current,omitempty"` // what the task has become
+	Now    *now   `json:"current,omitempty"` // the task's present state
 	cause  error
 }
 
-// now is what a task is at the moment.
+// now is the present state of a task.
 type now struct {
 	State   string `json:"state"`
 	Version int64  `json:"version"`
@@ -36,7 +36,7 @@ func fail(status int, format string, args ...any) *problem {
 	return &problem{Type: "about:blank", Title: http.StatusText(status), Status: status, Detail: fmt.Sprintf(format, args...)}
 }
 
-// explain makes of an error what the sender may see of it; logged says that the rest belongs into
+// explain returns what the sender may see of an error. logged says that the error itself belongs in
 // the log.
 func (s *site) explain(err error, limit time.Duration) (p *problem, logged bool) {
 	var big *http.MaxBytesError
@@ -75,22 +75,23 @@ func (s *site) explain(err error, limit time.Duration) (p *problem, logged bool)
 
 func asMax(err error, big **http.MaxBytesError) bool { return errors.As(err, big) }
 
-// errorPage is an error with the way back.
+// errorPage is an error with a link back.
 type errorPage struct {
 	*problem
 	Back string
 }
 
-// problem is what the sender may see of an error; the rest of it goes into the log.
+// problem returns what the sender may see of an error, and logs the error where that hides
+// something.
 func (q *request) problem(err error) *problem {
 	if q.ctx != nil && q.ctx.Err() != nil && errors.Is(q.ctx.Err(), context.DeadlineExceeded) {
 		var p *problem
 		if !errors.As(err, &p) {
-			err = q.ctx.Err() // drivers have their own words for it
+			err = q.ctx.Err() // each driver has its own error for this
 		}
 	}
 	p, logged := q.s.explain(err, q.limit)
-	if logged && q.r.Context().Err() == nil { // somebody is still there
+	if logged && q.r.Context().Err() == nil { // the client is still connected
 		q.s.opts.Logger.Error("outbox admin: request failed", "status", p.Status, "page", q.page, "err", err)
 	}
 	return p
@@ -99,7 +100,7 @@ func (q *request) problem(err error) *problem {
 // refuse answers a request with an error: a page, or RFC 9457's JSON under api/.
 func (q *request) refuse(err error) {
 	if errors.Is(err, context.Canceled) && q.r.Context().Err() != nil {
-		return // nobody is there any more
+		return // the client is gone
 	}
 	p := q.problem(err)
 	if p.Status == http.StatusServiceUnavailable {

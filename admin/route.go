@@ -19,25 +19,25 @@ const (
 		"form-action 'self'; frame-ancestors 'none'; base-uri 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 )
 
-// request is one request on its way.
+// request is one request that is being served.
 type request struct {
 	s      *site
 	w      http.ResponseWriter
 	r      *http.Request
-	ctx    context.Context // with the limit
-	limit  time.Duration   // of a page, or of what may take longer
+	ctx    context.Context // with the time limit
+	limit  time.Duration   // of a page, or of an operation that may take longer
 	actor  Actor
-	page   string // for the log: which page, without what the sender put into it
+	page   string // for the log: which page, without the sender's input
 	up     string // from the request's URL to the root of the pages: "./" or "../"…
 	api    bool
 	may    map[Action]bool
-	back   string  // where to go on after an error, relative to the root
-	origin *filter // the list from which a task was opened, if that is known
+	back   string  // where to go after an error, relative to the root
+	origin *filter // the list from which a task was opened, if known
 	said   *notice
-	at     time.Time // by the database's clock, once it has been asked
+	at     time.Time // by the database's clock, once it was read
 }
 
-// now is when this request is, for all that it shows: by one clock, and that the database's.
+// now is the time of this request for everything that it shows, by one clock: the database's.
 func (q *request) now() (time.Time, error) {
 	var err error
 	if q.at.IsZero() {
@@ -46,11 +46,11 @@ func (q *request) now() (time.Time, error) {
 	return q.at, err
 }
 
-// ServeHTTP is the way of every request: headers, cross-site check, permission, page.
+// ServeHTTP handles every request in the same order: headers, cross-site check, permission, page.
 func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path := strings.TrimPrefix(r.URL.EscapedPath(), "/")
 	parts := strings.Split(path, "/")
-	for i, part := range parts { // an id may hold anything
+	for i, part := range parts { // an id may have any character
 		if text, err := url.PathUnescape(part); err == nil {
 			parts[i] = text
 		}
@@ -74,7 +74,7 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.refuse(fail(http.StatusNotFound, "There is no such page."))
 		return
 	}
-	if parts[0] == "assets" && len(parts) == 2 { // no secrets, and the page of a 401 needs them
+	if parts[0] == "assets" && len(parts) == 2 { // public; the page of a 401 needs them
 		q.asset(parts[1])
 		return
 	}
@@ -83,15 +83,17 @@ func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		q.refuse(err)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), s.opts.QueryTimeout) // from here on: to check a password takes a while
+	// The limit begins here, because the check of a password takes time.
+	ctx, cancel := context.WithTimeout(r.Context(), s.opts.QueryTimeout)
 	defer cancel()
 	q.ctx = ctx
-	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil { // URL.Query drops what it cannot read: a part of a filter, say
+	// URL.Query would drop parameters that it cannot read, for example a part of a filter.
+	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
 		q.refuse(fail(http.StatusBadRequest, "The URL's parameters cannot be read: they are separated by & and escaped with %%."))
 		return
 	}
 	if r.URL.Path == "" && r.URL.RawPath == "" && r.Method == http.MethodGet {
-		// Mounted without its slash: relative links would miss the prefix.
+		// This is the mount point without its slash, where relative links would miss the prefix.
 		base := r.RequestURI
 		if i := strings.IndexByte(base, '?'); i >= 0 {
 			base = base[:i]
@@ -111,7 +113,7 @@ func (q *request) route(parts []string) error {
 	get := func(f func() error) error { return q.method(f, http.MethodGet, http.MethodHead) }
 	post := func(f func() error) error {
 		return q.method(func() error {
-			if err := only(q.r.URL.Query()); err != nil { // what a change needs is in its body
+			if err := only(q.r.URL.Query()); err != nil { // a change reads only its body
 				return err
 			}
 			return f()
@@ -174,7 +176,7 @@ func (q *request) method(f func() error, allowed ...string) error {
 	return f()
 }
 
-// need refuses a request whose sender may not do something.
+// need refuses a request whose sender may not do an action.
 func (q *request) need(a Action) error {
 	actor, err := q.s.opts.Authorize(q.r, a)
 	if err == nil && actor.Name == "" {
@@ -182,7 +184,7 @@ func (q *request) need(a Action) error {
 	}
 	level := slog.LevelWarn
 	if errors.Is(err, ErrUnauthenticated) {
-		level = slog.LevelDebug // how a browser begins
+		level = slog.LevelDebug // a browser's first request has no password
 	}
 	if err != nil && q.r.Context().Err() == nil {
 		q.s.opts.Logger.Log(q.r.Context(), level, "outbox admin: refused", "action", a, "err", err)
@@ -202,7 +204,7 @@ func (q *request) need(a Action) error {
 	return fail(http.StatusForbidden, "You may not do this (%s).", a)
 }
 
-// can says whether a page may show a button.
+// can reports whether a page may show a button.
 func (q *request) can(a Action) bool {
 	may, asked := q.may[a]
 	if !asked {
@@ -213,8 +215,8 @@ func (q *request) can(a Action) bool {
 	return may
 }
 
-// see sends the browser on, relative to the root of the pages: http.Redirect would go wrong under a
-// prefix.
+// see redirects the browser, relative to the root of the pages. http.Redirect would be wrong under
+// a prefix.
 func (q *request) see(target string) error {
 	q.w.Header().Set("Location", q.up+target)
 	q.w.WriteHeader(http.StatusSeeOther)

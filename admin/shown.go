@@ -15,9 +15,10 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// shown is the set of tasks that somebody has seen, each at its version: what a change of "all that
-// match" may touch. A form has to carry it, so of each it has only some bytes of a hash: of a
-// million foreign tasks one in a hundred passes.
+// shown is the set of tasks that the sender has seen, each at its version. A change of "all that
+// match" may change only these tasks. A form has to carry the set, so the set has only some bytes
+// of a hash of each task: among a million other tasks, the probability that one passes is one in a
+// hundred.
 type shown map[mark]bool
 
 type mark [5]byte
@@ -27,7 +28,7 @@ func markOf(id string, version int64) mark {
 	return mark(sum[:])
 }
 
-// seal is a set as a form and JSON have it.
+// seal is a set as forms and JSON carry it.
 func seal(marks []mark) string {
 	text := make([]byte, 0, len(marks)*len(mark{}))
 	for _, m := range marks {
@@ -44,7 +45,7 @@ func sealRows(rows []row) string {
 	return seal(marks)
 }
 
-// parseShown reads a set; the empty text is none.
+// parseShown reads a set. An empty text is no set.
 func parseShown(text string) (shown, error) {
 	raw, err := base64.RawURLEncoding.DecodeString(text)
 	if n := len(mark{}); err != nil || len(raw)%n != 0 || len(raw) > n*maxCount {
@@ -60,8 +61,8 @@ func parseShown(text string) (shown, error) {
 	return set, nil
 }
 
-// seen is the set of what a filter finds, of maxCount tasks at most and in the order of walk, and
-// how many it finds, up to one more than that.
+// seen returns the set of the tasks that a filter finds, at most maxCount and in the order of walk.
+// It also returns their number, up to maxCount+1.
 func (s *site) seen(ctx context.Context, f filter, at time.Time) (set string, n int, err error) {
 	list, err := s.sources(ctx, f, at)
 	if err != nil {
@@ -80,7 +81,7 @@ func (s *site) seen(ctx context.Context, f filter, at time.Time) (set string, n 
 	return seal(marks), len(marks), nil
 }
 
-// scan reads ids and versions, past GORM's models: there may be ten thousand.
+// scan reads ids and versions without GORM's models, because there may be ten thousand rows.
 func (s *site) scan(tx *gorm.DB, marks *[]mark) error {
 	rows, err := tx.Rows()
 	if err != nil {
@@ -98,8 +99,9 @@ func (s *site) scan(tx *gorm.DB, marks *[]mark) error {
 	return errors.Join(rows.Err(), rows.Close())
 }
 
-// walk reads all that a filter finds, some rows at a time: table by table and partition by
-// partition, each in the order of its index, and of each task only what a change needs.
+// walk reads all tasks that a filter finds, some rows at a time: table by table and partition by
+// partition, each in the order of its index. Of each task it reads only the columns that a change
+// needs.
 func (s *site) walk(ctx context.Context, f filter, at time.Time, size int) iter.Seq2[[]row, error] {
 	return func(yield func([]row, error) bool) {
 		list, err := s.sources(ctx, f, at)

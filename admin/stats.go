@@ -14,11 +14,11 @@ import (
 // figures are the numbers of the overview, at one moment.
 type figures struct {
 	At             time.Time      `json:"at"`
-	Counts         map[string]int `json:"counts"` // by state; more than 10,000 means at least that
+	Counts         map[string]int `json:"counts"` // by state; a number above 10,000 means "more than 10,000"
 	FailedDay      int            `json:"failed_24h"`
 	DoneDay        int            `json:"done_24h"`
 	OldestDue      *time.Time     `json:"oldest_due,omitempty"`      // start time of the task that has waited longest
-	NextScheduled  *time.Time     `json:"next_scheduled,omitempty"`  // start time of the next one
+	NextScheduled  *time.Time     `json:"next_scheduled,omitempty"`  // start time of the next scheduled task
 	LongestRunning *time.Time     `json:"longest_running,omitempty"` // start of the run that has taken longest
 	P50            *time.Duration `json:"p50_ns,omitempty"`          // of the last successes
 	P95            *time.Duration `json:"p95_ns,omitempty"`
@@ -35,7 +35,7 @@ type bucket struct {
 	Failed int       `json:"failed"`
 }
 
-// trouble is a kind of failure: tasks of one function with the same first line of error.
+// trouble is a kind of failure: failed tasks of one function whose errors have the same first line.
 type trouble struct {
 	Func   string    `json:"func"`
 	Error  string    `json:"error"`
@@ -62,16 +62,17 @@ type process struct {
 	Silent    bool      `json:"silent"` // no heartbeat for longer than the default limit
 }
 
-// ranges of the chart: how long, and in how many bars.
+// ranges of the chart: the length, and the number of bars.
 var ranges = map[string]struct {
 	length time.Duration
 	bars   int
 }{"1h": {time.Hour, 30}, "24h": {24 * time.Hour, 24}, "7d": {7 * 24 * time.Hour, 28}}
 
-// silentAfter is the default HeartbeatLimit; that of another process is not known.
+// silentAfter is the default HeartbeatLimit. The limits of other processes are not known.
 const silentAfter = 30 * time.Second
 
-// sample is how many of the last ends the durations, the functions and the troubles are told from.
+// sample is the number of tasks that ended last from which durations, functions and troubles are
+// computed.
 const sample = 1000
 
 func (s *site) figures(ctx context.Context, span string) (f figures, err error) {
@@ -137,12 +138,11 @@ func (s *site) figures(ctx context.Context, span string) (f figures, err error) 
 
 func utc(t time.Time) *time.Time { t = t.UTC(); return &t }
 
-// settled is how long after its end a bar of the chart is counted no more: what ended in it has
-// been committed.
+// settled is the time after the end of a bar when all tasks that ended in the bar have been
+// committed. The bar is then not counted again.
 const settled = time.Minute
 
-// throughput counts what ended. Bars that were settled when the chart was asked for last are as
-// they were.
+// throughput counts the tasks that ended. Bars that were settled at the previous count are reused.
 func (s *site) throughput(ctx context.Context, span string, at time.Time) ([]bucket, error) {
 	last, _ := remembered[figures](s, "overview "+span)
 	counted := map[time.Time]bucket{}
@@ -175,7 +175,7 @@ func (s *site) throughput(ctx context.Context, span string, at time.Time) ([]buc
 	return list, nil
 }
 
-// trouble groups the last failures that nobody has re-run.
+// trouble groups the last failures that have not been re-run.
 func (s *site) trouble(ctx context.Context, since time.Time) ([]trouble, error) {
 	f := filter{State: failed, From: since}
 	list, err := s.sources(ctx, f, since)
@@ -243,7 +243,7 @@ func (s *site) listProcesses(ctx context.Context, at time.Time) ([]process, erro
 
 func texts(j outbox.JSON) []string {
 	list := []string{}
-	if len(j) > 0 && json.Unmarshal(j, &list) != nil || list == nil { // of null
+	if len(j) > 0 && json.Unmarshal(j, &list) != nil || list == nil { // null
 		return []string{}
 	}
 	return list

@@ -13,27 +13,27 @@ import (
 type list struct {
 	Filter       filter
 	Rows         []row
-	Newer, Older string // links, empty where there is nothing
+	Newer, Older string // links; empty where the list ends
 	Tabs         []tab
 	Functions    []string
-	Total        int // of the filter, -1 if unknown
+	Total        int // tasks that the filter finds; -1 if unknown
 	Shown        string
 	Bulk         []Action
 	AsOf         string
-	Partial      bool              // the search has stopped before its end
-	Hosts        map[string]string // of the processes that run what is listed
-	Here         string            // the list's filter, for the way back to it
+	Partial      bool              // the search stopped before the end
+	Hosts        map[string]string // of the processes that run the listed tasks
+	Here         string            // the list's filter, for the link back to it
 	again
 }
 
-// again is a form of the list that was not taken, with what was in it.
+// again is a form of the list that was refused, with its values.
 type again struct {
 	Refused, Reason, Start string
 	Picked                 []string
 	All                    bool
 }
 
-// Has says whether a row was picked, at this version.
+// Has reports whether a row was picked at this version.
 func (a again) Has(r row) bool {
 	return slices.Contains(a.Picked, r.ID+"."+strconv.FormatInt(r.Version, 10))
 }
@@ -55,8 +55,7 @@ func (q *request) list() error {
 	return q.showList(http.StatusOK, v, again{})
 }
 
-// listAgain shows the list with the form that was not taken, so that nobody has to tick and type
-// twice.
+// listAgain shows the list with the refused form, so that the sender need not fill it in again.
 func (q *request) listAgain(filter, form url.Values, p *problem) error {
 	a := again{Refused: p.Detail, Reason: form.Get("reason"), Picked: form["pick"], All: form.Get("all") != ""}
 	if at, err := parseTime(form.Get("at")); err == nil {
@@ -94,7 +93,7 @@ func (q *request) showList(status int, v url.Values, a again) error {
 	l.Partial = len(p.rows) < f.Limit && p.older != nil
 	counts, _, err := cache(q.ctx, q.s, "counts", func() (map[string]int, error) { return q.s.counts(q.ctx, at) })
 	if err != nil {
-		q.problem(err) // the list is there all the same
+		q.problem(err) // the list is shown anyway
 	}
 	for _, state := range states {
 		n, ok := counts[state]
@@ -134,12 +133,12 @@ func (q *request) showList(status int, v url.Values, a again) error {
 	return q.render(status, "list", stateNames[f.State]+" tasks", l)
 }
 
-// bulkOf are the actions that make sense for all tasks of a state.
+// bulkOf returns the actions that make sense for all tasks of a state.
 func bulkOf(state string) []Action {
 	switch state {
 	case pending:
 		return []Action{Reschedule, Cancel}
-	case parked: // until a process runs the function, there is little else to do
+	case parked: // until a process runs the function, little else can be done
 		return []Action{Cancel, RunNow, Reschedule}
 	case scheduled:
 		return []Action{RunNow, Reschedule, Cancel}
@@ -151,7 +150,7 @@ func bulkOf(state string) []Action {
 	return nil
 }
 
-// find reads the part of a list that the parameters ask for.
+// find reads the part of a list that the parameters select.
 func (q *request) find(v url.Values) (f filter, p page, at time.Time, err error) {
 	if f, err = q.parseFilter(v); err != nil {
 		return f, p, at, err

@@ -30,7 +30,7 @@ func parse() map[string]*template.Template {
 	return out
 }
 
-// assets are embedded files by name; their URLs hold a hash, so a browser may keep them for ever.
+// assets are embedded files by name. Their URLs have a hash, so a browser may keep them for ever.
 var assets = hashed()
 
 type file struct {
@@ -128,7 +128,7 @@ var funcs = template.FuncMap{
 	"raw":     func(j outbox.JSON) string { return j.String() },
 }
 
-// why says what a reason tells beyond its state.
+// why is what a reason adds to the state.
 func why(reason any) string {
 	switch text := fmt.Sprint(reason); outbox.Reason(text) {
 	case outbox.ReasonFailed, outbox.ReasonCancelled:
@@ -146,7 +146,7 @@ func why(reason any) string {
 
 func iso(t time.Time) string { return t.UTC().Format(time.RFC3339Nano) }
 
-// fieldTime is a time as the browser's field for one takes it.
+// fieldTime formats a time for an input field.
 func fieldTime(t time.Time) string {
 	switch {
 	case t.IsZero():
@@ -159,7 +159,8 @@ func fieldTime(t time.Time) string {
 
 func inUTC(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }
 
-// pixels of a bar in a chart whose highest is most; what is there is seen.
+// pixels is the height of a bar in a chart whose highest bar has most tasks. A bar with a task is
+// always visible.
 func pixels(n, most, height int) int {
 	if n <= 0 {
 		return 0
@@ -167,7 +168,7 @@ func pixels(n, most, height int) int {
 	return (n*height + most - 1) / most
 }
 
-// heights of bars for durations, in 16 units.
+// heights are the heights of bars for durations, in 16 units.
 func heights(list []time.Duration) []int {
 	out := make([]int, len(list))
 	most := max(slices.Max(append(list, 0)), 1)
@@ -177,7 +178,7 @@ func heights(list []time.Duration) []int {
 	return out
 }
 
-// num writes a count, "10,000+" beyond what is counted.
+// num formats a count. A count above maxCount is "10,000+".
 func num(n int) string {
 	suffix := ""
 	if n > maxCount {
@@ -194,7 +195,7 @@ func grouped(n int) string {
 	return s
 }
 
-// span writes a duration with the one or two units that matter.
+// span formats a duration in the one or two units that matter.
 func span(d time.Duration) string {
 	switch d = d.Abs(); {
 	case d < time.Millisecond:

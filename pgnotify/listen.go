@@ -14,21 +14,22 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// Errors after which Listen is not tried again, for the next try would end like this one.
+// After these errors Listen is not called again, because the next call would fail in the same way.
 var (
-	// ErrDriver: the pool's connections are not pgx's, or are wrapped by a package that hides them.
+	// ErrDriver means that the pool's connections are not pgx's, or that a package wraps and hides
+	// them.
 	ErrDriver = errors.New("the pool's driver is not github.com/jackc/pgx/v5/stdlib, which gorm.io/driver/postgres opens, " +
 		"or hides it: give pgnotify a connection of its own with Options.Connect")
 
-	// ErrPool: the pool has a single connection, and the listener would take it from everybody
-	// else.
+	// ErrPool means that the pool has a single connection. The listener would take it from the rest
+	// of the application.
 	ErrPool = errors.New("the pool has a single connection: raise MaxOpenConns, or give pgnotify one of its own with Options.Connect")
 )
 
-// Listen is part of outbox.Waker. It holds a connection of the pool until ctx is done; then the
-// connection goes back, or is closed if it may be listening still. With Options.Connect it opens
-// and closes one of its own. Errors: ErrDriver and ErrPool, both of them Permanent; that the
-// connection is dead, or could not be had.
+// Listen is part of outbox.Waker. It holds a connection of the pool until ctx is done. Then the
+// connection returns to the pool, or is closed if it may still be listening. With Options.Connect,
+// Listen opens and closes a connection of its own. Errors: ErrDriver and ErrPool, both of them
+// Permanent; and errors of a connection that is dead or could not be opened.
 func (w *Waker) Listen(ctx context.Context, pool *sql.DB, wake func()) error {
 	on := w.listenOnPool
 	if w.connect != nil {
@@ -48,7 +49,7 @@ func (w *Waker) listenOnOwn(ctx context.Context, _ *sql.DB, wake func()) error {
 		return fmt.Errorf("connect: %w", err)
 	}
 	defer func() {
-		_ = w.within(context.WithoutCancel(ctx), c.Close) // nobody needs it any more
+		_ = w.within(context.WithoutCancel(ctx), c.Close) // the connection is no longer needed
 	}()
 	return w.listen(ctx, c, wake)
 }
@@ -68,7 +69,7 @@ func (w *Waker) listenOnPool(ctx context.Context, pool *sql.DB, wake func()) err
 			return outbox.Permanent(fmt.Errorf("%w: a connection is a %T", ErrDriver, raw))
 		}
 		if err := w.listen(ctx, c.Conn(), wake); err != nil {
-			// The pool drops the connection: it is dead, or nobody knows its state.
+			// ErrBadConn makes the pool drop the connection: it is dead, or its state is unknown.
 			return fmt.Errorf("%w (%w)", err, driver.ErrBadConn)
 		}
 		return nil
@@ -77,12 +78,12 @@ func (w *Waker) listenOnPool(ctx context.Context, pool *sql.DB, wake func()) err
 
 var driverConn = reflect.TypeFor[driver.Conn]()
 
-// maxWrapped is more packages than anybody stacks.
+// maxWrapped is larger than the number of packages that wrap each other in practice.
 const maxWrapped = 10
 
-// unwrap looks for pgx's connection behind those that trace or measure; nil when it is not shown.
-// Some have a method for it (otelsql's Raw, dd-trace-go's WrappedConn), others a field Conn
-// (sqlhooks).
+// unwrap returns pgx's connection inside of packages that trace or measure. It returns nil if the
+// packages do not show it. Some packages have a method for it (otelsql's Raw, dd-trace-go's
+// WrappedConn), others a field Conn (sqlhooks).
 func unwrap(conn any) *stdlib.Conn {
 	for range maxWrapped {
 		var inner any
@@ -115,7 +116,7 @@ func unwrap(conn any) *stdlib.Conn {
 	return nil
 }
 
-// listen returns nil when ctx is done and the connection does not listen any more.
+// listen returns nil when ctx is done and the connection no longer listens.
 func (w *Waker) listen(ctx context.Context, c *pgx.Conn, wake func()) error {
 	name := pgx.Identifier{w.channel}.Sanitize()
 	if err := w.within(ctx, func(ctx context.Context) error {
@@ -124,7 +125,7 @@ func (w *Waker) listen(ctx context.Context, c *pgx.Conn, wake func()) error {
 	}); err != nil {
 		return err
 	}
-	wake() // for what was notified before
+	wake() // for notifications that came earlier
 	for {
 		err := w.wait(ctx, c)
 		if ctx.Err() != nil {
@@ -141,8 +142,8 @@ func (w *Waker) listen(ctx context.Context, c *pgx.Conn, wake func()) error {
 	})
 }
 
-// wait returns nil when there is a notification. A connection whose other end is gone stays silent
-// for ever, so silence is answered with a question.
+// wait returns nil when a notification has come. A connection whose server is gone stays silent for
+// ever, so wait pings the server after a period of silence.
 func (w *Waker) wait(ctx context.Context, c *pgx.Conn) error {
 	for {
 		limited, cancel := context.WithTimeout(ctx, w.alive)

@@ -3,30 +3,35 @@
 //
 //	outbox.New(outbox.Options{Wakers: []outbox.Waker{pgnotify.New(pgnotify.Options{})}})
 //
-// A task that one process creates then starts within milliseconds of its commit in another, instead
-// of at that one's next scan. A process that only creates tasks needs the Waker too. Nothing
-// depends on a notification: one that is lost costs the wait until the next scan.
+// A task that one process creates then starts in another process within milliseconds of its commit,
+// not at the next scan of that process. A process that only creates tasks needs the Waker, too. No
+// task depends on a notification: after a lost one, the task waits for the next scan.
 //
 // # What it needs
 //
-// The pool's driver must be pgx v5's stdlib, as gorm.io/driver/postgres opens it. It may be wrapped
-// by a package that shows what it wraps, as otelsql, dd-trace-go and sqlhooks do. While Run
-// dispatches, one connection of the pool is taken for listening: count it in MaxOpenConns. Where
-// the driver hides its connections (sqlmw), the pool has a single connection, or it goes through
-// PgBouncer in transaction or statement mode, which loses LISTEN, give pgnotify a connection of its
-// own with Options.Connect; without it the log says once why nothing listens, and tasks of other
-// processes wait for the scan. A transaction that has created a task cannot be prepared for a
-// two-phase commit.
+// The pool's driver must be pgx v5's stdlib, as gorm.io/driver/postgres opens it. A package may
+// wrap the driver if it shows the wrapped connection, as otelsql, dd-trace-go and sqlhooks do.
+// While Run dispatches, pgnotify uses one connection of the pool for listening: count it in
+// MaxOpenConns.
+//
+// Give pgnotify a connection of its own with Options.Connect if the driver hides its connections
+// (sqlmw), if the pool has a single connection, or if the pool goes through PgBouncer in
+// transaction or statement mode, which loses LISTEN. Without it, the log says once why pgnotify
+// does not listen, and tasks of other processes wait for the scan.
+//
+// A transaction that has created a task cannot be prepared for a two-phase commit.
 //
 // # What it costs
 //
-// PostgreSQL takes a lock at the commit of every transaction that notifies, one for the whole
-// server: with sixteen writers, a notification in each transaction takes a third of their rate. So
-// notifications are coalesced: one an Interval and process, or two while transactions overlap; that
-// takes less than a tenth. The first task of an interval notifies in its own transaction and so at
-// the moment of its commit. That transaction may last, or roll back, while others that came later
-// commit; for them reminders are sent 1, 2.5, 6, 20, 80 and 320 ms later on a connection of its
-// own, which the pool lends for that one statement.
+// PostgreSQL takes one lock for the whole server at the commit of every transaction that notifies.
+// With sixteen writers, a notification in each transaction reduces their rate by a third. So
+// notifications are coalesced: a process sends one in each Interval, or two while transactions
+// overlap. That reduces the rate by less than a tenth.
+//
+// The first task of an interval notifies in its own transaction, and so at the moment of its
+// commit. This transaction may take long, or roll back, while later transactions commit. For their
+// tasks, reminders are sent 1, 2.5, 6, 20, 80 and 320 ms later, on a connection that the pool lends
+// for this one statement.
 package pgnotify
 
 import (
@@ -44,21 +49,21 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// Options of New. Every zero value is a useful default.
+// Options are the options of New. Every zero value is a useful default.
 type Options struct {
-	// Channel names the notifications, in up to 63 bytes; it is the same in all processes that
-	// share the tables. Empty means "outbox". Channels belong to a database, not to a schema: where
-	// several sets of tables live in one database, give each its own, or they wake each other for
-	// nothing.
+	// Channel is the channel's name, of up to 63 bytes. It is the same in all processes that share
+	// the tables. Empty means "outbox". A channel belongs to a database, not to a schema: if
+	// several sets of tables are in one database, give each set a channel of its own. Otherwise
+	// their processes wake each other needlessly.
 	Channel string
 
-	// Interval is the least time between two tasks of this process that notify, and between two
-	// reminders. Zero means 2 ms.
+	// Interval is the shortest time between two notifications by tasks of this process, and between
+	// two reminders. Zero means 2 ms.
 	Interval time.Duration
 
-	// Connect opens the connection to listen on, which pgnotify closes. Nil means one of the
-	// pool's. It is for a pool that pgnotify cannot listen on, because it goes through PgBouncer,
-	// has a single connection, or has a driver that hides pgx's connections; such as
+	// Connect opens the connection to listen on. pgnotify closes it. Nil means a connection of the
+	// pool. Set it if pgnotify cannot listen on the pool, because the pool goes through PgBouncer,
+	// has a single connection, or has a driver that hides pgx's connections. For example:
 	//
 	//	func(ctx context.Context) (*pgx.Conn, error) { return pgx.Connect(ctx, dsn) }
 	Connect func(ctx context.Context) (*pgx.Conn, error)
@@ -68,28 +73,28 @@ type Options struct {
 type Waker struct {
 	channel  string
 	interval time.Duration
-	alive    time.Duration // of silence, after which the listening connection is tried
+	alive    time.Duration // how long the listening connection may be silent before a ping
 	limit    time.Duration // of one statement
 	connect  func(context.Context) (*pgx.Conn, error)
 
 	mu      sync.Mutex
-	last    time.Time   // start of the interval whose notification has been sent
-	timer   *time.Timer // of the next reminder; nil when none will come, or when one is being sent
+	last    time.Time   // start of the interval in which a task has notified
+	timer   *time.Timer // of the next reminder; nil when none is due, or when one is being sent
 	next    time.Time   // when timer fires
 	sending bool
-	since   time.Time // the task that reminders are counted from
-	latest  time.Time // the last task that found its interval taken
-	sent    int       // reminders since then
+	since   time.Time // time of the task from which reminders are counted
+	latest  time.Time // time of the last task that did not notify in its interval
+	sent    int       // reminders sent since then
 }
 
 var _ outbox.Waker = (*Waker)(nil)
 
-// maxChannel is what PostgreSQL takes for a name: pg_notify refuses a longer one, LISTEN would cut
+// maxChannel is PostgreSQL's limit for a name: pg_notify refuses a longer name, LISTEN would cut
 // it.
 const maxChannel = 63
 
-// New returns a Waker for outbox.Options.Wakers, one for each plugin. It panics on a channel name
-// that PostgreSQL does not take, and on a negative interval.
+// New returns a Waker for outbox.Options.Wakers; each plugin needs one of its own. It panics on a
+// channel name that PostgreSQL does not accept, and on a negative interval.
 func New(o Options) *Waker {
 	w := &Waker{
 		channel: cmp.Or(o.Channel, "outbox"), interval: cmp.Or(o.Interval, 2*time.Millisecond),
@@ -106,7 +111,7 @@ func New(o Options) *Waker {
 
 const notify = "SELECT pg_notify($1, '')"
 
-// Created is part of outbox.Waker. It notifies in the creator's transaction, or has it reminded of.
+// Created is part of outbox.Waker. It notifies in the creator's transaction, or arranges reminders.
 func (w *Waker) Created(ctx context.Context, conn gorm.ConnPool, pool *sql.DB) error {
 	if !w.take(time.Now(), pool) {
 		return nil
@@ -117,14 +122,15 @@ func (w *Waker) Created(ctx context.Context, conn gorm.ConnPool, pool *sql.DB) e
 	return nil
 }
 
-// reminders are counted from a task that found its interval taken. Most transactions commit right
-// after their task; whose lasts longer than the last reminder has to wait for a scan.
+// reminders are counted from a task that did not notify, because another task of its interval did.
+// Most transactions commit right after they have created their task. A task whose transaction lasts
+// longer than the last reminder waits for a scan.
 var reminders = []time.Duration{
 	time.Millisecond, 2500 * time.Microsecond, 6 * time.Millisecond, 20 * time.Millisecond, 80 * time.Millisecond, 320 * time.Millisecond,
 }
 
-// take reports whether a task has the interval's notification for itself; otherwise a reminder is
-// going to be sent.
+// take reports whether a task sends the notification of its interval. Otherwise it arranges a
+// reminder.
 func (w *Waker) take(now time.Time, pool *sql.DB) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -134,14 +140,14 @@ func (w *Waker) take(now time.Time, pool *sql.DB) bool {
 	}
 	w.latest = now
 	if w.sending || w.timer != nil && (!w.next.After(w.first(now)) || !w.timer.Stop()) {
-		return false // the one that comes counts from this task
+		return false // the reminder that comes counts from this task
 	}
 	w.since, w.sent = now, 0
 	w.arm(w.first(now), pool)
 	return false
 }
 
-// first is when a task is reminded of that finds its interval taken.
+// first is the time of the first reminder of a task that does not notify.
 func (w *Waker) first(task time.Time) time.Time {
 	return later(task.Add(reminders[0]), w.last.Add(w.interval))
 }
@@ -159,17 +165,18 @@ func (w *Waker) arm(at time.Time, pool *sql.DB) {
 	w.timer = time.AfterFunc(time.Until(at), func() { w.remind(pool) })
 }
 
-// remind notifies on behalf of whatever has been committed by now. It leaves the interval to the
-// tasks: one that notifies in its own transaction is there at the moment of its commit. Tasks that
-// come while reminders are being sent begin their count again: until then there has been one an
-// interval.
+// remind notifies for all tasks that have been committed by now. It does not use up the interval: a
+// task that notifies in its own transaction is visible at the moment of the notification. Reminders
+// for tasks that come while reminders are sent start again from the first: until then, one reminder
+// has been sent in each interval.
 func (w *Waker) remind(pool *sql.DB) {
 	ctx, cancel := context.WithTimeout(context.Background(), w.limit)
 	defer cancel()
 	w.mu.Lock()
 	w.timer, w.sending = nil, true
 	w.mu.Unlock()
-	_, _ = pool.ExecContext(ctx, notify, w.channel) // a hint that is lost: its failure is of no use to anybody
+	// The notification is only a hint, so an error is ignored.
+	_, _ = pool.ExecContext(ctx, notify, w.channel)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.sending = false

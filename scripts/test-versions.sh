@@ -112,6 +112,7 @@ server() { # name database version function arguments…; the function prints th
 compile testutil/testdb ServerVersion
 compile testutil Conformance
 compile . "${promises[@]}"
+compile scenarios "${scenarios[@]}"
 compile admin "${pages[@]}"
 compile pgnotify CreatedElsewhere
 

@@ -11,18 +11,19 @@ import (
 //	clock := testutil.NewClock(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
 //	plugin := outbox.New(outbox.Options{Clock: clock.Now})
 //
-// Then a test waits for nothing: a task created with outbox.StartAfter(30*time.Minute) is not run
-// by [Drain], and after clock.Advance(30*time.Minute) it is. TestDocumentationOfTheClock tells that
-// story in full. Plugin.Run, too, follows the clock, but looks at it only when it scans.
+// The test then does not have to wait: [Drain] does not run a task that was created with
+// outbox.StartAfter(30*time.Minute), but runs it after clock.Advance(30*time.Minute).
+// TestDocumentationOfTheClock is the full example. Plugin.Run follows the clock, too, but reads it
+// only when it scans.
 //
-// Its methods are safe for concurrent use. Its times are whole milliseconds, as SQLite's clock is,
-// so that every database computes the same due times from it.
+// The methods are safe for concurrent use. The times are whole milliseconds, like those of SQLite's
+// clock, so that every database computes the same start times from them.
 type Clock struct {
 	mu  sync.Mutex
 	now time.Time
 }
 
-// NewClock returns a clock that shows start, cut to the millisecond.
+// NewClock returns a clock that shows start, truncated to the millisecond.
 func NewClock(start time.Time) *Clock {
 	c := &Clock{}
 	c.Set(start)
@@ -36,16 +37,17 @@ func (c *Clock) Now() time.Time {
 	return c.now.Truncate(time.Millisecond)
 }
 
-// Advance moves the clock by d, back if d is negative.
+// Advance moves the clock by d. A negative d moves it back.
 func (c *Clock) Advance(d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.now = c.now.Add(d)
 }
 
-// Set moves the clock to t, cut to the millisecond.
+// Set moves the clock to t, truncated to the millisecond.
 func (c *Clock) Set(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.now = t.Truncate(time.Millisecond) // strips the monotonic reading, too, by which equal times would differ
+	// Truncate also removes the monotonic reading, which would make equal times differ.
+	c.now = t.Truncate(time.Millisecond)
 }

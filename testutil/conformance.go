@@ -18,15 +18,15 @@ import (
 )
 
 // Conformance tests the library's promises on databases that you open, with your driver, settings
-// and plugins, so that you can rely on them there:
+// and plugins. When it passes, you can rely on the promises there:
 //
 //	func TestOutboxOnOurDatabase(t *testing.T) {
 //		testutil.Conformance(t, func(t testing.TB) *gorm.DB { return openOurs(t) })
 //	}
 //
-// Each call of open must give a new, empty database (or schema), without this library's plugin,
-// which several connections can use; open closes it in t.Cleanup. It takes some seconds. Failures
-// name the promise, with the task's whole story.
+// Each call of open must return a new, empty database (or schema) that several connections can use,
+// without this library's plugin. open closes the database in t.Cleanup. Conformance takes some
+// seconds. A failure names the promise and prints the task's whole story.
 func Conformance(t *testing.T, open func(testing.TB) *gorm.DB) {
 	for _, c := range []struct {
 		name string
@@ -51,13 +51,14 @@ type conformance struct {
 	db      *gorm.DB
 	o       *oracle.Oracle
 	created []oracle.Expect
-	lost    atomic.Int32 // outcomes that were refused
+	lost    atomic.Int32 // number of refused outcomes
 }
 
 func newConformance(t *testing.T, open func(testing.TB) *gorm.DB) *conformance {
 	c := &conformance{t: t, db: open(t)}
 	var err error
-	// Runs have a database of their own, because a transaction may keep all others from writing.
+	// Runs have a database of their own, because on some databases a transaction keeps all other
+	// connections from writing.
 	if c.o, err = oracle.New(c.db, open(t)); err == nil {
 		err = c.o.Migrate(t.Context())
 	}
@@ -75,7 +76,8 @@ func (c *conformance) must(err error) {
 	}
 }
 
-// plugin has a handler for every ending, of every kind; several may be bound to the database.
+// plugin returns a plugin with a handler of every kind for every ending. Several plugins may be
+// bound to the database.
 func (c *conformance) plugin(producer bool) *outbox.Plugin {
 	p := outbox.New(outbox.Options{
 		Logger: slog.New(slog.DiscardHandler), Scan: "@every 50ms", Heartbeat: time.Second, HeartbeatLimit: 30 * time.Second,
@@ -106,7 +108,7 @@ var endings = map[string]func(context.Context) error{
 	"error":  func(context.Context) error { return errors.New("a\x00b\xff, on purpose") },
 	"panic":  func(context.Context) error { panic("on purpose") },
 	"goexit": func(context.Context) error { runtime.Goexit(); return nil },
-	"second": func(ctx context.Context) error { // succeeds
+	"second": func(ctx context.Context) error { // the second attempt succeeds
 		if task, _ := outbox.TaskFrom(ctx); task.Attempt == 1 {
 			return errors.New("on purpose")
 		}
@@ -116,7 +118,7 @@ var endings = map[string]func(context.Context) error{
 
 var kindOf = map[string]oracle.Kind{"plain": oracle.Ordinary, "again": oracle.Idempotent, "tx": oracle.Transactional}
 
-// lostClaims counts outcomes that were refused.
+// lostClaims counts refused outcomes.
 type lostClaims struct {
 	outbox.NopHooks
 	n *atomic.Int32
@@ -128,7 +130,7 @@ func (l *lostClaims) OnFinish(_ context.Context, _ *outbox.TaskModel, f outbox.O
 	}
 }
 
-// create makes a task through a handle whose transaction has this fate.
+// create creates a task through tx. fate is the fate of tx's transaction.
 func (c *conformance) create(tx *gorm.DB, kind, ending string, fate oracle.Fate, opts ...outbox.CreateOption) *outbox.TaskModel {
 	c.t.Helper()
 	task, err := outbox.Create(tx, kind+"."+ending, nil, opts...)
@@ -157,7 +159,7 @@ func (c *conformance) start(p *outbox.Plugin) (stop func()) {
 	return stop
 }
 
-// drained runs all tasks on a plugin and asks the oracle.
+// drained runs all tasks on a plugin, and then checks them with the oracle.
 func (c *conformance) drained() {
 	c.t.Helper()
 	stop := c.start(c.plugin(false))
@@ -186,7 +188,7 @@ func (c *conformance) eventually(what string, holds func() bool) {
 	defer tick.Stop()
 	for limit := time.Now().Add(30 * time.Second); !holds(); <-tick.C {
 		if time.Now().After(limit) {
-			c.verdict() // tells the stories
+			c.verdict() // prints the tasks' stories
 			c.t.Fatalf("testutil: conformance: not within 30 s: %s", what)
 		}
 	}
@@ -203,7 +205,7 @@ func (c *conformance) past(id string) *outbox.HistoryModel {
 }
 
 func conformCreation(t *testing.T, c *conformance) {
-	stop := c.start(c.plugin(false)) // all the time, so that what is not committed could run
+	stop := c.start(c.plugin(false)) // runs from the start, so that it could run uncommitted tasks
 	undo := errors.New("undo")
 	c.must(c.db.Transaction(func(tx *gorm.DB) error {
 		c.create(tx, "plain", "ok", oracle.Committed)
@@ -271,13 +273,13 @@ func conformTwo(_ *testing.T, c *conformance) {
 	c.verdict()
 }
 
-// conformFence lets a handler go on after its process was declared dead, while another process
-// takes the task over.
+// conformFence lets a handler continue after its process was expired, while another process rescues
+// the task.
 func conformFence(t *testing.T, c *conformance) {
 	begun, release := make(chan struct{}, 2), make(chan struct{})
 	zombie := outbox.New(outbox.Options{
 		Logger: slog.New(slog.DiscardHandler), Scan: "@every 50ms", Heartbeat: time.Minute, Hooks: []outbox.Hooks{&lostClaims{n: &c.lost}},
-		Concurrency: 2, // no slot for what it might claim again, should it notice
+		Concurrency: 2, // no slot for a task that it might claim again after it has noticed
 	})
 	hang := func(ctx context.Context) error {
 		err := c.o.Ran(ctx)
@@ -399,7 +401,8 @@ func conformTerminated(t *testing.T, c *conformance) {
 			return err
 		}
 		if task, _ := outbox.TaskFrom(ctx); task.Attempt == 1 {
-			_ = tx.Exec(suicide).Error // MySQL may say that the query was interrupted
+			// MySQL may return an error that says that the query was interrupted.
+			_ = tx.Exec(suicide).Error
 			return tx.Exec("SELECT 1").Error
 		}
 		return nil

@@ -15,10 +15,10 @@ import (
 	"github.com/gorm-outbox/outbox/internal/bridge"
 )
 
-// What a test asks for must be what is in the tables, and what cannot work must say so.
+// A test must see the tables as they are. A function that cannot work must say so.
 
-// plain is a handle on db's connection without the application's callbacks and plugins: one that
-// caches, filters by tenant or drops errors would hide what is there.
+// plain is a handle on db's connection without the application's callbacks and plugins. A plugin
+// that caches, filters by tenant or drops errors would hide rows.
 func plain(t testing.TB, db *gorm.DB) *gorm.DB {
 	t.Helper()
 	p, err := gorm.Open(plainDialector{db.Dialector}, &gorm.Config{
@@ -39,13 +39,14 @@ func (plainDialector) Initialize(db *gorm.DB) error {
 	return nil
 }
 
-// open are the transactions that created tasks and may be open still, by plugin.
+// open has, by plugin, the transactions that have created tasks and may still be open.
 var open struct {
 	mu   sync.Mutex
 	over map[any][]func() bool
 }
 
-// The root package calls this; an application, which does not link this package, pays nothing.
+// The root package calls bridge.Created. An application does not link this package, so the call
+// costs it nothing.
 func init() {
 	bridge.Created = func(plugin any, over func() bool) {
 		open.mu.Lock()
@@ -74,7 +75,7 @@ func inTransaction(plugin any) bool {
 	return true
 }
 
-// drainable says why tasks cannot be run on a pool.
+// drainable returns the reason if tasks cannot be run on a pool.
 func drainable(db *gorm.DB) error {
 	pool, err := db.DB()
 	if err != nil {

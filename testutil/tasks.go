@@ -19,16 +19,16 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// RequireCreated ends the test unless an unfinished task with this path and these arguments is in
-// the task table, and returns it; of several the one that was created last. It reads through db, so
-// with a transaction's handle it sees what that transaction has created.
+// RequireCreated ends the test unless the task table has an unfinished task with this path and
+// these arguments. It returns the task; of several, the last one created. It reads through db, so
+// with a transaction's handle it sees the tasks that the transaction has created.
 //
-// The arguments may be partial: each key given must be there with an equal JSON value, keys not
-// given may have any. Inner objects and arrays must be equal as a whole; numbers are compared by
-// value, with every digit. Nil args match any.
+// The arguments may be partial: each given key must exist with an equal JSON value, and other keys
+// may have any value. Inner objects and arrays must be equal as a whole; numbers are compared by
+// value, with every digit. Nil args match any arguments.
 //
-// The failure message shows the path's tasks and in what they differ, how many tasks other paths
-// have, and how many of this path have ended: a task that has run is in history.
+// The failure message shows the path's tasks and their differences, the number of tasks of other
+// paths, and the number of tasks of this path that have ended: a task that has run is in history.
 func RequireCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args) *outbox.TaskModel {
 	t.Helper()
 	s := search(t, db, path, args)
@@ -38,9 +38,9 @@ func RequireCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args) *o
 	return &s.matching[len(s.matching)-1]
 }
 
-// RequireNotCreated ends the test if an unfinished task with this path and these arguments is in
-// the task table, and shows the tasks that are. For db and args see [RequireCreated]; nil args mean
-// that the path must have no task at all.
+// RequireNotCreated ends the test if the task table has an unfinished task with this path and these
+// arguments, and shows these tasks. For db and args see [RequireCreated]. Nil args mean that the
+// path must have no task at all.
 func RequireNotCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args) {
 	t.Helper()
 	s := search(t, db, path, args)
@@ -51,22 +51,23 @@ func RequireNotCreated(t testing.TB, db *gorm.DB, path string, args outbox.Args)
 	}
 }
 
-// drainLimit is far more than any test's tasks take.
+// drainLimit is much longer than the tasks of any test take.
 const drainLimit = time.Minute
 
-// Drain runs all that is due, and what becomes due by that, with Plugin.RunDue again and again
-// until nothing is left to run. It returns the number of runs. What is due later needs a [Clock]:
+// Drain runs all due tasks, and the tasks that become due by that. It calls Plugin.RunDue until no
+// task is left to run. It returns the number of runs. Tasks that are due later need a [Clock]:
 // advance it and drain again.
 //
-// The test fails, and goes on, for each task that ended as error meanwhile. An attempt that will be
-// retried is no such end. A test that expects an error calls Plugin.RunDue and looks at the
-// history. Parked tasks, for whose path nobody has registered a handler, are named in the test's
-// log.
+// The test fails, and continues, for each task that has ended as error in the meantime. An attempt
+// that will be retried is not such an end. A test that expects an error calls Plugin.RunDue and
+// reads the history. The test's log names parked tasks; no process has registered a handler for
+// their path.
 //
-// Drain ends the test when the database fails, and when it is not done after a minute. Call it
-// after the transaction that creates the tasks: while one is open that has created tasks through
-// the plugin, it ends the test. So it does on a pool of go-txdb, which is one transaction. It
-// cannot be called in a Cleanup function, when the test's context is over.
+// Drain ends the test when the database fails, and when it takes longer than a minute. Call it
+// after the transaction that creates the tasks: Drain ends the test while a transaction is open
+// that has created tasks through the plugin. It also ends the test on a pool of go-txdb, which is
+// one transaction. It cannot be called in a Cleanup function, because the test's context has ended
+// then.
 func Drain(t testing.TB, plugin *outbox.Plugin) int {
 	t.Helper()
 	inside, err := bridge.Of(plugin)
@@ -95,7 +96,7 @@ func Drain(t testing.TB, plugin *outbox.Plugin) int {
 		total += n
 	}
 
-	// What there is to tell is read after a minute too, from a database that answers.
+	// The report is also read after the minute is over, from a database that answers.
 	telling, stop := dialect.Outlive(ctx)
 	defer stop()
 	db = db.WithContext(telling)
@@ -134,11 +135,11 @@ func errorOf(h outbox.HistoryModel) string {
 	return *h.Error
 }
 
-// found is what a search for tasks has found.
+// found is the result of a search for tasks.
 type found struct {
 	db       *gorm.DB
 	path     string
-	args     outbox.Args    // as given
+	args     outbox.Args    // as the test has given them
 	want     map[string]any // as JSON
 	tasks    []outbox.TaskModel
 	matching []outbox.TaskModel
@@ -171,7 +172,7 @@ func search(t testing.TB, db *gorm.DB, path string, args outbox.Args) *found {
 	return s
 }
 
-// differences of a task's arguments from those wanted.
+// differences returns the differences between a task's arguments and the wanted arguments.
 func (s *found) differences(task outbox.TaskModel) []string {
 	got, err := decode(task.Args)
 	if err != nil {
@@ -195,7 +196,7 @@ func (s *found) wanted() string {
 	return s.path + " with " + short(show(s.args))
 }
 
-// instead tells what was there.
+// instead describes the tasks that were found.
 func (s *found) instead(t testing.TB) string {
 	t.Helper()
 	own := "tasks of this path: none"
@@ -231,7 +232,7 @@ func counts(t testing.TB, db *gorm.DB, model any, column, where string, args ...
 	return strings.Join(texts(rows, func(r tally) string { return fmt.Sprintf("%s (%d)", r.Value, r.N) }), ", ")
 }
 
-// maxListed tasks say enough.
+// maxListed limits the tasks in a message.
 const maxListed = 20
 
 func list(tasks []outbox.TaskModel, line func(outbox.TaskModel) string) string {
@@ -265,7 +266,7 @@ func short(s string) string {
 	return strings.ToValidUTF8(s[:limit], "") + "…"
 }
 
-// show is JSON for people, without the escaping of HTML.
+// show is JSON for people: it does not escape HTML.
 func show(v any) string {
 	var b strings.Builder
 	enc := json.NewEncoder(&b)
@@ -276,7 +277,7 @@ func show(v any) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// decode keeps every digit.
+// decode keeps every digit of a number.
 func decode(raw []byte) (map[string]any, error) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
@@ -287,7 +288,7 @@ func decode(raw []byte) (map[string]any, error) {
 	return v, nil
 }
 
-// equal compares decoded JSON; reflect.DeepEqual would take 1 and 1.0 for different.
+// equal compares decoded JSON. reflect.DeepEqual would treat 1 and 1.0 as different.
 func equal(a, b any) bool {
 	switch a := a.(type) {
 	case map[string]any:
@@ -303,7 +304,7 @@ func equal(a, b any) bool {
 	return a == b
 }
 
-// equalNumbers is false for exponents over a million, which are not worth their memory.
+// equalNumbers is false for exponents over a million, because they would need too much memory.
 func equalNumbers(a, b json.Number) bool {
 	x, xOK := new(big.Rat).SetString(a.String())
 	y, yOK := new(big.Rat).SetString(b.String())

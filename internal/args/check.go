@@ -11,13 +11,13 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// Check refuses JSON that some database or decoder would change or reject: invalid JSON or UTF-8,
-// \u0000, half a surrogate pair, a key twice, nesting over MaxDepth. It walks over the text,
-// because a decoder would hide all of these.
+// Check refuses JSON that a database or a decoder would change or reject: invalid JSON or UTF-8,
+// \u0000, half a surrogate pair, a duplicate key, nesting deeper than MaxDepth. It reads the text
+// itself, because a decoder would hide all of these.
 func Check(raw []byte) error { return checkFields(raw, nil) }
 
-// checkFields is Check; where f is not nil, the objects' keys must be those that the fields of its
-// type take.
+// checkFields does what Check does. If f is not nil, the object's keys must also be those of its
+// type's fields.
 func checkFields(raw []byte, f *fields) error {
 	if !json.Valid(raw) {
 		var v any
@@ -43,7 +43,7 @@ func (w *walker) skipSpace() {
 	}
 }
 
-// next skips white space and consumes the byte c if it is there.
+// next skips white space and consumes the byte c if it comes next.
 func (w *walker) next(c byte) bool {
 	w.skipSpace()
 	if w.pos < len(w.raw) && w.raw[w.pos] == c {
@@ -128,10 +128,11 @@ func (w *walker) object(s shape, path string) error {
 	return nil
 }
 
-// keys of an object; most have few, for which a map costs more than it saves.
+// keys is a set of an object's keys. Most objects have few keys, for which a map would cost more
+// than it saves.
 type keys struct {
 	few  [8]string
-	n    int // of the few
+	n    int // number of keys in few
 	many map[string]bool
 }
 
@@ -149,7 +150,7 @@ func (k *keys) add(key string) {
 	k.many[key] = true
 }
 
-// str reads a string and refuses characters that some database does not store.
+// str reads a string and refuses characters that some databases do not store.
 func (w *walker) str(path string) (string, error) {
 	start := w.pos
 	escaped := false

@@ -1,6 +1,6 @@
-// Package args holds a handler's arguments as strict JSON: it encodes them, checks them against the
-// type that the handler takes, and decodes them into it. It knows JSON and reflection. It must not
-// know tasks, handlers or databases, but for what some database does not store.
+// Package args represents a handler's arguments as strict JSON: it encodes them, checks them
+// against the handler's type, and decodes them into it. It knows JSON and reflection. It must not
+// know tasks, handlers or databases, except for values that some databases do not store.
 package args
 
 import (
@@ -9,13 +9,13 @@ import (
 	"fmt"
 )
 
-// MaxDepth of arguments and results: MariaDB refuses 40.
+// MaxDepth is the maximum nesting of arguments and results. MariaDB refuses 40 levels.
 const MaxDepth = 32
 
-// Encode turns arguments into a JSON object that every supported database stores and gives back
+// Encode encodes arguments as a JSON object that every supported database stores and returns
 // unchanged.
 //
-// limit is in bytes, and an error says which option of the library raises it.
+// limit is in bytes. The error for larger arguments names the option of the library that raises it.
 func Encode(args any, limit int) (json.RawMessage, error) {
 	if args == nil {
 		return json.RawMessage("{}"), nil
@@ -37,8 +37,7 @@ func Encode(args any, limit int) (json.RawMessage, error) {
 	return raw, Check(raw)
 }
 
-// EncodeValue encodes a value without the escaping of HTML, which would only make a column harder
-// to read.
+// EncodeValue encodes a value without escaping HTML, which would only make a column harder to read.
 func EncodeValue(v any) (json.RawMessage, error) {
 	var b bytes.Buffer
 	var err error

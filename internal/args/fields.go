@@ -10,8 +10,8 @@ import (
 	"unicode"
 )
 
-// shape is what is known of the Go type that a JSON value goes into; the zero shape takes
-// everything.
+// shape describes the Go type into which a JSON value is decoded. The zero shape accepts every
+// value.
 type shape struct {
 	typ    reflect.Type
 	fields *fields // of a struct
@@ -32,7 +32,7 @@ func shapeOf(t reflect.Type) shape {
 		t, nullable = t.Elem(), true
 	}
 	if p := reflect.PointerTo(t); p.Implements(jsonUnmarshaler) {
-		return shape{} // it decides for itself
+		return shape{} // the type's own method decides
 	} else if p.Implements(textUnmarshaler) {
 		return shape{typ: t, noNull: !nullable}
 	}
@@ -55,7 +55,7 @@ func (s shape) elem() shape {
 	return shape{}
 }
 
-// field is the shape of a key's value; an error when the type has no such field.
+// field is the shape of a key's value. It returns an error if the type has no such field.
 func (s shape) field(key string) (shape, error) {
 	if s.fields == nil {
 		if s.typ != nil && s.typ.Kind() == reflect.Map {
@@ -74,7 +74,7 @@ func (s shape) field(key string) (shape, error) {
 	return shape{}, fmt.Errorf("is taken by no parameter; there are: %s", s.fields.list())
 }
 
-// fields of a struct, by the names and rules of encoding/json.
+// fields are the fields of a struct, by the names and rules of encoding/json.
 type fields struct {
 	byName   map[string]reflect.Type
 	order    []string
@@ -99,8 +99,8 @@ func fieldsOf(t reflect.Type) *fields {
 	return f
 }
 
-// collectFields follows encoding/json: of several fields with one name the shallowest counts, then
-// the only tagged one; if that leaves more than one, none does.
+// collectFields follows encoding/json: of several fields with the same name, the shallowest counts.
+// Of several of these, the only tagged one counts. If more than one is left, none counts.
 func collectFields(t reflect.Type) *fields {
 	type candidate struct {
 		name             string
@@ -110,7 +110,7 @@ func collectFields(t reflect.Type) *fields {
 	}
 	found := map[string][]candidate{}
 	var order []string
-	within := map[reflect.Type]bool{} // types that embed each other; elsewhere a type counts each time
+	within := map[reflect.Type]bool{} // enclosing types; elsewhere a type is read each time
 	var walk func(t reflect.Type, depth int, optional bool)
 	walk = func(t reflect.Type, depth int, optional bool) {
 		if within[t] {
@@ -184,7 +184,8 @@ func collectFields(t reflect.Type) *fields {
 	return f
 }
 
-// validName says whether encoding/json accepts a name in a tag; otherwise it takes the field's.
+// validName reports whether encoding/json accepts a name in a tag. Otherwise encoding/json uses the
+// field's name.
 func validName(name string) bool {
 	return !strings.ContainsFunc(name, func(c rune) bool {
 		return !unicode.IsLetter(c) && !unicode.IsDigit(c) && !strings.ContainsRune("!#$%&()*+-./:;<=>?@[]^_{|}~ ", c)

@@ -15,18 +15,18 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// Named are arguments by their names, of a handler that takes whatever keys there are.
+// Named has a handler's arguments by their names, for a handler that accepts any keys.
 type Named = map[string]any
 
-// Param is the parameter of a handler that takes its arguments. The zero Param is that of a handler
-// that takes none.
+// Param is the parameter of a handler that takes arguments. The zero Param is for a handler without
+// arguments.
 type Param struct {
-	typ   reflect.Type // a struct, a pointer to one, or Named; nil when there is none
-	plain bool         // a struct that every encoded value of its own fits
+	typ   reflect.Type // a struct, a pointer to one, or Named; nil means no parameter
+	plain bool         // a struct whose encoded values all fit it
 }
 
-// ParamOf returns the parameter of a type; ok is false for one that is no struct, no pointer to one
-// and not Named.
+// ParamOf returns the parameter of a type. ok is false unless the type is a struct, a pointer to a
+// struct, or Named.
 func ParamOf(t reflect.Type) (p Param, ok bool) {
 	if t != reflect.TypeFor[Named]() && t.Kind() != reflect.Struct && (t.Kind() != reflect.Pointer || t.Elem().Kind() != reflect.Struct) {
 		return Param{}, false
@@ -34,7 +34,7 @@ func ParamOf(t reflect.Type) (p Param, ok bool) {
 	return Param{t, t.Kind() == reflect.Struct && Plain(t)}, true
 }
 
-// Takes reports whether there are arguments at all.
+// Takes reports whether the handler takes arguments.
 func (p Param) Takes() bool { return p.typ != nil }
 
 // CallsMethods reports whether Bind may call methods of the type, which may panic.
@@ -42,8 +42,8 @@ func (p Param) CallsMethods() bool {
 	return p.typ != nil && !p.plain && p.typ != reflect.TypeFor[Named]()
 }
 
-// Check finds out whether arguments that were encoded as raw can be bound. A value of the
-// parameter's own type can, if all that the type consists of is decoded as it was encoded.
+// Check reports whether arguments that were encoded as raw can be bound. A value of the parameter's
+// own type can be bound without a test if all parts of the type are decoded as they are encoded.
 func (p Param) Check(args any, raw []byte) error {
 	if p.plain && reflect.TypeOf(args) == p.typ {
 		return nil
@@ -52,8 +52,8 @@ func (p Param) Check(args any, raw []byte) error {
 	return err
 }
 
-// Bind decodes stored arguments into the parameter. Its errors name the key. It panics where the
-// type's own methods do.
+// Bind decodes stored arguments into the parameter. Its errors name the key. It panics if the
+// type's own methods panic.
 func (p Param) Bind(raw []byte) (reflect.Value, error) {
 	raw = bytes.TrimSpace(raw)
 	if len(raw) == 0 || raw[0] != '{' {
@@ -88,8 +88,8 @@ func (p Param) Bind(raw []byte) (reflect.Value, error) {
 	return ptr.Elem(), nil
 }
 
-// Validate calls the arguments' own Validate, by value or by pointer, as Bind does after it has
-// decoded them.
+// Validate calls the Validate method of arguments, by value or by pointer, as Bind does after it
+// has decoded them.
 func Validate(args any) error {
 	if v, ok := args.(interface{ Validate() error }); ok {
 		return v.Validate()
@@ -110,11 +110,11 @@ var (
 	timeType      = reflect.TypeFor[time.Time]()
 )
 
-// Plain reports that what encoding/json makes of a value of the type fits the type: it has no
-// methods that decode, encode or check, no interfaces, nothing embedded and no recursion.
+// Plain reports whether every value of a type, encoded by encoding/json, fits the type. Such a type
+// has no methods that decode, encode or check, no interfaces, no embedded fields and no recursion.
 func Plain(t reflect.Type) bool { return plainWithin(t, nil) }
 
-// plainWithin is Plain; within are the structs around the type.
+// plainWithin is Plain; within has the structs that enclose the type.
 func plainWithin(t reflect.Type, within []reflect.Type) bool {
 	if t == timeType {
 		return true
@@ -154,7 +154,7 @@ func plainWithin(t reflect.Type, within []reflect.Type) bool {
 
 var interfaceCache sync.Map // reflect.Type → bool
 
-// holdsInterface reports whether some value within a type may be of an interface.
+// holdsInterface reports whether a type contains a value of an interface type.
 func holdsInterface(t reflect.Type) bool {
 	if known, ok := interfaceCache.Load(t); ok {
 		return known.(bool)
@@ -163,7 +163,7 @@ func holdsInterface(t reflect.Type) bool {
 	var walk func(t reflect.Type) bool
 	walk = func(t reflect.Type) bool {
 		if within[t] || reflect.PointerTo(t).Implements(jsonUnmarshaler) {
-			return false // it decides for itself
+			return false // the type's own method decides
 		}
 		within[t] = true
 		switch t.Kind() {
@@ -185,8 +185,8 @@ func holdsInterface(t reflect.Type) bool {
 	return holds
 }
 
-// decodeInto keeps every digit of a number that goes into an interface. Where there is none,
-// Unmarshal does the same for less.
+// decodeInto keeps every digit of a number that is decoded into an interface. For a type without
+// interfaces, Unmarshal does the same at less cost.
 func decodeInto(raw []byte, ptr reflect.Value) error {
 	if !holdsInterface(ptr.Type().Elem()) {
 		return json.Unmarshal(raw, ptr.Interface())

@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// sleepBriefly sleeps for less than a millisecond; false means that a timer should do it. While a
-// process has nothing else to do, Go's timers wait for whole milliseconds (golang/go#44343), which
-// is as long as all else takes from a commit to its handler.
+// sleepBriefly sleeps for less than a millisecond; false means that a timer should be used instead.
+// While a process is idle, Go's timers wait for whole milliseconds (golang/go#44343), which is as
+// long as everything else between a commit and its handler.
 func sleepBriefly(d time.Duration) bool {
 	if d >= time.Millisecond {
 		return false

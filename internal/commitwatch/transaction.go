@@ -8,33 +8,35 @@ import (
 	"time"
 )
 
-// asker is a transaction that can be asked: a *sql.Tx, or a wrapper that hands the call on.
+// asker is a transaction that can be asked whether it is over: a *sql.Tx, or a wrapper that passes
+// the call on.
 type asker interface {
 	StmtContext(context.Context, *sql.Stmt) *sql.Stmt
 }
 
-// Over returns a way to ask, without I/O, whether a transaction has been committed or rolled back.
-// It returns nil for a transaction of a kind that does not tell.
+// Over returns a function that reports, without I/O, whether a transaction has been committed or
+// rolled back. It returns nil for a kind of transaction that cannot be asked.
 func Over(tx any) func() bool {
 	a, ok := tx.(asker)
 	if !ok {
 		return nil
 	}
-	// StmtContext first checks whether the transaction is over and then looks at the statement;
-	// Close reports either. The statement belongs to no database, so nothing can be executed.
+	// StmtContext first checks whether the transaction is over, and then looks at the statement.
+	// Close returns either error. The statement belongs to no database, so nothing can be executed.
 	return func() bool {
 		return errors.Is(a.StmtContext(context.Background(), new(sql.Stmt)).Close(), sql.ErrTxDone)
 	}
 }
 
-// question asks whether a transaction is over in a goroutine of its own: the answer waits while a
-// statement of the transaction is under way during its rollback.
+// question asks whether a transaction is over, in a goroutine of its own: while a statement of the
+// transaction is still running during its rollback, the answer has to wait.
 type question struct {
-	over          func() bool // nil when the transaction does not tell
+	over          func() bool // nil when the transaction cannot be asked
 	asking, found atomic.Bool
 }
 
-// patience is how long a poll waits for an answer, which is at hand but for that one case.
+// patience is how long a poll waits for an answer. The answer comes at once except in that one
+// case.
 const patience = time.Millisecond
 
 func (q *question) isOver() bool {
@@ -42,7 +44,7 @@ func (q *question) isOver() bool {
 		answered := make(chan struct{})
 		go func() {
 			defer close(answered)
-			over := true // of a transaction that panics, too: then the database is asked
+			over := true // also if the transaction panics: the database is asked then
 			defer func() {
 				_ = recover()
 				q.found.Store(over)

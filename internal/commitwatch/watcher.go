@@ -1,11 +1,11 @@
-// Package commitwatch tells when a caller's transaction is over.
+// Package commitwatch reports when a caller's transaction is over.
 //
-// GORM has no hook that runs after a commit. A *sql.Tx, however, can be asked without any I/O
-// whether it is over. So each transaction in which tasks were created is watched until its end, and
-// only then the database is asked for what has become due.
+// GORM has no hook that runs after a commit. But a *sql.Tx can be asked, without any I/O, whether
+// it is over. So each transaction that has created tasks is watched until its end. Only then is the
+// database asked for tasks that have become due.
 //
-// The package knows transactions, the ids of tasks and the partitions in which they wait. It must
-// not know how a task is stored, claimed or run.
+// The package knows transactions, the ids of tasks and the partitions in which the tasks wait. It
+// must not know how a task is stored, claimed or run.
 package commitwatch
 
 import (
@@ -17,25 +17,25 @@ import (
 	"time"
 )
 
-// Watcher watches the transactions of one process. P is the partition in which a task waits; its
-// zero value stands for one that is not known. The zero Watcher is ready for use, and drops all it
-// is told until Activate. It is safe for concurrent use.
+// Watcher watches the transactions of one process. P is the partition in which a task waits; the
+// zero value of P means that the partition is not known. The zero Watcher is ready for use, and
+// ignores all reports until Activate. It is safe for concurrent use.
 type Watcher[P comparable] struct {
-	TimersOnly bool // wait with timers only, as under a fake clock; set before Watch
+	TimersOnly bool // wait only with timers, for example under a fake clock; set before Watch
 
 	mu      sync.Mutex
 	active  int // calls of Activate without their Deactivate
 	byTx    map[any]*pendingTx[P]
 	byTask  map[string]*pendingTx[P]
-	dueAt   time.Time // the earliest start time that was created here; zero means none
+	dueAt   time.Time // the earliest start time of tasks created here; zero means none
 	changed chan struct{}
-	due     partitions[P] // what polls found due, until Watch hands it on
+	due     partitions[P] // partitions that polls found due, until Watch passes them on
 }
 
-// partitions are where tasks may be due.
+// partitions are the partitions in which tasks may be due.
 type partitions[P comparable] struct {
 	list []P
-	any  bool // not only there
+	any  bool // tasks may be due in other partitions, too
 }
 
 func (s *partitions[P]) add(p P) {
@@ -54,30 +54,32 @@ func (s *partitions[P]) addAll(others partitions[P]) {
 	}
 }
 
-// pendingTx is a transaction in which tasks were created, until they are claimed or the database
-// has been asked often enough.
+// pendingTx is a transaction that has created tasks. It is watched until its tasks are claimed, or
+// until the database has been asked often enough.
 type pendingTx[P comparable] struct {
 	question
-	tx    any       // nil for a statement that has committed by itself
+	tx    any       // nil for a statement that has committed on its own
 	since time.Time // creation, then the transaction's end
 	ended bool
 	polls int // since its end
 	next  time.Time
 	tasks map[string]bool // not claimed yet
 	where partitions[P]   // of the tasks
-	runAt time.Time       // the earliest later start time that was created in it; zero means none
+	runAt time.Time       // the earliest future start time of its tasks; zero means none
 }
 
-// maxTasks bounds what is kept of one transaction. A larger batch is found by one poll anyway.
+// maxTasks limits the tasks that are kept for one transaction. One poll of the database finds a
+// larger batch in any case.
 const maxTasks = 256
 
-// Created tells of tasks that are due as soon as tx commits. A nil tx means that they are committed
-// already.
+// Created reports tasks that are due as soon as tx commits. A nil tx means that the tasks are
+// already committed.
 func (w *Watcher[P]) Created(tx any, tasks iter.Seq2[string, P]) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.active == 0 || !watchable(tx) {
-		return // a transaction that cannot be told from others: the scan finds the task
+		// A map cannot distinguish this transaction from others. The scan finds its tasks.
+		return
 	}
 	t := w.pending(tx)
 	full := len(t.tasks) >= maxTasks
@@ -92,8 +94,8 @@ func (w *Watcher[P]) Created(tx any, tasks iter.Seq2[string, P]) {
 	w.signal()
 }
 
-// CreatedFor tells of a task whose start time is a delay away. It counts once tx has committed,
-// since the database does not show the task before. A nil tx means that it is committed already.
+// CreatedFor reports a task that starts after a delay. It counts once tx has committed, because the
+// database does not show the task earlier. A nil tx means that the task is already committed.
 func (w *Watcher[P]) CreatedFor(tx any, delay time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -116,7 +118,7 @@ func (w *Watcher[P]) CreatedFor(tx any, delay time.Duration) {
 // watchable reports whether a transaction can be a key of a map.
 func watchable(tx any) bool { return tx == nil || reflect.ValueOf(tx).Comparable() }
 
-// pending returns what is known of a transaction. w.mu must be held.
+// pending returns the pendingTx of a transaction, and creates it if necessary. w.mu must be held.
 func (w *Watcher[P]) pending(tx any) *pendingTx[P] {
 	if t := w.byTx[tx]; t != nil && tx != nil {
 		return t
@@ -132,7 +134,7 @@ func (w *Watcher[P]) pending(tx any) *pendingTx[P] {
 	return t
 }
 
-// startAt has the database asked at a start time. w.mu must be held.
+// startAt makes Watch ask the database at a start time. w.mu must be held.
 func (w *Watcher[P]) startAt(due time.Time) {
 	if w.dueAt.IsZero() || due.Before(w.dueAt) {
 		w.dueAt = due
@@ -147,8 +149,8 @@ func (w *Watcher[P]) signal() {
 	}
 }
 
-// Claimed tells of tasks that a dispatcher of this process has claimed. A transaction whose tasks
-// have all been claimed is watched no longer.
+// Claimed reports tasks that a dispatcher of this process has claimed. A transaction is no longer
+// watched after all of its tasks have been claimed.
 func (w *Watcher[P]) Claimed(ids iter.Seq[string]) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -167,7 +169,7 @@ func (w *Watcher[P]) Claimed(ids iter.Seq[string]) {
 	}
 }
 
-// drop ends the watch over a transaction. w.mu must be held.
+// drop ends the watch of a transaction. w.mu must be held.
 func (w *Watcher[P]) drop(t *pendingTx[P]) {
 	if w.byTx[t.tx] == t {
 		delete(w.byTx, t.tx)
@@ -178,12 +180,13 @@ func (w *Watcher[P]) drop(t *pendingTx[P]) {
 	t.tasks = nil
 }
 
-// Polls cost no I/O, so the first ones are close together.
+// Polls of transactions cost no I/O, so the first ones follow each other closely.
 const firstPoll = 100 * time.Microsecond
 
-// afterCommit is when the database is asked after the end of a transaction, whose commit may still
-// be on its way: mostly it takes less than a millisecond, but when the server's disk stalls, a
-// hundred. So the answer comes later than it could by at most half of what the commit took.
+// afterCommit are the times after the end of a transaction at which the database is asked. The
+// commit may still be on its way: usually it takes less than a millisecond, but a hundred when the
+// server's disk stalls. The intervals grow so that the delay is at most half of the commit's
+// duration.
 var afterCommit = func() []time.Duration {
 	list := []time.Duration{0}
 	for at := 200 * time.Microsecond; at < 150*time.Millisecond; at += at / 2 {
@@ -192,8 +195,8 @@ var afterCommit = func() []time.Duration {
 	return list
 }()
 
-// poll looks at the transactions that it is time for. It reports whether the database should be
-// asked now, and when to poll again; zero means not until something changes.
+// poll polls the transactions whose time has come. It reports whether to ask the database now, and
+// when to poll again; zero means not before something changes.
 func (w *Watcher[P]) poll(now time.Time) (ask bool, next time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -223,8 +226,7 @@ func (w *Watcher[P]) poll(now time.Time) (ask bool, next time.Time) {
 	return ask, next
 }
 
-// advance polls one transaction and reports whether the database should be asked. w.mu must be
-// held.
+// advance polls one transaction and reports whether to ask the database. w.mu must be held.
 func (w *Watcher[P]) advance(t *pendingTx[P], now time.Time) bool {
 	if !t.ended && t.over != nil {
 		if !t.isOver() {
@@ -243,8 +245,8 @@ func (w *Watcher[P]) advance(t *pendingTx[P], now time.Time) bool {
 		}
 	}
 	if !t.ended {
-		// Nobody can tell when this transaction ends: ask at growing intervals, as long as a scan
-		// would not be sooner.
+		// The end of this transaction cannot be found out. Ask at growing intervals, until a scan
+		// would be sooner.
 		age := now.Sub(t.since)
 		t.next = now.Add(max(500*time.Microsecond, age/2))
 		if age > time.Second {
@@ -260,8 +262,8 @@ func (w *Watcher[P]) advance(t *pendingTx[P], now time.Time) bool {
 	return true
 }
 
-// Activate makes what is told count from now on, until Deactivate. Without a dispatcher that
-// watches, nothing is kept.
+// Activate makes the Watcher keep reports until Deactivate. Without a dispatcher that watches, it
+// keeps none.
 func (w *Watcher[P]) Activate() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -271,7 +273,7 @@ func (w *Watcher[P]) Activate() {
 	}
 }
 
-// Deactivate undoes one Activate; the last one forgets all that is pending.
+// Deactivate undoes one Activate. The last Deactivate forgets all pending transactions.
 func (w *Watcher[P]) Deactivate() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -282,14 +284,15 @@ func (w *Watcher[P]) Deactivate() {
 	}
 }
 
-// Pending counts the transactions and tasks that are watched.
+// Pending returns the numbers of transactions and tasks that are watched.
 func (w *Watcher[P]) Pending() (transactions, tasks int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return len(w.byTx), len(w.byTask)
 }
 
-// takeDue returns what the polls since the last call found due; nil means anywhere.
+// takeDue returns the partitions that polls have found due since the last call; nil means any
+// partition.
 func (w *Watcher[P]) takeDue() []P {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -301,8 +304,8 @@ func (w *Watcher[P]) takeDue() []P {
 	return due.list
 }
 
-// Watch calls wake when tasks that this process created may have become due, with their partitions,
-// or with nil when these are not known. It returns when ctx is done. Activate must come first.
+// Watch calls wake when tasks of this process may have become due. It passes their partitions, or
+// nil if they are not known. It returns when ctx is done. Activate must be called first.
 func (w *Watcher[P]) Watch(ctx context.Context, wake func([]P)) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()

@@ -4,19 +4,19 @@ import (
 	"context"
 )
 
-// A lock that one process at a time can have, and that the crash of its holder releases: of a
-// session, or of a file beside the database.
+// This file has a lock that one process at a time can hold and that is released when its holder
+// crashes: a lock of a database session, or of a file beside the database.
 
-// SessionLocker is a Dialect with a lock of the session.
+// SessionLocker is a Dialect that has a lock of a session.
 type SessionLocker interface {
-	// TryAlone takes the lock of a connection's session, or reports that another has it.
+	// TryAlone takes the lock for a connection's session, or reports that another session has it.
 	TryAlone(ctx context.Context, c Conn) (bool, error)
 	EndAlone(ctx context.Context, c Conn) error
 }
 
 // FileLocker is a Dialect whose database is a file.
 type FileLocker interface {
-	// File is the database's path; empty for one in memory.
+	// File is the database's path. It is empty for a database in memory.
 	File(ctx context.Context, c Conn) (string, error)
 }
 
@@ -30,7 +30,7 @@ func (p *postgres) EndAlone(ctx context.Context, c Conn) error {
 	return err
 }
 
-// postgresAlone is a key in this database; the number stands for what the lock is for.
+// postgresAlone is the lock's key in this database. The number tells this lock from others.
 const postgresAlone = "hashtextextended(CAST($1 AS text), 7034128519043)"
 
 func (m *mysql) TryAlone(ctx context.Context, c Conn) (bool, error) {
@@ -55,5 +55,6 @@ func (s *sqlite) File(ctx context.Context, c Conn) (string, error) {
 	return found[0], nil
 }
 
-// AloneName is the name of MySQL's lock, with the table as a parameter: tests look who has it.
+// AloneName is the name of MySQL's lock, with the table as a parameter. Tests use it to find the
+// session that has the lock.
 const AloneName = mysqlLock

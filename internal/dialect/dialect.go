@@ -1,11 +1,11 @@
 // Package dialect holds everything that differs between databases: the schema, the statements that
-// change state, the database's clock and the meaning of its errors. Each database has files of its
-// name and one SQL template; nothing outside this package names one.
+// change state, the database's clock and the meaning of its errors. Each database has files named
+// after it and one SQL template. Code outside this package names no database.
 //
-// Every statement has a constant text, whatever the number of rows: a group of rows travels as one
-// JSON array in one parameter, so that drivers prepare it once. Only PostgreSQL's claim tells its
-// size, rounded up to a power of two. Inside that array, JSON documents travel as strings, because
-// SQLite's json_each would turn the integers of a nested document into floats.
+// The text of a statement does not depend on the number of rows, so drivers prepare it once: a
+// group of rows is passed as one JSON array in one parameter. Only the text of PostgreSQL's claim
+// contains its size, rounded up to a power of two. JSON documents are strings inside that array,
+// because SQLite's json_each would turn the integers of a nested document into floats.
 package dialect
 
 import (
@@ -19,31 +19,31 @@ import (
 	"time"
 )
 
-// Conn is what statements run on: a pool, a connection or a transaction.
+// Conn executes statements: it is a pool, a connection or a transaction.
 type Conn interface {
 	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
-// Row is one row of a result: *sql.Rows, or what a dialect has read in another way.
+// Row is one row of a result: *sql.Rows, or a row that a dialect has read in another way.
 type Row interface {
 	Scan(dest ...any) error
 }
 
-// Names are the tables of one plugin, as GORM's naming strategy gives them: unquoted, perhaps
-// qualified by a schema.
+// Names are the tables of one plugin, named by GORM's naming strategy: unquoted, and qualified by a
+// schema or not.
 type Names struct {
 	Tasks, History, Processes, Audit, Version string
 
-	// Schema is where the tables are that are not qualified. Empty leaves it to each session.
+	// Schema is the schema of the tables whose names are not qualified. Empty means the session's.
 	Schema string
 
 	// Index names an index of a table.
 	Index func(table, what string) string
 }
 
-// place splits a table's name into its schema, empty where that is the session's, and the name in
-// it.
+// place splits a table's name into its schema and its name in that schema. The schema is empty if
+// it is the session's.
 func (n Names) place(table string) (schema, bare string) {
 	if i := strings.LastIndexByte(table, '.'); i >= 0 {
 		return table[:i], table[i+1:]
@@ -51,7 +51,7 @@ func (n Names) place(table string) (schema, bare string) {
 	return n.Schema, table
 }
 
-// Partition is one queue at one priority: what the claim's index holds in the order of run_at.
+// Partition is one queue at one priority. The claim's index holds its tasks in the order of run_at.
 type Partition struct {
 	Queue    string `json:"queue"`
 	Priority int    `json:"priority"`
@@ -68,23 +68,25 @@ func (m Cursor) Before(o Cursor) bool {
 	return m.RunAt.Before(o.RunAt) || m.RunAt.Equal(o.RunAt) && m.ID < o.ID
 }
 
-// PartitionState is what a probe found in a partition.
+// PartitionState is the state of a partition in a poll.
 type PartitionState struct {
 	Partition
-	Due  bool          // something is due
-	Next time.Duration // until the partition's next task that is not due yet; negative when there is none
+	Due bool // a task is due
+	// Time until the partition's next task that is not due yet; negative when it has none.
+	Next time.Duration
 }
 
-// NewRow is a task to insert. What most tasks leave empty is left out of the parameter.
+// NewRow is a task to insert. Values that most tasks leave empty are omitted from the parameter.
 type NewRow struct {
-	ID          string  `json:"id"`
-	Func        string  `json:"func"`
-	Args        string  `json:"args"`
-	Key         *string `json:"key,omitempty"`
-	Queue       string  `json:"queue"`
-	Priority    int     `json:"priority"`
-	At          *string `json:"at,omitempty"`    // start time as Time formats it; nil means DelayUS from now
-	Past        bool    `json:"past,omitempty"`  // At is not in the future of the caller's clock: never later than now
+	ID       string  `json:"id"`
+	Func     string  `json:"func"`
+	Args     string  `json:"args"`
+	Key      *string `json:"key,omitempty"`
+	Queue    string  `json:"queue"`
+	Priority int     `json:"priority"`
+	At       *string `json:"at,omitempty"` // start time from Time; nil means DelayUS from now
+	// Past: At is not in the future of the caller's clock, so the start time is at most now.
+	Past        bool    `json:"past,omitempty"`
 	DelayUS     int64   `json:"delay,omitempty"` // microseconds
 	MaxAttempts int     `json:"max_attempts"`
 	TimeoutMS   int64   `json:"timeout_ms,omitempty"`
@@ -92,48 +94,51 @@ type NewRow struct {
 	Meta        *string `json:"meta,omitempty"`
 }
 
-// Outcome ends a task: its row moves to history. What most outcomes leave empty is left out of the
-// parameter.
+// Outcome ends a task: its row moves to history. Values that most outcomes leave empty are omitted
+// from the parameter.
 type Outcome struct {
-	ID      string  `json:"id"`
-	Version *int64  `json:"version"`           // the fence; nil means any
-	Process string  `json:"process,omitempty"` // the fence of a running task, too: after a failover another may have claimed the same version
+	ID      string `json:"id"`
+	Version *int64 `json:"version"` // the fence; nil means any version
+	// Process is part of the fence of a running task, too: after a failover, another process may
+	// have claimed the same version.
+	Process string  `json:"process,omitempty"`
 	Status  string  `json:"status"`
 	Reason  string  `json:"reason,omitempty"`
 	Result  *string `json:"result,omitempty"`
 	Error   *string `json:"error,omitempty"`
 	Errors  *string `json:"errors,omitempty"`
-	Crashes int     `json:"crashes,omitempty"` // added to the row's
+	Crashes int     `json:"crashes,omitempty"` // added to the row's crashes
 }
 
 // Requeued puts a running task back to pending.
 type Requeued struct {
 	ID        string  `json:"id"`
 	Version   int64   `json:"version"`           // the fence
-	Process   string  `json:"process,omitempty"` // and its other half
+	Process   string  `json:"process,omitempty"` // part of the fence, too
 	DelayUS   int64   `json:"delay"`             // microseconds from now
 	Uncounted int     `json:"uncounted"`
 	Crashes   int     `json:"crashes"`
 	Errors    *string `json:"errors"`
 }
 
-// ClaimParams says who claims what.
+// ClaimParams says which process claims which tasks.
 type ClaimParams struct {
 	Process    string
 	Partitions []Partition // in the order of preference
 	Funcs      []string    // only tasks of these functions
-	Repeatable []string    // those of Funcs whose interrupted runs may be run again
-	Limit      int         // at most so many rows
-	Share      int         // limit of rows from each partition; 0 means Limit
+	Repeatable []string    // the Funcs whose interrupted runs may be run again
+	Limit      int         // maximum number of rows
+	Share      int         // maximum number of rows from each partition; 0 means Limit
 	Until      string      // only rows due at this time, as Time formats it; empty means now
 
-	// Cursors are where to begin in a partition. A database in which a scan has to walk over the
-	// entries of rows that are gone, as long as some transaction may see them, takes only rows
-	// behind the mark; another may ignore it.
+	// Cursors say where a claim begins in a partition. In some databases a scan walks over the
+	// index entries of deleted rows for as long as a transaction may still see these rows. Such a
+	// database claims only rows behind the cursor. Other databases may ignore it.
 	Cursors map[Partition]Cursor
 }
 
-// share is how many rows of a partition may be claimed when so many are left.
+// share is the number of rows of a partition that may be claimed when left more rows may be claimed
+// in total.
 func (p ClaimParams) share(left int) int {
 	if p.Share > 0 {
 		return min(p.Share, left)
@@ -141,14 +146,15 @@ func (p ClaimParams) share(left int) int {
 	return left
 }
 
-// partitionCursor is a partition with its mark as a parameter.
+// partitionCursor is a partition with its cursor, as a parameter.
 type partitionCursor struct {
 	Partition
 	RunAt *string `json:"run_at"`
 	ID    string  `json:"id"`
 }
 
-// marked are the partitions with their marks; head is the start time where there is none.
+// marked returns the partitions with their cursors. A partition without a cursor gets head as its
+// start time.
 func (p ClaimParams) marked(format func(time.Time) string, head *string) []partitionCursor {
 	partitions := make([]partitionCursor, len(p.Partitions))
 	for i, l := range p.Partitions {
@@ -161,48 +167,48 @@ func (p ClaimParams) marked(format func(time.Time) string, head *string) []parti
 	return partitions
 }
 
-// From says in which states a row may be for Move to take it.
+// From says which states a row may be in for Move to take it.
 type From int
 
 const (
-	FromRunning From = iota // a finish
+	FromRunning From = iota // a completion
 	FromWaiting             // a cancellation: pending or parked
 )
 
-// Dialect is one database, with its statements rendered for one plugin's tables.
+// Dialect is one database, with its statements rendered for the tables of one plugin.
 type Dialect interface {
 	Name() string
 
-	// Serial reports that one transaction at a time can write, so transactional handlers run one by
-	// one.
+	// Serial reports that only one transaction at a time can write, so transactional handlers run
+	// one after another.
 	Serial() bool
 
-	// Keep reports that a statement is worth keeping prepared, because drivers prepare it each time
-	// that it is executed.
+	// Keep reports that statements should be kept prepared, because drivers would otherwise prepare
+	// a statement each time that it is executed.
 	Keep() bool
 
-	// OneStatement reports that Claim and Move are one statement each, which need no transaction to
-	// be all or nothing.
+	// OneStatement reports that Claim and Move are one statement each, so they need no transaction
+	// to be all or nothing.
 	OneStatement() bool
 
-	// Time formats an instant as a parameter that Instant turns into a value.
+	// Time formats an instant as a parameter. Instant turns the parameter into a value.
 	Time(t time.Time) string
 
-	// Now is an SQL expression of the database's clock; it can stand in an index condition.
+	// Now is an SQL expression for the time of the database's clock. It can be an index condition.
 	Now() string
-	// Instant is an SQL expression of the instant that the next parameter holds, formatted by Time.
+	// Instant is an SQL expression for the instant in the next parameter, formatted by Time.
 	Instant() string
 	// Rebind turns the question marks of a portable statement into this database's placeholders,
-	// and {tasks}, {history}, {processes}, {audit} and {now} into names; {key} and {before} are
-	// columns that some database reserves.
+	// and {tasks}, {history}, {processes}, {audit} and {now} into names. {key} and {before} are
+	// columns whose names are reserved in some databases.
 	Rebind(query string) string
 
 	Insert(ctx context.Context, c Conn, rows []NewRow, each func(Row) error) error
 	Poll(ctx context.Context, c Conn) ([]PartitionState, error)
 	Clock(ctx context.Context, c Conn) (string, error)
 	Claim(ctx context.Context, c Conn, p ClaimParams, each func(Row) error) error
-	// Move takes rows from tasks to history and returns the ids that the fence let through. An id
-	// that history has already, as after a restored backup, only leaves the task table.
+	// Move moves rows from tasks to history and returns the ids that passed the fence. If history
+	// already has an id, as after a restored backup, its row is only deleted from the task table.
 	Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error)
 	Requeue(ctx context.Context, c Conn, rows []Requeued) ([]string, error)
 	Park(ctx context.Context, c Conn, partitions []Partition, limit int) ([]string, error)
@@ -211,52 +217,52 @@ type Dialect interface {
 	Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (int64, error)
 
 	// Lock makes a transaction the only one that migrates, until it has ended and Unlock was called
-	// on its connection. It may fail as Busy.
+	// on its connection. Its error may be Busy.
 	Lock(ctx context.Context, c Conn) error
 	Unlock(ctx context.Context, c Conn) error
-	// Check refuses connections whose settings would change what is written or read.
+	// Check refuses connections whose settings would change the values that are written or read.
 	Check(ctx context.Context, c Conn) error
-	// Isolation is the level of the library's own transactions, under which they lock no more than
-	// the rows they name.
+	// Isolation is the isolation level of the library's own transactions. At this level they lock
+	// only the rows that they name.
 	Isolation() sql.IsolationLevel
-	// End runs the Commit or Rollback of a transaction, and returns soon after ctx has ended, which
-	// not every driver does. What the server did is not known then; the connection stays taken
-	// until the server answers or is lost.
+	// End runs the Commit or Rollback of a transaction and returns soon after ctx has ended. Not
+	// every driver does that itself. After an early return the outcome on the server is unknown,
+	// and the connection stays in use until the server answers or the connection is lost.
 	End(ctx context.Context, end func() error) error
-	// Begin readies a transaction for reads that are followed by writes: it takes the write lock
-	// where a transaction that takes it later may be refused.
+	// Begin prepares a transaction for reads that are followed by writes. It takes the write lock
+	// if the database may refuse the lock to a transaction that takes it later.
 	Begin(ctx context.Context, c Conn) error
-	// StillIn reports whether an open transaction is still one. Where it can be gone, after some
-	// errors or because somebody has ended it with a statement, the next statements would be
-	// committed one by one.
+	// StillIn reports whether a transaction that was opened is still open. Some errors end it, and
+	// so may a statement of the application. The next statements would then be committed one by
+	// one.
 	StillIn(ctx context.Context, c Conn) bool
-	// ForUpdate ends a SELECT so that it locks the rows; empty where a write locks everything
-	// anyway.
+	// ForUpdate is the end of a SELECT that locks its rows. It is empty if a write locks the whole
+	// database anyway.
 	ForUpdate() string
-	// SkipLocked is ForUpdate that leaves out the rows that another transaction has locked.
+	// SkipLocked is like ForUpdate, but the SELECT skips rows that another transaction has locked.
 	SkipLocked() string
-	// Latest ends a SELECT so that it reads what is committed now, where a transaction sees its
-	// first read's time.
+	// Latest is the end of a SELECT that reads the rows as they are committed now, on databases
+	// where a transaction reads them as of its first read.
 	Latest() string
-	// Text is the text of a column that holds a JSON document.
+	// Text is an SQL expression for the text of a column that holds a JSON document.
 	Text(column string) string
-	// Home is the schema in which c's session finds the tables, or would create them; empty when it
-	// has none. Both depend on what the session has set, so it is asked once and the answer becomes
-	// part of the names.
+	// Home is the schema in which c's session finds the tables, or would create them. It is empty
+	// if the session has none. Both depend on the session's settings. So the session is asked once,
+	// and the answer becomes part of the names.
 	Home(ctx context.Context, c Conn) (string, error)
-	// CheckTables compares the tables with Schema by the catalog: absent are those that are not
-	// there, create are statements for indexes that are missing. Anything else that differs is
-	// ErrShape, with all of it by name. Columns and indexes of others do not count, but for columns
-	// that an insert must fill.
+	// CheckTables compares the tables in the catalog with Schema: absent are the tables that do not
+	// exist, create are the statements that create missing indexes. Any other difference is
+	// ErrShape, which names all of them. Columns and indexes of the application are ignored, except
+	// columns to which an insert must give a value.
 	CheckTables(ctx context.Context, c Conn) (absent, create []string, err error)
 	// Schema is the SQL that creates version Version of the tables.
 	Schema() []string
 }
 
-// Completer is a Dialect that can do in one statement what Move from running and Claim do: all of
-// it or nothing. All says that every task was moved; then their ids are not listed. Complete is
-// Move from running that tells the same. An id that history has already is an error of both, and
-// nothing is done.
+// Completer is a Dialect that can do the work of Move from running and of Claim in one statement,
+// all of it or nothing. All reports that every task was moved; their ids are then not listed.
+// Complete is Move from running with the same results. If history already has an id, both return an
+// error and change nothing.
 type Completer interface {
 	CompleteAndClaim(ctx context.Context, c Conn, rows []Outcome, p ClaimParams, each func(Row) error) (moved []string, all bool, err error)
 	Complete(ctx context.Context, c Conn, rows []Outcome) (moved []string, all bool, err error)
@@ -265,17 +271,18 @@ type Completer interface {
 // Version is the schema's version. Migrate takes older tables to it; Run refuses any other.
 const Version = 1
 
-// Columns of a task's row, in the order in which statements return them.
+// Columns are the columns of a task's row, in the order in which statements return them.
 var Columns = []string{
 	"id", "func", "args", "key", "queue", "priority", "run_at", "state", "attempt", "uncounted", "crashes",
 	"max_attempts", "timeout_ms", "repeatable", "version", "process_id", "rerun_of", "errors", "meta", "created_at",
 	"started_at",
 }
 
-// Names of the supported databases, as gorm.Dialector.Name gives them.
+// Supported returns the names of the supported databases, as gorm.Dialector.Name returns them.
 func Supported() []string { return []string{"mysql", "postgres", "sqlite"} }
 
-// New returns the dialect for a gorm.Dialector's name. A clock, for tests, replaces the database's.
+// New returns the dialect for the name of a gorm.Dialector. A clock, in tests, replaces the
+// database's clock.
 func New(name string, names Names, clock func() time.Time) (Dialect, error) {
 	switch name {
 	case "mysql":
@@ -288,7 +295,7 @@ func New(name string, names Names, clock func() time.Time) (Dialect, error) {
 	return nil, fmt.Errorf("database %q is not supported; supported are %s", name, strings.Join(Supported(), ", "))
 }
 
-// home reads a schema's name, NULL when there is none.
+// home reads a schema's name, which may be NULL.
 func home(rows *sql.Rows, err error) (schema string, _ error) {
 	err = each(rows, err, func(r Row) error {
 		var name sql.NullString
@@ -299,7 +306,7 @@ func home(rows *sql.Rows, err error) (schema string, _ error) {
 	return schema, err
 }
 
-// JSONType is the column type of a JSON document, for the models' GormDBDataType.
+// JSONType is the column type of a JSON document, for the models' method GormDBDataType.
 func JSONType(name string) string {
 	switch name {
 	case "postgres":
@@ -310,12 +317,12 @@ func JSONType(name string) string {
 	return "text"
 }
 
-// base is what the dialects share: rendering names into statements.
+// base is the part that all dialects share: it renders names into statements.
 type base struct {
 	names   Names
 	clock   func() time.Time
 	literal func(time.Time) string // an instant as an SQL literal
-	now     string                 // the database's clock
+	now     string                 // the time of the database's clock
 
 	identifier func(string) string // quotes a name
 	pairs      []string
@@ -342,7 +349,7 @@ func newBase(names Names, clock func() time.Time, quote byte, now string, litera
 		if strings.Contains(table, ".") {
 			schema = quoted(schema) + "."
 		} else if schema != "" {
-			schema = identifier(schema) + "." // one name, whatever is in it
+			schema = identifier(schema) + "." // one name, whatever characters it contains
 		}
 		b.pairs = append(b.pairs, "{"+what+"}", schema+quoted(bare), "{"+what+".schema}", schema, "{"+what+".bare}", quoted(bare))
 		for _, index := range []string{"claim", "key", "process", "parked", "status", "task"} {
@@ -350,7 +357,7 @@ func newBase(names Names, clock func() time.Time, quote byte, now string, litera
 		}
 	}
 	columns := slices.Clone(Columns)
-	columns[slices.Index(columns, "key")] = quoted("key") // which is reserved in some database
+	columns[slices.Index(columns, "key")] = quoted("key") // reserved in some databases
 	b.pairs = append(b.pairs,
 		"{key}", quoted("key"),
 		"{before}", quoted("before"),
@@ -360,8 +367,8 @@ func newBase(names Names, clock func() time.Time, quote byte, now string, litera
 	return b
 }
 
-// Now is the database's clock, or the test clock's time as a literal: so production statements have
-// no parameter for it.
+// Now is the time of the database's clock, or the test clock's time as a literal. So statements in
+// production have no parameter for it.
 func (b *base) Now() string {
 	if b.clock == nil {
 		return b.now
@@ -369,7 +376,7 @@ func (b *base) Now() string {
 	return b.literal(b.clock())
 }
 
-// render puts names into a statement, but not the time.
+// render puts names into a statement. It does not put in the time.
 func (b *base) render(query string) string {
 	if b.clock == nil {
 		query = strings.ReplaceAll(query, "{now}", b.now)
@@ -377,7 +384,8 @@ func (b *base) render(query string) string {
 	return strings.NewReplacer(b.pairs...).Replace(query)
 }
 
-// at puts the time into a rendered statement, which only a test clock leaves to do.
+// at puts the test clock's time into a rendered statement. Without a test clock, render has already
+// put in an expression for the time.
 func (b *base) at(query string) string {
 	if b.clock == nil {
 		return query
@@ -396,7 +404,7 @@ func (b *base) script(template string) []string {
 	return out
 }
 
-// encode leaves <, > and & as they are: each would become six bytes.
+// encode does not escape <, > and &, because an escaped character takes six bytes.
 func encode(v any) string {
 	var b strings.Builder
 	e := json.NewEncoder(&b)
@@ -407,8 +415,8 @@ func encode(v any) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// RollBack is for a deferred call. A driver that panics may leave a transaction that waits for its
-// statement for ever, so the panic goes on without it.
+// RollBack is for a deferred call. After a panic of the driver, the transaction may wait for its
+// statement for ever. So the panic continues without waiting for the rollback.
 func RollBack(ctx context.Context, d Dialect, tx *sql.Tx) {
 	if v := recover(); v != nil {
 		go tx.Rollback()
@@ -417,19 +425,19 @@ func RollBack(ctx context.Context, d Dialect, tx *sql.Tx) {
 	_ = d.End(ctx, tx.Rollback)
 }
 
-// Outlive is a context that ends soon after ctx, and not with it: for a statement whose effect is
-// to be known, on a database that may not answer.
+// Outlive returns a context that ends soon after ctx. It is for a statement whose effect must be
+// known, on a database that may not answer.
 func Outlive(ctx context.Context) (context.Context, context.CancelFunc) {
 	longer, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
 	return longer, func() { stop(); cancel() }
 }
 
-// grace is for a reply that is under way when a context ends.
+// grace is the time for a reply that is under way when a context ends.
 const grace = 2 * time.Second
 
-// End leaves it to drivers that end a COMMIT with its transaction's context, and to files, which
-// are never silent.
+// End has no limit of its own. Some drivers end a COMMIT when the context of its transaction ends,
+// and a database in a file always answers.
 func (b *base) End(_ context.Context, end func() error) error { return end() }
 
 func each(rows *sql.Rows, err error, f func(Row) error) error {
@@ -469,12 +477,15 @@ func partitionStates(rows *sql.Rows, err error) ([]PartitionState, error) {
 		}
 		n, ok := priority.(int64)
 		if !ok {
-			return nil // somebody wrote into a row what its type does not hold, as SQLite allows; it waits for a repair
+			// The application has written a value that is not of the column's type, as SQLite
+			// allows. The row waits until the application repairs it.
+			return nil
 		}
 		l.Priority = int(n)
 		l.Next = -1
 		if next.Valid {
-			// A start time may be thousands of years off, a Duration only some hundred.
+			// A start time may be thousands of years away; a Duration holds only some hundred
+			// years.
 			l.Next = time.Duration(min(max(0, next.Int64), math.MaxInt64/1000)) * time.Microsecond
 		}
 		out = append(out, l)
@@ -483,7 +494,7 @@ func partitionStates(rows *sql.Rows, err error) ([]PartitionState, error) {
 	return out, err
 }
 
-// Micros rounds a duration up to microseconds: a task is never early.
+// Micros rounds a duration up to microseconds, so that a task never starts early.
 func Micros(d time.Duration) int64 {
 	n := int64(d / time.Microsecond)
 	if d%time.Microsecond > 0 {
@@ -492,7 +503,7 @@ func Micros(d time.Duration) int64 {
 	return n
 }
 
-// nonNil keeps an empty list from being encoded as null.
+// nonNil makes an empty list encode as [], not as null.
 func nonNil(list []string) []string {
 	if list == nil {
 		return []string{}
@@ -500,7 +511,7 @@ func nonNil(list []string) []string {
 	return list
 }
 
-// ParseTime reads what Clock returns: without an offset it is in UTC.
+// ParseTime reads a time that Clock returned. A time without an offset is in UTC.
 func ParseTime(text string) (time.Time, error) {
 	t, err := time.Parse("2006-01-02 15:04:05.999999-07:00", text)
 	if err != nil {
@@ -509,7 +520,7 @@ func ParseTime(text string) (time.Time, error) {
 	return t, err
 }
 
-// list is a JSON array, or NULL for no list at all.
+// list is a JSON array, or NULL for an empty list.
 func list(values []string) any {
 	if len(values) == 0 {
 		return nil
@@ -524,7 +535,7 @@ func affected(r sql.Result, err error) (int64, error) {
 	return r.RowsAffected()
 }
 
-// statuses are those that share a retention time.
+// statuses are the statuses that share a retention time: error, or all others.
 func statuses(errors bool) []string {
 	if errors {
 		return []string{"error"}

@@ -11,21 +11,21 @@ import (
 	"strings"
 )
 
-// Class says what an error of the database asks for.
+// Class says what to do after an error of the database.
 type Class int
 
 const (
-	Other   Class = iota // give up, or ask a person: nothing that the library does will help
-	Retry                // run the whole transaction again: it was undone for the sake of others
-	Busy                 // wait, then try again: a lock is held, or the database is short of something
-	Lost                 // reconnect and look: whether the statement took effect is unknown
+	Other   Class = iota // give up, or ask a person: the library can do nothing about it
+	Retry                // run the whole transaction again: another one made the database undo it
+	Busy                 // wait, then try again: a lock is held, or the database lacks a resource
+	Lost                 // reconnect and look: it is unknown whether the statement took effect
 	Data                 // the database refuses the values
-	Missing              // a table is not there
-	Undone               // an earlier error has undone the transaction, and it only waits for its rollback
+	Missing              // a table does not exist
+	Undone               // an earlier error has undone the transaction, which must be rolled back
 )
 
-// States by SQLSTATE, or by its class of two characters where all of that class ask for the same.
-// What is not here is Other.
+// States are classes by SQLSTATE, or by the two characters of its class if the whole class asks for
+// the same. Any other state is Other.
 //
 // Source: PostgreSQL, "Appendix A. PostgreSQL Error Codes",
 // https://www.postgresql.org/docs/current/errcodes-appendix.html
@@ -37,15 +37,15 @@ var states = map[string]Class{
 	"25P02": Undone,  // in_failed_sql_transaction
 	"25P03": Lost,    // idle_in_transaction_session_timeout: the session is over
 	"25P04": Lost,    // transaction_timeout: the session is over
-	"26000": Retry,   // invalid_sql_statement_name: of a pooler's other session, which has not prepared the statement
-	"28":    Busy,    // invalid authorization specification: as while a password is changed
-	"3D000": Busy,    // invalid_catalog_name: the database is not there (yet)
+	"26000": Retry,   // invalid_sql_statement_name: a pooler's other session has not prepared it
+	"28":    Busy,    // invalid authorization specification: such as while a password is changed
+	"3D000": Busy,    // invalid_catalog_name: the database does not exist (yet)
 	"3F000": Missing, // invalid_schema_name
 	"40001": Retry,   // serialization_failure
 	"40003": Lost,    // statement_completion_unknown
 	"40P01": Retry,   // deadlock_detected
 	"42P01": Missing, // undefined_table
-	"42P05": Retry,   // duplicate_prepared_statement: of a pooler's other session, which has prepared it for another client
+	"42P05": Retry,   // duplicate_prepared_statement: a pooler's other client has prepared it
 	"44000": Data,    // with_check_option_violation
 	"53":    Busy,    // insufficient resources: disk full, out of memory, too many connections
 	"54":    Data,    // program limit exceeded
@@ -54,17 +54,17 @@ var states = map[string]Class{
 	"57":    Lost,    // operator intervention: the server or this session is being shut down
 	"57014": Busy,    // query_canceled: a statement timeout
 	"58":    Busy,    // system error: an I/O error
-	"P0":    Data,    // PL/pgSQL error: what a trigger raises
+	"P0":    Data,    // PL/pgSQL error: raised by a trigger
 }
 
-// Primary result codes of SQLite; an extended code has one in its lowest byte. What is not here is
-// Other.
+// Primary result codes of SQLite. The lowest byte of an extended code is its primary code. Any
+// other code is Other.
 //
 // Source: SQLite, "Result and Error Codes", https://www.sqlite.org/rescode.html
 var sqliteCodes = map[int]Class{
-	4:  Retry, // ABORT: a rollback came in between
+	4:  Retry, // ABORT: a rollback during the statement
 	5:  Busy,  // BUSY: another connection holds the lock
-	6:  Busy,  // LOCKED: this connection does, or one that shares its cache
+	6:  Busy,  // LOCKED: this connection holds the lock, or one that shares its cache
 	7:  Busy,  // NOMEM
 	8:  Busy,  // READONLY
 	9:  Busy,  // INTERRUPT
@@ -72,32 +72,32 @@ var sqliteCodes = map[int]Class{
 	13: Busy,  // FULL
 	14: Busy,  // CANTOPEN
 	15: Busy,  // PROTOCOL: a race for the write-ahead log's locks
-	17: Retry, // SCHEMA: it was changed while a statement was prepared
+	17: Retry, // SCHEMA: the schema was changed while a statement was prepared
 	18: Data,  // TOOBIG
 	19: Data,  // CONSTRAINT
 	20: Data,  // MISMATCH
 	25: Data,  // RANGE
 }
 
-// Error numbers of MySQL and MariaDB. What is not here is Other.
+// Error numbers of MySQL and MariaDB. Any other number is Other.
 //
 // Source: MySQL 8.0 Error Message Reference,
 // https://dev.mysql.com/doc/mysql-errors/8.0/en/server-error-reference.html
 var mysqlCodes = map[int]Class{
 	1015: Busy,    // ER_CANT_LOCK
-	1020: Retry,   // ER_CHECKREAD: MariaDB's innodb_snapshot_isolation, which undoes the transaction
+	1020: Retry,   // ER_CHECKREAD: MariaDB's innodb_snapshot_isolation undoes the transaction
 	1021: Busy,    // ER_DISK_FULL
 	1022: Data,    // ER_DUP_KEY
 	1028: Busy,    // ER_FILSORT_ABORT
-	1030: Busy,    // ER_GET_ERRNO: of the storage engine, such as a disk's
+	1030: Busy,    // ER_GET_ERRNO: an error of the storage engine, such as a disk error
 	1037: Busy,    // ER_OUTOFMEMORY
 	1038: Busy,    // ER_OUT_OF_SORTMEMORY
 	1040: Busy,    // ER_CON_COUNT_ERROR: too many connections
 	1041: Busy,    // ER_OUT_OF_RESOURCES
-	1045: Busy,    // ER_ACCESS_DENIED_ERROR: as while a password is changed
-	1047: Busy,    // ER_UNKNOWN_COM_ERROR: a node of a Galera cluster that is not ready
+	1045: Busy,    // ER_ACCESS_DENIED_ERROR: for example while a password is changed
+	1047: Busy,    // ER_UNKNOWN_COM_ERROR: a node of a Galera cluster is not ready
 	1048: Data,    // ER_BAD_NULL_ERROR
-	1049: Busy,    // ER_BAD_DB_ERROR: the database is not there (yet)
+	1049: Busy,    // ER_BAD_DB_ERROR: the database does not exist (yet)
 	1053: Lost,    // ER_SERVER_SHUTDOWN
 	1062: Data,    // ER_DUP_ENTRY
 	1105: Other,   // ER_UNKNOWN_ERROR
@@ -110,7 +110,7 @@ var mysqlCodes = map[int]Class{
 	1161: Lost,    // ER_NET_WRITE_INTERRUPTED
 	1180: Lost,    // ER_ERROR_DURING_COMMIT
 	1203: Busy,    // ER_TOO_MANY_USER_CONNECTIONS
-	1205: Retry,   // ER_LOCK_WAIT_TIMEOUT: only the statement is undone, which makes the rest unfit to commit
+	1205: Retry,   // ER_LOCK_WAIT_TIMEOUT: undoes only the statement; the rest must not commit
 	1206: Busy,    // ER_LOCK_TABLE_FULL
 	1213: Retry,   // ER_LOCK_DEADLOCK
 	1216: Data,    // ER_NO_REFERENCED_ROW
@@ -128,7 +128,7 @@ var mysqlCodes = map[int]Class{
 	1411: Data,    // ER_WRONG_VALUE_FOR_TYPE
 	1451: Data,    // ER_ROW_IS_REFERENCED_2
 	1452: Data,    // ER_NO_REFERENCED_ROW_2
-	1644: Data,    // ER_SIGNAL_EXCEPTION: what a trigger raises
+	1644: Data,    // ER_SIGNAL_EXCEPTION: raised by a trigger
 	1690: Data,    // ER_DATA_OUT_OF_RANGE
 	1792: Busy,    // ER_CANT_EXECUTE_IN_READ_ONLY_TRANSACTION
 	1836: Busy,    // ER_READ_ONLY_MODE
@@ -145,7 +145,7 @@ var mysqlCodes = map[int]Class{
 	4031: Lost,    // ER_CLIENT_INTERACTION_TIMEOUT
 }
 
-// The plain errors of github.com/go-sql-driver/mysql, which have no type of their own.
+// The errors of github.com/go-sql-driver/mysql that have no type of their own.
 var mysqlTexts = map[string]Class{
 	"invalid connection": Lost,
 	"malformed packet":   Lost,
@@ -155,8 +155,8 @@ var mysqlTexts = map[string]Class{
 	"packet for query is too large. Try adjusting the `Config.MaxAllowedPacket`": Data,
 }
 
-// ReadOnly reports that the session takes no writes: its server was made a standby, say, or it was
-// set so and left behind.
+// ReadOnly reports that the session accepts no writes: for example, its server was made a standby,
+// or the application has made the session read-only and left it so.
 func ReadOnly(err error) bool {
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) {
@@ -166,19 +166,19 @@ func ReadOnly(err error) bool {
 	return code == 1290 || code == 1792 || code == 1836
 }
 
-// OfSession reports that another session may do what this one has refused: it is read-only, sees no
-// tables, may not do it or gives what the driver cannot read.
+// OfSession reports that a new session may succeed where this one fails: this session is read-only,
+// sees no tables, lacks a permission or returns values that the driver cannot read.
 func OfSession(err error) bool {
 	class := Classify(err)
 	return err != nil && (class == Missing || class == Other || ReadOnly(err))
 }
 
-// errMigrating: another session holds the lock of Lock.
+// errMigrating means that another session holds the lock that Lock takes.
 var errMigrating = errors.New("another process migrates")
 
-// Classify sorts an error. Drivers are not imported for it: PostgreSQL's are read through
-// SQLState(), SQLite's through Code() or the fields Code and ExtendedCode, MySQL's through the
-// field Number.
+// Classify returns the class of an error without importing the drivers: PostgreSQL's errors are
+// read through SQLState(), SQLite's through Code() or the fields Code and ExtendedCode, MySQL's
+// through the field Number.
 func Classify(err error) (class Class) {
 	if err == nil {
 		return Other
@@ -223,8 +223,8 @@ func classifyState(state string) Class {
 	return states[state[:min(2, len(state))]]
 }
 
-// classifyMySQL looks at the text of two errors that a Galera node gives for a transaction over its
-// limits, and others for other reasons. It has undone the transaction.
+// classifyMySQL looks at the text of two errors. A Galera node returns them for a transaction over
+// its limits, and rolls it back. The same numbers also have other causes.
 func classifyMySQL(code int, err error) Class {
 	if code == 1105 && strings.Contains(err.Error(), "Maximum writeset size exceeded") ||
 		code == 1180 && strings.Contains(err.Error(), "wsrep_max_ws_rows exceeded") {
@@ -234,7 +234,7 @@ func classifyMySQL(code int, err error) Class {
 }
 
 func classifySQLite(code int, err error) Class {
-	if code&0xff == 1 && strings.Contains(err.Error(), "no such table") { // ERROR has no finer code for this
+	if code&0xff == 1 && strings.Contains(err.Error(), "no such table") { // no code of its own
 		return Missing
 	}
 	return sqliteCodes[code&0xff]
@@ -243,9 +243,9 @@ func classifySQLite(code int, err error) Class {
 // sqliteCode reads a primary or extended code.
 func sqliteCode(err error) (int, bool) { return driverCode(err, "sqlite", "ExtendedCode", "Code") }
 
-// driverCode reads a code from the error types of drivers, whose packages must not be imported
-// here: from a method Code, or the first of some fields that is not zero. Errors that wrap several
-// are looked through as errors.As does.
+// driverCode reads a code from the error types of drivers. Their packages must not be imported
+// here, so it reads the code from a method Code or from the first of some fields that is not zero.
+// It searches an error that wraps several errors as errors.As does.
 func driverCode(err error, pkg string, fields ...string) (int, bool) {
 	for ; err != nil; err = errors.Unwrap(err) {
 		if several, ok := err.(interface{ Unwrap() []error }); ok {
@@ -278,7 +278,7 @@ func driverCode(err error, pkg string, fields ...string) (int, bool) {
 	return 0, false
 }
 
-// classifyText knows errors that are told by their text only.
+// classifyText knows the errors that can only be told by their texts.
 func classifyText(err error) (Class, bool) {
 	for ; err != nil; err = errors.Unwrap(err) {
 		if several, ok := err.(interface{ Unwrap() []error }); ok {
@@ -290,7 +290,7 @@ func classifyText(err error) (Class, bool) {
 			return Other, false
 		}
 		if v := reflect.ValueOf(err); v.Kind() == reflect.Pointer && v.IsNil() {
-			return Other, false // which has no text
+			return Other, false // Error would panic
 		}
 		if class, ok := mysqlTexts[err.Error()]; ok {
 			return class, true

@@ -13,31 +13,32 @@ import (
 //go:embed mysql.sql
 var mysqlSchema string
 
-// mysql: MySQL 8.4 and MariaDB 10.6, and later. Neither has a RETURNING or a writing CTE that both
-// know, so most of what is one statement elsewhere is some in a transaction here: of the caller's,
-// or else one that begin makes.
+// mysql is the dialect of MySQL and MariaDB: MySQL 8.4, MariaDB 10.6, and later versions. They have
+// no common RETURNING and no common CTE that writes. So most operations that are one statement on
+// another database are several statements in a transaction here: the caller's transaction, or one
+// that begin makes.
 //
-// Times are DATETIME(6) in UTC, which no session's time zone moves. Rows are found by a locking
-// read of their own before they are changed, and in READ COMMITTED, where only they are locked and
-// no gap keeps an insert waiting.
+// Times are DATETIME(6) in UTC, which the session's time zone does not change. A locking read finds
+// the rows before a statement changes them. The transaction is READ COMMITTED, so only these rows
+// are locked, and no gap lock makes an insert wait.
 type mysql struct {
 	base
 	instants, insert, probe, probeNext, partition, claim, fenced, waiting, copyRunning, copyRunningBare, copyWaiting, dropRunning,
 	dropWaiting, queueBetween, queueBehind, firsts, requeue, processes, head, heads, park, unparkable, parked, unpark, orphans, orphaned, prunable, prune string
 
 	polling sync.Mutex
-	queues  map[string]time.Time // those that polls have seen, and when last
+	queues  map[string]time.Time // queues that polls have found, and when last
 }
 
 const mysqlTime = "2006-01-02 15:04:05.000000"
 
-// mysqlExact compares as bytes, trailing spaces too, of which plain utf8mb4_bin takes no notice.
-// The two comments are statements to one of the two servers each.
+// mysqlExact compares as bytes, including trailing spaces, which plain utf8mb4_bin ignores. Each of
+// the two comments is executed by one of the two servers.
 const mysqlExact = "CHARACTER SET utf8mb4 COLLATE /*!80017 utf8mb4_0900_bin */ /*M! utf8mb4_nopad_bin */"
 
-// mysqlBehind is (run_at, id) > (?, ?) as two ranges of the index, to which InnoDB appends the id:
-// of thousands that were created at once, and so have one run_at, those before the mark are not
-// read.
+// mysqlBehind is (run_at, id) > (?, ?) as two ranges of the index. InnoDB appends the id to the
+// index. Thousands of tasks that were created at once have the same run_at; the claim does not read
+// those before the cursor.
 const mysqlBehind = " AND (run_at = CAST(? AS DATETIME(6)) AND id > ? OR run_at > CAST(? AS DATETIME(6)))"
 
 func newMySQL(names Names, clock func() time.Time) *mysql {
@@ -45,8 +46,8 @@ func newMySQL(names Names, clock func() time.Time) *mysql {
 		return "CAST('" + t.UTC().Format(mysqlTime) + "' AS DATETIME(6))"
 	})}
 	m.pairs = append(m.pairs, "{exact}", mysqlExact)
-	// The times are computed first, for they cannot be returned by the insert, and a row that is inserted may be gone
-	// before it is read.
+	// The times are computed before the insert. The insert cannot return them, and an inserted row
+	// may be gone before it is read.
 	m.instants = m.render(`
 SELECT r.id, CAST(CASE WHEN r.at IS NULL THEN n.now + INTERVAL COALESCE(r.delay, 0) MICROSECOND
 	WHEN r.past THEN LEAST(CAST(r.at AS DATETIME(6)), n.now) ELSE CAST(r.at AS DATETIME(6)) END AS CHAR), CAST(n.now AS CHAR)
@@ -71,8 +72,9 @@ UNION ALL
 	const queue = "SELECT queue FROM {tasks} FORCE INDEX ({tasks.claim}) WHERE state = 'pending'"
 	m.queueBehind = m.render(queue + " AND queue > ? ORDER BY queue LIMIT 1")
 	m.queueBetween = m.render("(" + queue + "<bounds> AND queue NOT IN (?" + strings.Repeat(", ?", queuesInPart-1) + ") LIMIT 1)")
-	// In the order of the whole index, because MySQL would read and sort all of a partition for the order of run_at. The limit keeps
-	// the servers from putting the inner query into the outer one three times.
+	// ORDER BY has all columns of the index: for the order of run_at alone, MySQL would read and
+	// sort the whole partition. The limit keeps the servers from copying the inner query into the
+	// outer one three times.
 	m.firsts = m.render(`
 SELECT queue, priority, head <= {now}, IF(head > {now}, TIMESTAMPDIFF(MICROSECOND, {now}, head), NULL)
 FROM (
@@ -84,8 +86,9 @@ FROM (
 	CROSS JOIN JSON_TABLE('[1, 2, 3, 4]', '$[*]' COLUMNS (priority smallint PATH '$')) p
 	LIMIT 1000000000
 ) h WHERE head IS NOT NULL`)
-	// The rows are read as the claim will leave them. Tasks that are running or parked are found by this index too: others,
-	// which here would have all rows and not only those, cost a third of a claim.
+	// The rows are read as the claim will leave them. This index finds running and parked tasks,
+	// too. Separate indexes for them would contain all rows here, not only the running or the
+	// parked ones, and would cost a third of a claim.
 	m.partition = m.render(`
 SELECT id, func, args, {key}, queue, priority, run_at, 'running', attempt + 1, uncounted, crashes, max_attempts, timeout_ms,
 	func IN (<repeatable>), version + 1, ?, rerun_of, errors, meta, created_at, {now}
@@ -94,13 +97,15 @@ WHERE state = 'pending' AND queue = ? AND priority = ? AND run_at <= <until><mar
 	AND EXISTS (SELECT 1 FROM {processes} WHERE id = ?)
 ORDER BY run_at, id LIMIT ? FOR UPDATE SKIP LOCKED`)
 
-	// Rows of known ids are looked up one by one, here and below. STRAIGHT_JOIN keeps the table from being the outer loop,
-	// and FORCE INDEX a small one from being read as a whole: either would lock all of it, and a claim would pass over what
-	// is locked. DELETE … WHERE id IN (…) takes no FORCE INDEX, and reads a small table as a whole.
+	// Here and below, rows of known ids are looked up one by one. STRAIGHT_JOIN keeps the server
+	// from making the table the outer loop. FORCE INDEX keeps it from reading a whole small table.
+	// Either would lock the whole table, and claims would skip the locked rows. DELETE … WHERE id
+	// IN (…) accepts no FORCE INDEX and reads a whole small table.
 	const joined = " o STRAIGHT_JOIN {tasks} t FORCE INDEX (PRIMARY) ON t.id = o.id"
 	byID := "JSON_TABLE(?, '$[*]' COLUMNS (id varchar(36) {exact} PATH '$'))" + joined
-	// An UPDATE names one table only. A Galera node with a limit for write sets (wsrep_max_ws_rows, wsrep_max_ws_size) refuses
-	// an UPDATE of a join, with error 4165; an INSERT or a DELETE of one it takes.
+	// An UPDATE names only one table. A Galera node with a limit for write sets (wsrep_max_ws_rows,
+	// wsrep_max_ws_size) refuses an UPDATE of a join, with error 4165. It accepts an INSERT or a
+	// DELETE of a join.
 	update := func(set, state string) string {
 		return m.render("UPDATE {tasks} FORCE INDEX (PRIMARY) SET " + set + " WHERE id IN (<list>) AND state = '" + state + "'")
 	}
@@ -111,12 +116,13 @@ ORDER BY run_at, id LIMIT ? FOR UPDATE SKIP LOCKED`)
 	}
 	running := "t.state = 'running' AND t.version = o.version AND COALESCE(t.process_id, '') = COALESCE(o.process, '')"
 	waiting := "t.state IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)"
-	// A client that no longer waits leaves the server waiting, with the locks that it has: so the server waits for less time
-	// than the library does, as far as that can be had.
+	// When a client stops waiting, the server goes on waiting and keeps the locks that it has. So
+	// the server should wait for less time than the library, as far as possible.
 	m.dropRunning = m.render("/*M! SET STATEMENT innodb_lock_wait_timeout = 1 FOR */ DELETE t FROM " + outcomes() + running)
 	m.dropWaiting = m.render("DELETE t FROM " + outcomes() + waiting)
-	// MySQL would wait for the key's lock, which a refused creation with the same key may hold, as long as its
-	// innodb_lock_wait_timeout says. So the key is read too, by its index, and no lock of either is waited for.
+	// A creation that was refused because of the same key may still hold the key's lock. MySQL
+	// would wait for this lock as long as innodb_lock_wait_timeout says. So the statement also
+	// reads the key there, by its index, and waits neither for the key's lock nor for the task's.
 	byKey := running + " /*!80017 LEFT JOIN {tasks} k FORCE INDEX ({tasks.key}) ON k.{key} = t.{key} */" + mysqlLockTask(", k NOWAIT", "WAIT 1")
 	running += mysqlLockTask(" NOWAIT", "WAIT 1")
 	waiting += mysqlLockTask("", "")
@@ -132,11 +138,12 @@ FROM `
 	bare := strings.NewReplacer("o.errors", "NULL", "o.result", "NULL", "o.error", "NULL").Replace(copied)
 	once := "\nON DUPLICATE KEY UPDATE {history}.id = {history}.id"
 	said := []string{"status varchar(16)", "reason varchar(32)", "crashes integer"}
-	// A table with long texts is one on disk, so they are read only where they are needed.
+	// A temporary table with long texts is on disk, so they are read only where they are needed.
 	m.copyRunningBare = m.render(bare + outcomes(said...) + byKey + once)
 	said = append(said, "result longtext", "error longtext", "errors longtext")
 	m.copyRunning, m.copyWaiting = m.render(copied+outcomes(said...)+byKey+once), m.render(copied+outcomes(said...)+waiting+once)
-	// Each row has values of its own here, so it is an INSERT of rows that are there.
+	// Each row gets different values, so this is an INSERT … ON DUPLICATE KEY UPDATE of rows that
+	// exist.
 	m.requeue = m.render(`
 INSERT INTO {tasks} (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms,
 	repeatable, version, errors, created_at)
@@ -171,14 +178,16 @@ WHERE status = ? AND finished_at < {now} - INTERVAL ? MICROSECOND ORDER BY finis
 	return m
 }
 
-// mysqlLockTask locks the rows of t alone, each server in its own way. MySQL refuses to lock a JSON_TABLE (3569) and has a
-// clause that names t; MariaDB has no such clause, and in a JSON_TABLE nothing to lock.
+// mysqlLockTask locks only the rows of t, in each server's own way. MySQL refuses to lock a
+// JSON_TABLE (3569) and has a clause that names t. MariaDB has no such clause and locks nothing in
+// a JSON_TABLE.
 func mysqlLockTask(mysql, maria string) string {
 	return " FOR UPDATE /*!80017 OF t" + mysql + " */ /*M! " + maria + " */"
 }
 
-// jsonTable is a parameter's array as a relation, with a column for each field of its elements: its name and its type. A text
-// would else have the character set of the database, and what that does not know would become '?', without an error.
+// jsonTable is a parameter's array as a relation, with a column for each field of its elements. A
+// field is a name and a type. Without {exact}, a text would have the database's character set, and
+// a character that this set does not contain would become '?' without an error.
 func jsonTable(fields ...string) string {
 	columns := make([]string, len(fields))
 	for i, f := range fields {
@@ -212,7 +221,7 @@ func (m *mysql) Instant() string         { return "CAST(? AS DATETIME(6))" }
 
 func (m *mysql) Rebind(query string) string { return m.at(m.render(query)) }
 
-// begin runs f in a transaction: c's own, or a new one when c is a pool.
+// begin runs f in c's transaction, or in a new one when c is a pool.
 func (m *mysql) begin(ctx context.Context, c Conn, f func(Conn) error) error {
 	pool, ok := c.(*sql.DB)
 	if !ok {
@@ -231,8 +240,8 @@ func (m *mysql) begin(ctx context.Context, c Conn, f func(Conn) error) error {
 
 var errDriverExit = errors.New("the driver has ended its goroutine")
 
-// End leaves behind what gets no reply: the driver sends COMMIT and ROLLBACK without a context, and
-// database/sql waits for them.
+// End abandons a COMMIT or ROLLBACK that gets no reply: the driver sends them without a context,
+// and database/sql waits for them.
 func (m *mysql) End(ctx context.Context, end func() error) error {
 	if ctx.Done() == nil {
 		return end()
@@ -260,13 +269,14 @@ func (m *mysql) End(ctx context.Context, end func() error) error {
 	}
 }
 
-// in puts as many placeholders as there are values for <list>.
+// in replaces <list> by a placeholder for each value.
 func (m *mysql) in(query string, values []string) (string, []any) {
 	list, params := marks(values)
 	return m.at(strings.Replace(query, "<list>", list, 1)), params
 }
 
-// update runs an UPDATE of the rows of some ids, whose own parameters come before these.
+// update runs an UPDATE of the rows with these ids. The parameters of the query itself come before
+// the ids.
 func (m *mysql) update(ctx context.Context, c Conn, query string, ids []string, params ...any) (int64, error) {
 	if len(ids) == 0 {
 		return 0, nil

@@ -8,10 +8,11 @@ import (
 	"time"
 )
 
-// mysqlLock is a name on the whole server, of 64 characters at most. (MySQL 9.7 has no MD5.)
+// mysqlLock is the name of a lock on the whole server. It may have 64 characters at most. (MySQL
+// 9.7 has no MD5.)
 const mysqlLock = "CONCAT('outbox ', LEFT(SHA2(CONCAT(COALESCE(DATABASE(), ''), ' ', ?), 256), 32))"
 
-// Lock is the session's, since a CREATE TABLE commits.
+// Lock takes a lock of the session, because a CREATE TABLE commits the transaction.
 func (m *mysql) Lock(ctx context.Context, c Conn) error {
 	got, err := texts(c.QueryContext(ctx, "SELECT COALESCE(GET_LOCK("+mysqlLock+", 10), 0)", m.names.Version))
 	if err == nil && got[0] != "1" {
@@ -27,12 +28,12 @@ func (m *mysql) Unlock(ctx context.Context, c Conn) error {
 
 func (m *mysql) Begin(context.Context, Conn) error { return nil }
 
-// StillIn sets a savepoint, which outside of a transaction is forgotten at once. A deadlock undoes
-// the transaction and a statement like CREATE TABLE commits it; either way what follows would be
-// committed one by one.
+// StillIn sets a savepoint. Outside a transaction, the server forgets it at once. A deadlock rolls
+// the transaction back, and a statement like CREATE TABLE commits it. After either, the next
+// statements would be committed one by one.
 func (m *mysql) StillIn(ctx context.Context, c Conn) bool {
 	if _, err := c.ExecContext(ctx, "SAVEPOINT outbox_still_in"); err != nil {
-		return true // the statement that was to come says why
+		return true // the next statement will return the error
 	}
 	_, err := c.ExecContext(ctx, "RELEASE SAVEPOINT outbox_still_in")
 	code, ok := driverCode(err, "mysql", "Number")
@@ -43,8 +44,8 @@ func (m *mysql) Home(ctx context.Context, c Conn) (string, error) {
 	return home(c.QueryContext(ctx, "SELECT DATABASE()"))
 }
 
-// Check refuses connections on which a value would be cut without an error, a character lost, or a
-// time moved when the application reads it through the models.
+// Check refuses connections on which a value would be cut without an error, a character would be
+// lost, or a time would be moved when the application reads it through the models.
 func (m *mysql) Check(ctx context.Context, c Conn) error {
 	r, err := c.QueryContext(ctx, "SELECT @@sql_mode, @@character_set_client, @@sql_safe_updates, @@autocommit, CAST('2020-01-01' AS DATETIME(6))")
 	return each(r, err, func(r Row) error {
@@ -74,7 +75,8 @@ func (m *mysql) Check(ctx context.Context, c Conn) error {
 	})
 }
 
-// alwaysUTC looks at some years, since a zone that is at UTC now may leave it in summer.
+// alwaysUTC checks every month of 20 years, because a zone that is at UTC in winter may leave it in
+// summer.
 func alwaysUTC(loc *time.Location) bool {
 	for month := range 20 * 12 {
 		if _, offset := time.Date(2020, time.Month(1+month), 1, 0, 0, 0, 0, time.UTC).In(loc).Zone(); offset != 0 {

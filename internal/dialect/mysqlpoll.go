@@ -8,21 +8,22 @@ import (
 	"time"
 )
 
-// A poll of MySQL. Neither server is sure to skip through an index: grouped, or in a recursive
-// query, either may read every waiting task. What both do is to look up a value that is given, and
-// to read the ranges between values that are given. So a poll of many queues asks for the first
-// tasks of those that it has seen before, and for a queue between them, in one statement each. Few
-// queues, and new ones, are found by walking from one to the next.
+// A poll of MySQL. Neither server is certain to skip through an index: in a grouped or a recursive
+// query, either may read every waiting task. Both do look up a given value, and both read the
+// ranges between given values. So a poll of many queues needs two statements: one reads the first
+// tasks of the queues that earlier polls have found, the other looks for a queue between them. Few
+// queues, and new ones, are found by walking from one queue to the next.
 
-// fewQueues are walked through.
+// fewQueues is the largest number of known queues that a poll walks through.
 const fewQueues = 16
 
-// queueMemory is how long a queue without a task is asked for, so that it need not be found again
-// with its next one.
+// queueMemory is how long a poll still asks for a queue that has no task. So the queue's next task
+// does not make the poll discover the queue again.
 const queueMemory = time.Minute
 
-// Some queues are excluded by one part of a statement, because the servers plan them in quadratic
-// time, and some parts make a statement, because it can have 65,535 parameters.
+// One part of a statement excludes some of the queues, because the servers plan a list in time
+// quadratic in its length. A statement has some of the parts, because it can have only 65,535
+// parameters.
 const (
 	queuesInPart     = 200
 	partsInStatement = 100
@@ -51,16 +52,16 @@ func (m *mysql) Poll(ctx context.Context, c Conn) (partitions []PartitionState, 
 	return partitions, nil
 }
 
-// walk goes from partition to partition, a statement each. One statement asks for the next start
-// time of a partition that has due tasks, in a row of priority 0, and for the partition that
-// follows it.
+// walk goes from one partition to the next with one statement each. The statement reads the next
+// start time of a partition that has due tasks, as a row of priority 0, and the partition that
+// follows.
 func (m *mysql) walk(ctx context.Context, c Conn) (partitions []PartitionState, err error) {
 	found, err := partitionStates(c.QueryContext(ctx, m.at(m.probe)))
 	for err == nil && len(found) > 0 {
 		l := found[0]
 		partitions = append(partitions, l)
 		found, err = partitionStates(c.QueryContext(ctx, m.at(m.probeNext), l.Queue, l.Priority, l.Queue, l.Priority, l.Queue))
-		if len(found) > 0 && found[0].Priority == 0 { // of the same partition
+		if len(found) > 0 && found[0].Priority == 0 { // the same partition
 			partitions[len(partitions)-1].Next = found[0].Next
 			found = found[1:]
 		}
@@ -68,7 +69,7 @@ func (m *mysql) walk(ctx context.Context, c Conn) (partitions []PartitionState, 
 	return partitions, err
 }
 
-// discover adds the queues that are not known yet to those that are, in their order.
+// discover adds the queues that are not known yet to the known ones, in order.
 func (m *mysql) discover(ctx context.Context, c Conn, known []string) ([]string, error) {
 	for {
 		found, err := m.between(ctx, c, known)
@@ -93,7 +94,7 @@ func (m *mysql) discover(ctx context.Context, c Conn, known []string) ([]string,
 	}
 }
 
-// between returns some queues that are not known, and none only when all are.
+// between returns some of the queues that are not known. It returns none only if all are known.
 func (m *mysql) between(ctx context.Context, c Conn, known []string) (found []string, err error) {
 	parts := slices.Collect(slices.Chunk(known, queuesInPart))
 	for first := 0; first < len(parts); first += partsInStatement {
@@ -107,7 +108,7 @@ func (m *mysql) between(ctx context.Context, c Conn, known []string) (found []st
 			if i < len(parts)-1 {
 				bounds, params = bounds+" AND queue < ?", append(params, names[queuesInPart-1])
 			}
-			// The last name fills the part up, so that there are few texts.
+			// Repeating the last name fills the part, so that statements have few different texts.
 			for k := range queuesInPart {
 				params = append(params, names[min(k, len(names)-1)])
 			}

@@ -38,8 +38,8 @@ func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) e
 	done := all
 	if _, err = c.ExecContext(ctx, m.insert, encode(all)); mysqlDuplicate(err) {
 		done, err = nil, nil
-		// One alone is not tried again: in REPEATABLE READ, MySQL leaves the gap locked in which
-		// the row stood, for everybody who was refused, and two such are a deadlock.
+		// A single row is not tried again: in REPEATABLE READ, each transaction that was refused
+		// keeps a lock of the gap in which the row stood. Two of these would deadlock.
 		for i := 0; i < len(all) && len(all) > 1; i++ {
 			if _, err = c.ExecContext(ctx, m.insert, encode(all[i:i+1])); err == nil {
 				done = append(done, all[i])
@@ -52,7 +52,7 @@ func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) e
 	if err != nil {
 		return err
 	}
-	// Nothing more is asked: an error now would be one of a creation that has taken effect.
+	// No further statement follows: its error would belong to a creation that has taken effect.
 	for _, r := range done {
 		if err := f(insertedRow{r.ID, r.At, r.Created}); err != nil {
 			return err
@@ -61,7 +61,7 @@ func (m *mysql) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row) e
 	return nil
 }
 
-// insertedRow is what an INSERT that returns rows would return.
+// insertedRow has the values that an INSERT with RETURNING would return.
 type insertedRow [3]string
 
 func (r insertedRow) Scan(dest ...any) error {
@@ -94,7 +94,7 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 	}
 	repeatable, again := marks(q.Repeatable)
 	if len(q.Repeatable) == 0 {
-		repeatable = "''" // an empty list is no SQL, and no path is empty
+		repeatable = "''" // an empty list is not valid SQL, and no function's name is empty
 	}
 	query, funcs := m.in(strings.Replace(m.partition, "<repeatable>", repeatable, 1), q.Funcs)
 	claim := strings.Replace(m.claim, "<repeatable>", repeatable, 1)
@@ -155,12 +155,12 @@ func (m *mysql) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) er
 	})
 }
 
-// ignored is where values go that nobody reads.
+// ignored discards a value.
 type ignored struct{}
 
 func (ignored) Scan(any) error { return nil }
 
-// marks are as many placeholders as there are values.
+// marks returns a placeholder for each value.
 func marks(values []string) (string, []any) {
 	params := make([]any, len(values))
 	for i, v := range values {
@@ -175,7 +175,8 @@ func (m *mysql) Move(ctx context.Context, c Conn, from From, rows []Outcome) (id
 		fenced, copied, drop = m.waiting, m.copyWaiting, m.dropWaiting
 	}
 	rows = slices.Clone(rows)
-	slices.SortFunc(rows, func(a, b Outcome) int { return cmp.Compare(a.ID, b.ID) }) // one order of locks
+	// Every transaction locks the rows in this order.
+	slices.SortFunc(rows, func(a, b Outcome) int { return cmp.Compare(a.ID, b.ID) })
 	param := encode(rows)
 	if from == FromRunning && !slices.ContainsFunc(rows, func(o Outcome) bool { return o.Result != nil || o.Error != nil || o.Errors != nil }) {
 		copied = m.copyRunningBare
@@ -186,8 +187,8 @@ func (m *mysql) Move(ctx context.Context, c Conn, from From, rows []Outcome) (id
 			return err
 		}
 		if ids = idsOf(rows); n != int64(len(ids)) {
-			// The fence kept some out, or history has them already. Those that it let through are
-			// locked.
+			// The fence refused some outcomes, or history already has some of the ids. The rows
+			// that passed the fence are locked.
 			if ids, err = texts(c.QueryContext(ctx, m.at(fenced), param)); err != nil {
 				return err
 			}
@@ -221,8 +222,8 @@ func (m *mysql) Requeue(ctx context.Context, c Conn, rows []Requeued) (ids []str
 	return ids, nil
 }
 
-// Park asks Go, not the server, who can run what: a list inside of a document is compared by rules
-// that differ.
+// Park compares the functions of the live processes in Go. The server would compare a list inside a
+// document by other rules.
 func (m *mysql) Park(ctx context.Context, c Conn, partitions []Partition, limit int) (parked []string, err error) {
 	err = m.begin(ctx, c, func(c Conn) error {
 		parked = nil
@@ -242,7 +243,8 @@ func (m *mysql) Park(ctx context.Context, c Conn, partitions []Partition, limit 
 		if len(found) == 0 {
 			return nil
 		}
-		// After the tasks: who has just brought some back is known by then.
+		// The processes are read after the tasks, so that they include any process that has just
+		// unparked some of these tasks.
 		live, err := m.live(ctx, c)
 		if err != nil {
 			return err
@@ -275,7 +277,7 @@ func (m *mysql) Park(ctx context.Context, c Conn, partitions []Partition, limit 
 	return parked, nil
 }
 
-// server is what a live process runs; nil queues are all.
+// server has the functions and queues of a live process; nil queues are all queues.
 type server struct{ funcs, queues []string }
 
 func (s server) runs(name, queue string) bool {
@@ -329,7 +331,8 @@ func (m *mysql) Unpark(ctx context.Context, c Conn, funcs, queues []string, limi
 	return n, err
 }
 
-// Orphans are looked for without a lock, which would fall on the running tasks of the living too.
+// Orphans finds the tasks without a lock, because the lock would include the running tasks of live
+// processes.
 func (m *mysql) Orphans(ctx context.Context, c Conn, limit int, f func(Row) error) error {
 	ids, err := texts(c.QueryContext(ctx, m.at(m.orphans), limit))
 	if err != nil || len(ids) == 0 {

@@ -18,8 +18,8 @@ import (
 //go:embed postgres.sql
 var postgresSchema string
 
-// postgres: version 12 and later. Lists of functions travel as JSON, so that no array type of a
-// driver is needed.
+// postgres is the dialect of PostgreSQL 12 and later. It passes lists of functions as JSON, so it
+// needs no array type of a driver.
 type postgres struct {
 	base
 	insert, insertPlain, insertMany, insertAlike, insertAlikeKeys, probe, claim, claimMany, moveRunning, moveWaiting, finish, exchange, exchangeMany, requeue, park, unpark, orphans, prune string
@@ -28,9 +28,9 @@ type postgres struct {
 const postgresTime = "2006-01-02 15:04:05.999999-07:00"
 
 func newPostgres(names Names, clock func() time.Time) *postgres {
-	// clock_timestamp(), because now() is the transaction's start; inside a scalar sub-select,
-	// because a volatile function cannot be an index condition, while the sub-select's result,
-	// computed once, can.
+	// clock_timestamp(), because now() is the transaction's start. It is inside a scalar
+	// sub-select, because a volatile function cannot be an index condition. The sub-select's result
+	// can, because it is computed once.
 	p := &postgres{base: newBase(names, clock, '"', "(SELECT clock_timestamp())", func(t time.Time) string {
 		return "timestamptz '" + t.UTC().Format(postgresTime) + "'"
 	})}
@@ -38,9 +38,9 @@ func newPostgres(names Names, clock func() time.Time) *postgres {
 INSERT INTO {tasks} (id, func, args, key, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts,
 	timeout_ms, repeatable, version, rerun_of, meta, created_at)`
 	const onlyNewKeys = "ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING\n"
-	// One row is one parameter a value: a third of the statement's time is gone with the JSON. Nor
-	// has it a subquery for the time: the statement's start is the same wherever it stands, and not
-	// the transaction's.
+	// For a single row each value is a parameter: without JSON the statement takes a third less
+	// time. It also needs no subquery for the time: statement_timestamp() is the same everywhere in
+	// the statement, and it is not the transaction's start.
 	start := "statement_timestamp()"
 	if clock != nil {
 		start = "{now}"
@@ -50,16 +50,16 @@ INSERT INTO {tasks} (id, func, args, key, queue, priority, run_at, state, attemp
 	     WHEN $8::boolean THEN least($7::text::timestamptz, {start}) ELSE $7::text::timestamptz END,
 	'pending', 0, 0, 0, $10::bigint, $11::bigint, false, 1, $12::text, $13::text::json, {start}`
 	p.insert = p.render(strings.ReplaceAll(into+"\nVALUES ("+values+")\n"+onlyNewKeys+"RETURNING id, run_at, created_at", "{start}", start))
-	// Most tasks have none of what is NULL here. Each value that is passed or returned costs the
-	// driver and the server.
+	// In most tasks the columns that are omitted here are NULL. Each value that is passed or
+	// returned costs the driver and the server time.
 	p.insertPlain = p.render(strings.ReplaceAll(`
 INSERT INTO {tasks} (id, func, args, queue, priority, run_at, state, attempt, uncounted, crashes, max_attempts, timeout_ms, repeatable,
 	version, created_at)
 VALUES ($1::text, $2::text, $3::text::json, $4::text, $5::bigint, {start} + $6::bigint * interval '1 microsecond', 'pending', 0, 0, 0,
 	$7::bigint, $8::bigint, false, 1, {start})
 RETURNING run_at, created_at`, "{start}", start))
-	// Of rows that are alike everything else is told once: to take rows of JSON apart costs more
-	// than to insert them.
+	// Rows that are alike share all values except ids, arguments and keys, and these values are
+	// passed once: parsing rows of JSON costs more than inserting them.
 	alike := into + "\nSELECT " + strings.NewReplacer("$1::text", "r.id", "$3::text::json", "r.args::json", "$4::text", "r.key", "{start}", "n.now").Replace(values) + `
 FROM (SELECT {now} AS now OFFSET 0) n, unnest($1::text::text[], $3::text::text[], $4::text::text[]) AS r(id, args, key)
 {conflict}RETURNING id, run_at, created_at`
@@ -73,7 +73,7 @@ FROM (SELECT {now} AS now OFFSET 0) n, json_to_recordset($1::text::json) AS r(id
 	queue text, priority smallint, at timestamptz, past boolean, delay bigint, max_attempts integer,
 	timeout_ms bigint, rerun_of text, meta text)
 {conflict}RETURNING id, run_at, created_at`
-	// Most rows of a batch have the same times, which are told once for all of them.
+	// Most rows of a batch have the same times, which are returned once for all of them.
 	counted := func(insert, conflict, ids string) string {
 		return p.render("WITH i AS (" + strings.Replace(insert, "{conflict}", conflict, 1) + "\n)\n" +
 			"SELECT count(*), " + ids + ", run_at, created_at FROM i GROUP BY run_at, created_at")
@@ -81,9 +81,9 @@ FROM (SELECT {now} AS now OFFSET 0) n, json_to_recordset($1::text::json) AS r(id
 	p.insertMany = counted(many, onlyNewKeys, "json_agg(id)::text")
 	p.insertAlike, p.insertAlikeKeys = counted(alike, "", "'[]'"), counted(alike, onlyNewKeys, "json_agg(id)::text") // without keys it is all or none
 
-	// The partitions are found by skipping through the claim's index, so their number costs, not
-	// that of the tasks. The first task of each decides whether something is due: for EXISTS (…
-	// run_at <= now) the planner may scan the table.
+	// The partitions are found by skipping through the claim's index, so the cost depends on the
+	// number of partitions, not of tasks. The first task of each partition decides whether a task
+	// is due: for EXISTS (… run_at <= now) the planner may scan the table.
 	p.probe = p.render(`
 WITH RECURSIVE part(queue, priority, run_at) AS (
 	(SELECT queue, priority, run_at FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority, run_at LIMIT 1)
@@ -99,15 +99,15 @@ SELECT l.queue, l.priority, l.run_at <= n.now,
 		ORDER BY t.run_at LIMIT 1)
 FROM part l, (SELECT {now} AS now OFFSET 0) n`)
 
-	// ARRAY(SELECT … FOR UPDATE SKIP LOCKED) runs once. As IN (SELECT …) or a joined CTE the
-	// planner may run it again for every row when its statistics are stale. The rows are locked, so
-	// their ctid, which needs no index, stays theirs. Of the limits only the last one counts; see
-	// about. Rows behind it are not read, so not locked.
+	// ARRAY(SELECT … FOR UPDATE SKIP LOCKED) runs once. The planner may run IN (SELECT …) or a
+	// joined CTE again for every row when its statistics are stale. The rows are locked, so their
+	// ctid does not change, and a ctid needs no index. Of the limits only the last one counts; see
+	// about. Rows beyond it are not read, so they are not locked.
 	//
 	// Here and below, state || '' keeps the planner from finding a row of known id through a
-	// partial index on its state, which after a while holds mostly entries of dead rows. The mark
-	// of a partition keeps a refill from walking over index entries that a long transaction keeps
-	// alive.
+	// partial index on its state. After a while, that index holds mostly entries of dead rows. The
+	// cursor of a partition keeps a refill from walking over index entries that a long transaction
+	// keeps alive.
 	claim := func(param ...string) string {
 		return strings.NewReplacer("{process}", param[0], "{repeatable}", param[1], "{partitions}", param[2], "{until}", param[3],
 			"{funcs}", param[4], "{limit}", param[5]).Replace(`
@@ -148,15 +148,16 @@ WITH o AS MATERIALIZED (
 		finished_at)
 	SELECT d.*, {now} FROM d{new}
 )`
-	// Not ON CONFLICT (id): of a history in partitions the key is another. One by one, whatever the
-	// statistics say.
+	// Not ON CONFLICT (id), because a history that is partitioned has another key. The sub-select
+	// looks the ids up one by one, whatever the statistics say.
 	const isNew = "\n\tWHERE (SELECT x.id FROM {history} x WHERE x.id = d.id LIMIT 1) IS NULL"
 	running := strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version AND coalesce(t.process_id, '') = coalesce(o.process, '')", 1)
 	p.moveRunning = p.render(strings.Replace(running, "{new}", isNew, 1) + "\nSELECT id FROM d")
 	p.moveWaiting = p.render(strings.Replace(strings.Replace(move, "{new}", isNew, 1), "{fence}",
 		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1) + "\nSELECT id FROM d")
-	// What was moved is told as a list of ids, or as "all". An id that history has already makes
-	// these fail, which leaves it to Move: to look costs more than a tenth of the statement.
+	// The statement returns the moved ids as a list, or "all". If history already has an id, these
+	// statements fail and leave the group to Move: a check costs more than a tenth of the
+	// statement.
 	finish := strings.Replace(running, "{new}", "", 1)
 	const told = `SELECT CASE WHEN (SELECT count(*) FROM d) = (SELECT count(*) FROM o) THEN 'all'
 	ELSE (SELECT coalesce(json_agg(id), '[]')::text FROM d) END`
@@ -180,9 +181,9 @@ WHERE t.id = ANY (ARRAY(SELECT id FROM o)) AND t.id = o.id AND t.state || '' = '
 	AND coalesce(t.process_id, '') = coalesce(o.process, '')
 RETURNING t.id`)
 
-	// Only the head of each partition is looked at: that is where tasks stand that nobody takes,
-	// and it bounds the cost. What is looked at but not parked is not locked, or another process's
-	// claim would pass it over.
+	// Park looks only at the head of each partition. Tasks that no process claims stand there, and
+	// the cost is bounded. Tasks that are not parked are not locked: another process's claim would
+	// skip locked tasks.
 	p.park = p.render(`
 WITH live AS MATERIALIZED (
 	SELECT f.func, q.queue FROM {processes} p
@@ -219,8 +220,9 @@ WHERE t.id = ANY (ARRAY(
 SELECT {t.columns} FROM {tasks} t
 WHERE t.state = 'running' AND NOT EXISTS (SELECT 1 FROM {processes} p WHERE p.id = t.process_id)
 LIMIT $1::bigint FOR UPDATE OF t SKIP LOCKED`)
-	// One status after the other: in the order of time over all of them, every batch would sort all
-	// that is to go. A place is one of each partition, so what is found there is looked at again.
+	// One status after the other: in the order of time over all statuses, every batch would sort
+	// all rows that are to be deleted. Each partition of the table has its own ctids, so the
+	// conditions are checked again for the rows that are found by ctid.
 	p.prune = p.render(`
 DELETE FROM {history} WHERE status = ANY (ARRAY(SELECT json_array_elements_text($1::text::json)))
 	AND finished_at < {now} - $2::bigint * interval '1 microsecond' AND ctid = ANY (ARRAY(
@@ -242,8 +244,8 @@ func (p *postgres) Latest() string { return "" }
 
 func (p *postgres) Text(column string) string { return "CAST(" + column + " AS text)" }
 
-// Isolation is not left to default_transaction_isolation: at a higher level a claim fails because
-// of every other one.
+// Isolation does not use default_transaction_isolation: at a higher level, concurrent claims make
+// each other fail.
 func (p *postgres) Isolation() sql.IsolationLevel { return sql.LevelReadCommitted }
 
 func (p *postgres) Unlock(context.Context, Conn) error { return nil }
@@ -284,8 +286,7 @@ func (p *postgres) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row
 	if alike(rows) {
 		same := p.insertAlike
 		if slices.ContainsFunc(rows, func(r NewRow) bool { return r.Key != nil }) {
-			// ON CONFLICT writes a second record of every row to the log, whether it has a key or
-			// not: in a batch that costs.
+			// ON CONFLICT writes a second WAL record for every row, even for a row without a key.
 			same = p.insertAlikeKeys
 		}
 		r, err = c.QueryContext(ctx, p.at(same), textArray(rows, func(r *NewRow) *string { return &r.ID }), n.Func,
@@ -318,7 +319,7 @@ func (p *postgres) Insert(ctx context.Context, c Conn, rows []NewRow, f func(Row
 	})
 }
 
-// rowWithID is a row that begins with an id which the database was not asked for.
+// rowWithID is a row that begins with an id, which the statement has not returned.
 type rowWithID struct {
 	Row
 	id string
@@ -328,7 +329,7 @@ func (r rowWithID) Scan(dest ...any) error {
 	return errors.Join(assign(dest[0], r.id), r.Row.Scan(dest[1:]...))
 }
 
-// alike reports whether rows differ in their ids, arguments and keys alone.
+// alike reports whether rows differ only in their ids, arguments and keys.
 func alike(rows []NewRow) bool {
 	same := func(a, b *string) bool { return a == b || a != nil && b != nil && *a == *b }
 	first := rows[0]
@@ -341,7 +342,7 @@ func alike(rows []NewRow) bool {
 	})
 }
 
-// textArray is one value of each row as the text of an array, which every driver passes.
+// textArray returns one value of each row as the text of an array. Every driver can pass a text.
 func textArray(rows []NewRow, value func(*NewRow) *string) string {
 	var b strings.Builder
 	b.WriteByte('{')
@@ -387,22 +388,23 @@ func (p *postgres) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row)
 	return each(r, err, f)
 }
 
-// manyFuncs is a claim that looks functions up in a hash table. An array is compared element by
-// element with each row, which is faster while it is short. IS TRUE keeps the planner from making a
-// join of it, which it might run the other way round.
+// manyFuncs is a claim that looks functions up in a hash table. An array is compared with each row
+// element by element, which is faster for a short array. IS TRUE keeps the planner from making a
+// join of it: the planner might run the join in the opposite direction.
 func manyFuncs(claim string) string {
 	return funcsInArray.ReplaceAllString(claim, "($1 IN ($2)) IS TRUE")
 }
 
 var funcsInArray = regexp.MustCompile(`([ct]\.func) = ANY \(ARRAY\((SELECT json_array_elements_text\(.*?\))\)\)`)
 
-// fewFuncs are compared one by one.
+// fewFuncs is the largest number of functions that are compared one by one.
 const fewFuncs = 50
 
-// about tells the planner how many partitions and rows a claim is for, rounded up so that there are
-// few texts to prepare. From parameters it can know only by planning every single execution, or not
-// at all; then it may take a claim for so large that it compiles it (jit), for longer than it runs.
-// A claim that shares its rows between partitions has a limit more, which others do not pay for.
+// about tells the planner how many partitions and rows a claim is for, rounded up so that only few
+// texts are prepared. If the numbers were parameters, the planner would know them only if it
+// planned every single execution. Otherwise it may estimate the claim as so large that it compiles
+// it (jit), which takes longer than the claim. A claim that shares its rows between partitions has
+// one more limit, which costs the other claims nothing.
 func about(query string, q ClaimParams, args []any) (string, []any) {
 	limit, shared, share := q.Limit, "", ""
 	if 0 < q.Share && q.Share < q.Limit {
@@ -414,7 +416,7 @@ func about(query string, q ClaimParams, args []any) (string, []any) {
 		"/*share*/", share).Replace(query), args
 }
 
-// roundUp to a power of two.
+// roundUp rounds up to a power of two.
 func roundUp(n int) string { return strconv.Itoa(1 << bits.Len(uint(max(n, 1)-1))) }
 
 func (p *postgres) claimArgs(q ClaimParams) []any {
@@ -503,12 +505,12 @@ func (p *postgres) Lock(ctx context.Context, c Conn) error {
 
 func (p *postgres) Begin(context.Context, Conn) error { return nil }
 
-// StillIn does not ask: after an error the server refuses every statement until the rollback. Of an
-// explicit COMMIT the savepoint tells.
+// StillIn does not ask the server: after an error, it refuses every statement until the rollback.
+// An explicit COMMIT makes the savepoint fail.
 func (p *postgres) StillIn(context.Context, Conn) bool { return true }
 
-// Home is not always current_schema(), the first of the search_path: the tables may be in a later
-// one.
+// Home is not always current_schema(), the first schema of the search_path: the tables may be in a
+// later one.
 func (p *postgres) Home(ctx context.Context, c Conn) (string, error) {
 	return home(c.QueryContext(ctx, `SELECT coalesce((SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 	WHERE c.oid = to_regclass($1) AND c.relpersistence <> 't'), current_schema())`, p.render("{tasks}")))

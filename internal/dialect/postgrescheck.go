@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// Check refuses connections on which a character would be changed or a time cannot be read, and
-// those of a pooler that gives each transaction another session while the driver keeps prepared
-// statements in it.
+// Check refuses connections on which a character would be changed or a time cannot be read. It also
+// refuses connections of a pooler that gives each transaction another session while the driver
+// keeps prepared statements in the session.
 func (p *postgres) Check(ctx context.Context, c Conn) error {
 	var encoding, style string
 	r, err := c.QueryContext(ctx, "SELECT current_setting('client_encoding'), current_setting('DateStyle')")
@@ -22,8 +22,8 @@ func (p *postgres) Check(ctx context.Context, c Conn) error {
 	if encoding != "UTF8" {
 		errs = append(errs, fmt.Errorf("the session's client_encoding is %s: use client_encoding=UTF8", encoding))
 	}
-	// Only text depends on the style. The driver reads times as text when it does not prepare a
-	// statement.
+	// The DateStyle changes only the text of a time. The driver reads times as text when it does
+	// not prepare the statement.
 	if !strings.HasPrefix(style, "ISO") && !readsTimes(ctx, c) {
 		errs = append(errs, fmt.Errorf("the session's DateStyle is %q, in which the driver cannot read times: use datestyle=ISO", style))
 	}
@@ -40,14 +40,14 @@ func readsTimes(ctx context.Context, c Conn) bool {
 	return err == nil && at.Equal(time.Date(2020, 1, 2, 3, 4, 5, 678901000, time.UTC))
 }
 
-// checkPrepared executes one statement twice on one connection, the second time while another
-// connection holds the session in which a pooler has executed it the first time: most poolers hand
-// out first what came back last.
+// checkPrepared executes one statement twice on one connection. Before the second time, another
+// connection takes the session in which the pooler has executed the statement first: most poolers
+// hand out the session that came back last.
 func checkPrepared(ctx context.Context, pool *sql.DB) error {
 	if pool.Stats().MaxOpenConnections == 1 {
 		return nil
 	}
-	// A pool, or a pooler, without a second connection must not keep Run from starting.
+	// Run must start even if the pool, or a pooler, has no second connection.
 	limited, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	first, err := pool.Conn(limited)
@@ -73,8 +73,7 @@ func checkPrepared(ctx context.Context, pool *sql.DB) error {
 	return unprepared(execute())
 }
 
-// unprepared is err if it says that the session is not the one in which the driver has prepared a
-// statement.
+// unprepared returns err if it says that the driver has prepared the statement in another session.
 func unprepared(err error) error {
 	var state interface{ SQLState() string }
 	if errors.As(err, &state) && (state.SQLState() == "26000" || state.SQLState() == "42P05") {
@@ -87,7 +86,7 @@ func explainPrepared(err error) error {
 	if unprepared(err) == nil {
 		return err
 	}
-	// Its own class would have it tried again.
+	// err is not wrapped: its class would make the library try again.
 	return fmt.Errorf("a pooler in transaction mode gives each transaction another session, but the driver keeps prepared statements in one:"+
 		" set default_query_exec_mode=exec in the DSN of pgx, or max_prepared_statements in PgBouncer 1.21 or later: %v", err)
 }

@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// arrayRow is a row that did not come as one, such as one that comes as the text of a JSON array:
-// drivers that call into C pay for each column of each row, more than for the whole statement.
+// arrayRow is a row whose values are already read, for example from the text of a JSON array.
+// Drivers that call into C need more time for the columns of each row than for the whole statement.
 type arrayRow struct {
-	values []any // strings, also of numbers, and nil; for a sql.Scanner anything
+	values []any // strings (also for numbers) and nil; for a sql.Scanner any value
 	broken bool
 }
 
-// Scan takes what a task's row is read into.
+// Scan supports the types into which a task's row is read.
 func (r arrayRow) Scan(dest ...any) error {
 	if r.broken || len(dest) != len(r.values) {
 		return fmt.Errorf("not an array of %d texts, numbers and NULLs", len(dest))
@@ -66,9 +66,9 @@ func assign(dest, value any) (err error) {
 	return err
 }
 
-// parse splits the array that json_array makes of columns: texts, numbers and NULLs. It is not for
-// JSON in general. Bytes that are no UTF-8 stay as they are, which a decoder would replace. A row
-// that is no such array fails to scan.
+// parse splits an array that json_array has made of columns: texts, numbers and NULLs. It does not
+// parse JSON in general. It keeps bytes that are not valid UTF-8; a JSON decoder would replace
+// them. A row that is not such an array fails to scan.
 func (r arrayRow) parse(text string) arrayRow {
 	r.values, r.broken = r.values[:0], true
 	for rest := text; rest != "" && (rest[0] == ',' || rest[0] == '[' && len(r.values) == 0); {
@@ -98,8 +98,8 @@ func (r arrayRow) parse(text string) arrayRow {
 	return r
 }
 
-// unquote reads the string at the beginning of s and tells how long it is there; zero when there is
-// none.
+// unquote reads the string at the beginning of s and returns the length of its source; zero means
+// that s does not begin with a string.
 func unquote(s string) (value string, n int) {
 	end := strings.IndexByte(s[1:], '"') + 1
 	if end > 0 && strings.IndexByte(s[1:end], '\\') < 0 {
@@ -118,7 +118,7 @@ func unquote(s string) (value string, n int) {
 				b = append(b, "\"\\/\b\f\n\r\t"[at])
 				continue
 			}
-			// Other control characters, and those alone: \u00xx.
+			// json_array writes other control characters, and no other characters, as \u00xx.
 			if s[i] != 'u' || i+4 >= len(s) {
 				return "", 0
 			}

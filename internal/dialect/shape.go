@@ -10,24 +10,24 @@ import (
 	"strings"
 )
 
-// ErrShape is what CheckTables returns when the tables are not what the schema says.
+// ErrShape is the error of CheckTables if the tables differ from the schema.
 var ErrShape = errors.New("the tables are not as Schema has them")
 
-// shape is what a table must be, or is.
+// shape describes a table, as it must be or as it is.
 type shape struct {
-	what    string // the template's word for it
+	what    string // the table's name in the template
 	columns []columnShape
 	indexes []indexShape
-	refused string // why the table cannot be used at all, such as that it is partitioned
-	split   bool   // in partitions
+	refused string // why the table cannot be used at all, for example because it is a view
+	split   bool   // the table is partitioned
 }
 
 type columnShape struct {
 	name, kind string // such as text, integer or time
-	size       int64  // of a text or an integer; a larger one will do
+	size       int64  // of a text or an integer; a larger size is accepted
 	null       bool
-	owed       bool   // an insert must give a value
-	refused    string // why its collation cannot be used
+	owed       bool   // an insert must give it a value
+	refused    string // why its character set or its collation cannot be used
 }
 
 type indexShape struct {
@@ -36,7 +36,7 @@ type indexShape struct {
 	columns string
 	where   string
 	broken  bool
-	create  string // the statement
+	create  string // the statement that creates it
 }
 
 var (
@@ -91,7 +91,8 @@ var (
 	spaceText = regexp.MustCompile(`\s*,\s*|\s+`)
 )
 
-// plainText makes of a list of columns or a condition one form of those in which databases tell it.
+// plainText removes the differences between databases from the text of a list of columns or of a
+// condition.
 func plainText(s string) string {
 	s = strings.NewReplacer("(", "", ")", "", `"`, "", "`", "").Replace(castText.ReplaceAllString(s, ""))
 	return spaceText.ReplaceAllStringFunc(strings.TrimSpace(s), func(space string) string {
@@ -102,10 +103,11 @@ func plainText(s string) string {
 	})
 }
 
-// textLimit is the size of a text without a limit.
+// textLimit is the size of a text that has no limit.
 const textLimit = 1 << 30
 
-// compare says how a table differs from what it must be, and which indexes it lacks.
+// compare returns the differences between a table and its required shape, and the indexes that the
+// table lacks.
 func compare(name string, want, have *shape) (wrong []string, lacks []indexShape) {
 	bad := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
 	if have.refused != "" {
@@ -153,7 +155,7 @@ func compare(name string, want, have *shape) (wrong []string, lacks []indexShape
 			lacks = append(lacks, w)
 			continue
 		}
-		// A unique index of all rows will do for one of some.
+		// A unique index of all rows is accepted where one of some rows is required.
 		h := have.indexes[i]
 		if h.broken || h.unique != w.unique || h.columns != w.columns || h.where != w.where && (h.where != "" || !w.unique) {
 			bad("index %s is not %s: drop it", w.name, strings.TrimPrefix(w.create, "CREATE "))
@@ -162,8 +164,8 @@ func compare(name string, want, have *shape) (wrong []string, lacks []indexShape
 	return wrong, lacks
 }
 
-// checkTables compares all tables. It returns the statements that create the indexes which are missing; absent are the tables
-// that are.
+// checkTables compares all tables. It returns the tables that are absent, and the statements that
+// create missing indexes.
 func (b *base) checkTables(want []*shape, read func(schema, bare, what string) (*shape, error)) (absent []string, create []string, err error) {
 	var wrong []string
 	for _, w := range want {
@@ -190,7 +192,7 @@ func (b *base) checkTables(want []*shape, read func(schema, bare, what string) (
 
 var typeText = regexp.MustCompile(`^([a-z ]+?)(?:\((\d+)\))?( with time zone)?$`)
 
-// postgresKind takes the words of the template and of format_type.
+// postgresKind understands the types of the template and of format_type.
 func postgresKind(text string) (string, int64) {
 	m := typeText.FindStringSubmatch(strings.ToLower(text))
 	if m == nil {
@@ -232,7 +234,7 @@ FROM pg_class c WHERE oid = to_regclass($1)`, table)
 		}); err != nil || s == nil {
 			return nil, err
 		}
-		// Ids are compared in Go as well, as bytes.
+		// Go code compares ids, too, as bytes.
 		r, err = c.QueryContext(ctx, `SELECT a.attname, format_type(a.atttypid, a.atttypmod), NOT a.attnotnull,
 	a.attnotnull AND NOT a.atthasdef AND a.attidentity = '', CASE
 	WHEN NOT coalesce(o.collisdeterministic, true) THEN 'has a nondeterministic collation'
@@ -264,7 +266,7 @@ FROM pg_index i JOIN pg_class x ON x.oid = i.indexrelid WHERE i.indrelid = to_re
 	})
 }
 
-// mysqlKind takes the words of the template and of information_schema.
+// mysqlKind understands the types of the template and of information_schema.
 func mysqlKind(text string) (string, int64) {
 	m := typeText.FindStringSubmatch(strings.ToLower(text))
 	if m == nil {
@@ -348,7 +350,7 @@ ORDER BY index_name, seq_in_index`, schema, bare)
 
 func quoteText(s string) string { return fmt.Sprintf("%q", s) }
 
-// sqliteKind is by affinity, but for times, which drivers know by the declared type.
+// sqliteKind returns the affinity, except for times: drivers recognise times by the declared type.
 func sqliteKind(text string) (string, int64) {
 	text = strings.ToLower(text)
 	switch {
@@ -376,9 +378,9 @@ func (s *sqlite) CheckTables(ctx context.Context, c Conn) (absent, create []stri
 			err := r.Scan(&col.name, &kind, &col.null, &col.owed, &key)
 			col.kind, col.size = sqliteKind(kind)
 			if key > 0 {
-				col.null = false // as GORM makes it, without NOT NULL; the library writes none
+				col.null = false // GORM creates keys without NOT NULL; the library writes no NULL
 			}
-			if key == 1 && col.kind == "integer" { // the row's number, which is no index
+			if key == 1 && col.kind == "integer" { // the rowid, which has no index of its own
 				have.indexes = append(have.indexes, indexShape{unique: true, columns: col.name})
 			}
 			have.columns = append(have.columns, col)

@@ -13,14 +13,14 @@ import (
 //go:embed sqlite.sql
 var sqliteSchema string
 
-// sqlite: version 3.38 and later, through any driver. Times are text of a fixed width in UTC, so
-// that they compare as strings; the clock has milliseconds.
+// sqlite is the dialect of SQLite 3.38 and later, with any driver. Times are texts of a fixed width
+// in UTC, so they compare as strings. The clock has a precision of milliseconds.
 type sqlite struct {
 	base
 	insert, probe, claim, claimPlainly, refill, refillPlainly, claimFirsts, claimFirstsPlainly, requeue, park, unpark, orphans, prune string
 
-	// What Move does in two steps, and of the second one whether it tells the ids. done is for
-	// tasks of which there is no more to say than that they succeeded.
+	// The two steps of Move. Statements whose names end in Told return the ids. Statements whose
+	// names contain Done are for outcomes that say only that the task has succeeded.
 	copyDone, copyRunning, copyWaiting, dropDone, dropRunning, dropWaiting, dropDoneTold, dropRunningTold, dropWaitingTold string
 }
 
@@ -42,8 +42,8 @@ SELECT r.value ->> 'id', r.value ->> 'func', r.value ->> 'args', r.value ->> 'ke
 FROM json_each(?1) r WHERE true
 ON CONFLICT (key) WHERE key IS NOT NULL DO NOTHING
 RETURNING id, run_at, created_at`)
-	// The next partition in two steps: of (queue, priority) > (?, ?) the index search uses only the
-	// queue, and so walks the whole partition.
+	// The next partition is found in two steps: for (queue, priority) > (?, ?), the index search
+	// uses only the queue and so walks the whole partition.
 	s.probe = s.render(`
 WITH RECURSIVE part(queue, priority) AS (
 	SELECT * FROM (SELECT queue, priority FROM {tasks} WHERE state = 'pending' ORDER BY queue, priority LIMIT 1)
@@ -72,7 +72,7 @@ WHERE rowid IN (
 	ORDER BY run_at LIMIT ?7)
 	AND EXISTS (SELECT 1 FROM {processes} WHERE id = ?1)
 RETURNING `
-	// Only behind a cursor, for a start time that is no text is less than any.
+	// Only for a partition with a cursor: a start time that is not a text sorts before any text.
 	refill := strings.Replace(claim, "	ORDER BY", "		AND run_at >= ?8\n	ORDER BY", 1)
 	s.claim, s.claimPlainly = s.render(claim+"json_array({columns})"), s.render(claim+"{columns}")
 	s.refill, s.refillPlainly = s.render(refill+"json_array({columns})"), s.render(refill+"{columns}")
@@ -106,8 +106,8 @@ FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND `
 DELETE FROM {tasks} WHERE rowid IN (
 	SELECT t.rowid FROM json_each(?1) o CROSS JOIN {tasks} t ON t.id = o.value ->> 'id' AND {fence})`
 	once := "\nWHERE true ON CONFLICT (id) DO NOTHING"
-	// Each ->> parses the element again, so what most groups are need none: an object of versions
-	// by id, of one process.
+	// Each ->> parses the element again. Most groups need no ->>: their parameter is an object that
+	// maps ids to versions, for one process.
 	done := strings.NewReplacer("coalesce(o.value ->> 'crashes', 0)", "0", "coalesce(o.value ->> 'errors', t.errors)", "t.errors",
 		"coalesce(o.value ->> 'reason', '')", "''", "o.value ->> 'status'", "'success'", "o.value ->> 'result'", "NULL",
 		"o.value ->> 'error'", "NULL", "o.value ->> 'id'", "o.key", "o.value ->> 'version'", "o.value",
@@ -127,7 +127,7 @@ FROM json_each(?1) r
 WHERE t.id = r.value ->> 'id' AND t.state = 'running' AND t.version = r.value ->> 'version'
 	AND coalesce(t.process_id, '') = coalesce(r.value ->> 'process', '')
 RETURNING id`)
-	// Who serves the queue is read once, not for each task.
+	// The functions that the queue's processes serve are read once, not for each task.
 	s.park = s.render(`
 UPDATE {tasks} SET state = 'parked', version = version + 1
 WHERE rowid IN (
@@ -157,15 +157,15 @@ DELETE FROM {history} WHERE rowid IN (
 	return s
 }
 
-// sqliteNow is a time of the database's clock in our format, moved by modifiers.
+// sqliteNow is a time of the database's clock in the library's format, changed by modifiers.
 func sqliteNow(base string, modifiers ...string) string {
 	return "(strftime('%Y-%m-%d %H:%M:%f', " + strings.Join(append([]string{base}, modifiers...), ", ") + ") || '000+00:00')"
 }
 
-// Seconds are rounded up to milliseconds, for a task is never early.
+// A delay is rounded up to milliseconds, so that a task never starts early.
 const sqliteDelay = "printf('+%.3f seconds', (coalesce(r.value ->> 'delay', 0) + 999) / 1000 / 1000.0)"
 
-// render also puts in the two times that a parameter moves: {now+delay} and {now-age}.
+// render also puts in the two times that depend on a parameter: {now+delay} and {now-age}.
 func (s *sqlite) render(query string) string {
 	if s.clock == nil {
 		query = s.moved(query, "'now'")
@@ -228,10 +228,11 @@ func (s *sqlite) Clock(ctx context.Context, c Conn) (string, error) {
 	return list[0], nil
 }
 
-// Claim takes partition by partition: SQLite has no lateral joins, and there is no round trip to
-// save. Only the first task of each of many partitions can be had in one statement, which costs a
-// third. It has no entries of rows that are gone, but those of tasks that others are to run: behind
-// a mark they are not read again.
+// Claim claims from one partition after the other: SQLite has no lateral joins, and one statement
+// would save no round trip. Only for the first task of each of many partitions does Claim use one
+// statement, which takes a third of the time. SQLite keeps no index entries of deleted rows, but
+// the index has the entries of tasks whose functions run in other processes. With a cursor, these
+// entries are not read again.
 func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) error) error {
 	n := 0
 	some := func(claim, plainly string, params ...any) error {
@@ -248,7 +249,8 @@ func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) e
 			return f(row)
 		})
 		if n == before && err != nil && Classify(err) == Other {
-			// Somebody has written a BLOB into a row, which no JSON can hold. Nothing was claimed.
+			// The application has written a BLOB into a row, which JSON cannot hold. The statement
+			// has failed, so it has claimed nothing.
 			r, err = c.QueryContext(ctx, s.at(plainly), params...)
 			err = each(r, err, func(r Row) error {
 				n++
@@ -277,8 +279,8 @@ func (s *sqlite) Claim(ctx context.Context, c Conn, q ClaimParams, f func(Row) e
 	return nil
 }
 
-// Move needs a transaction: SQLite has no CTEs that write. Its first statement writes, so a
-// deferred one will do.
+// Move needs a transaction, because SQLite has no CTEs that write. A deferred transaction is
+// enough, because its first statement writes.
 func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([]string, error) {
 	if from == FromWaiting {
 		return s.move(ctx, c, s.copyWaiting, s.dropWaiting, s.dropWaitingTold, idsOf(rows), encode(rows))
@@ -286,8 +288,8 @@ func (s *sqlite) Move(ctx context.Context, c Conn, from From, rows []Outcome) ([
 	var others []Outcome
 	moved, seen, done := make([]string, 0, len(rows)), make(map[string]bool, len(rows)), append(make([]byte, 0, 64*len(rows)), '{')
 	for _, o := range rows {
-		// A group may hold outcomes of two claims of one task, of which one was lost, and of two
-		// processes, since the same dispatcher is a new one after it was declared dead.
+		// A group may hold outcomes of two claims of one task, one of which was lost. It may hold
+		// outcomes of two processes: a dispatcher that was expired continues as a new process.
 		if seen[o.ID] || o.Version == nil || o != (Outcome{ID: o.ID, Version: o.Version, Process: rows[0].Process, Status: "success"}) {
 			others = append(others, o)
 			continue
@@ -319,17 +321,19 @@ func (s *sqlite) move(ctx context.Context, c Conn, copied, dropped, told string,
 	if err != nil {
 		return nil, err
 	}
-	if n != int64(len(ids)) { // the fence kept some out, or history has them already
+	if n != int64(len(ids)) { // the fence refused some outcomes, or history already has some ids
 		return texts(c.QueryContext(ctx, s.at(told), params...))
 	}
-	// The same rows, for nobody else can have written since; so they need not be told one by one.
+	// The same rows are deleted, because no other connection can have written since. So they need
+	// not be returned one by one.
 	if n, err = affected(c.ExecContext(ctx, s.at(dropped), params...)); err == nil && n != int64(len(ids)) {
 		err = fmt.Errorf("%d tasks were copied to history, but %d removed", len(ids), n)
 	}
 	return ids, err
 }
 
-// appendText appends a JSON string; ids are hardly ever anything but digits and letters.
+// appendText appends a JSON string. Its fast path is for ids, which almost always consist of digits
+// and letters.
 func appendText(b []byte, s string) []byte {
 	if strings.ContainsFunc(s, func(c rune) bool { return c < ' ' || c > '~' || c == '"' || c == '\\' }) {
 		return append(b, encode(s)...)
@@ -370,8 +374,8 @@ func (s *sqlite) Orphans(ctx context.Context, c Conn, limit int, f func(Row) err
 	return each(r, err, f)
 }
 
-// Prune takes one status after the other: in the order of time over all of them, every batch would
-// sort all that is to go.
+// Prune deletes one status after the other: in the order of time over all statuses, every batch
+// would sort all rows that are to be deleted.
 func (s *sqlite) Prune(ctx context.Context, c Conn, errors bool, age time.Duration, limit int) (n int64, err error) {
 	for _, status := range statuses(errors) {
 		if n == int64(limit) {
@@ -387,7 +391,8 @@ func (s *sqlite) Prune(ctx context.Context, c Conn, errors bool, age time.Durati
 }
 
 // Lock takes the file's write lock, which the transaction then holds. The version table is the
-// first of the schema; where it is there already, a statement that changes nothing takes the lock.
+// first table of the schema. If that table exists already, a statement that changes nothing takes
+// the lock.
 func (s *sqlite) Lock(ctx context.Context, c Conn) error {
 	if _, err := c.ExecContext(ctx, s.Schema()[0]); err != nil {
 		return err
@@ -396,16 +401,16 @@ func (s *sqlite) Lock(ctx context.Context, c Conn) error {
 	return err
 }
 
-// Begin takes the write lock: in a deferred transaction, a read followed by a write fails at once
-// if another connection wrote in between, whatever the busy timeout.
+// Begin takes the write lock. In a deferred transaction, a write that follows a read fails at once
+// if another connection has written in between, whatever the busy timeout is.
 func (s *sqlite) Begin(ctx context.Context, c Conn) error {
 	_, err := c.ExecContext(ctx, s.render("DELETE FROM {tasks} WHERE false"))
 	return err
 }
 
-// StillIn tries to begin a transaction, which fails in one and changes nothing. After a full disk,
-// an I/O error, an interruption of a writing statement or too little memory SQLite may have rolled
-// back (lang_transaction.html).
+// StillIn tries to begin a transaction. Inside a transaction, that fails and changes nothing.
+// SQLite may have rolled the transaction back after a full disk, an I/O error, too little memory or
+// the interruption of a statement that writes (lang_transaction.html).
 func (s *sqlite) StillIn(ctx context.Context, c Conn) bool {
 	if _, err := c.ExecContext(ctx, "BEGIN"); err != nil {
 		return true
@@ -414,7 +419,8 @@ func (s *sqlite) StillIn(ctx context.Context, c Conn) bool {
 	return false
 }
 
-// Home needs no look: without it a temporary table of the connection would come first.
+// Home is main, so it does not ask the connection: without a schema, a temporary table of the
+// connection would take precedence.
 func (s *sqlite) Home(context.Context, Conn) (string, error) { return "main", nil }
 
 func (s *sqlite) Schema() []string { return s.script(sqliteSchema) }

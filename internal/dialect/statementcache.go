@@ -8,9 +8,10 @@ import (
 	"sync"
 )
 
-// StatementCache holds statements prepared, where the driver would prepare each anew. They live as
-// long as the pool. What is not prepared yet is executed without, and prepared before the next
-// transaction: within one, a pool of a single connection has none left.
+// StatementCache holds prepared statements, for drivers that would prepare a statement for each
+// execution. The statements live as long as the pool. A statement that is not prepared yet is
+// executed unprepared, and prepared before the next transaction: inside a transaction, a pool of a
+// single connection has no connection left.
 type StatementCache struct {
 	pool *sql.DB
 
@@ -35,8 +36,8 @@ func (c *StatementCache) get(query string) *sql.Stmt {
 	return s
 }
 
-// Prepare makes what was asked for in vain. Whatever keeps it from that, the statement itself will
-// meet.
+// Prepare prepares the statements that get has not found. It ignores errors: the execution of the
+// statement will report them.
 func (c *StatementCache) Prepare(ctx context.Context) {
 	c.mu.Lock()
 	wanted := c.wanted
@@ -57,14 +58,14 @@ func (c *StatementCache) Prepare(ctx context.Context) {
 	}
 }
 
-// Prepared are the texts of the statements that are prepared.
+// Prepared returns the texts of the prepared statements.
 func (c *StatementCache) Prepared() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Collect(maps.Keys(c.stmts))
 }
 
-// On executes through the cache: in tx or, where it is nil, on the pool.
+// On returns a Conn that executes statements through the cache: in tx, or on the pool if tx is nil.
 func (c *StatementCache) On(tx *sql.Tx) Conn { return cached{c, tx} }
 
 type cached struct {

@@ -14,26 +14,28 @@ import (
 
 // Question says what to check.
 type Question struct {
-	Created []Expect // the tasks to look at
-	All     bool     // Created are all there ever were: whatever else is stored or ran is a phantom
-	Rest    bool     // the faults are over and the dispatchers have had their time: nothing may be running or due (H)
-	Stopped bool     // every dispatcher has stopped: no process row may be left (H)
+	Created []Expect // the tasks to check
+	All     bool     // Created are all tasks: any other that is stored or ran is a phantom
+	// The faults are over and the dispatchers have had their time: no task may be running or due
+	// (H).
+	Rest    bool
+	Stopped bool // every dispatcher has stopped: no process row may be left (H)
 }
 
-// Violation is a promise that was broken.
+// Violation is a broken promise.
 type Violation struct {
 	Invariant Invariant
 	Task      string // empty for a process row
 	What      string // one sentence
-	Story     string // all that is known of the task, in the order of time, a line each
+	Story     string // everything known about the task, in the order of time, one event a line
 }
 
 func (v Violation) String() string {
 	return fmt.Sprintf("%s: %s\n%s", v.Invariant, v.What, v.Story)
 }
 
-// Check reports every violation there is. It may be asked at any time, also while tasks run; an
-// error means that the database could not be read. Ordered by task.
+// Check returns every violation, ordered by task. It may be called at any time, also while tasks
+// run. An error means that the database could not be read.
 func (o *Oracle) Check(ctx context.Context, q Question) ([]Violation, error) {
 	ids := make([]string, len(q.Created))
 	for i, e := range q.Created {
@@ -66,7 +68,7 @@ func (o *Oracle) Check(ctx context.Context, q Question) ([]Violation, error) {
 	return out, nil
 }
 
-// judge looks at one task.
+// judge checks one task.
 func (o *Oracle) judge(e Expect, f *facts, s *snapshot, rest bool) (out []Violation) {
 	violated := func(i Invariant, format string, args ...any) {
 		out = append(out, Violation{i, e.Task, fmt.Sprintf(format, args...), story(&e, f)})
@@ -118,9 +120,9 @@ func (o *Oracle) judge(e Expect, f *facts, s *snapshot, rest bool) (out []Violat
 
 type report func(i Invariant, format string, args ...any)
 
-// judgeHistory looks for what changed after the end.
+// judgeHistory looks for changes after the task's end.
 func (o *Oracle) judgeHistory(f *facts, violated report) {
-	// Version is that of the claim that finished the task, so no later claim can have been.
+	// Version is the version of the claim that finished the task, so no later claim can exist.
 	for _, r := range f.runs {
 		if r.Version > f.past.Version {
 			violated(Fence, "attempt %d ran with version %d, after the task had finished at version %d", r.Attempt, r.Version, f.past.Version)
@@ -150,7 +152,7 @@ type mark struct {
 	text string
 }
 
-// fingerprint is of all columns but rerun_id, which alone may change.
+// fingerprint is the hash of all columns except rerun_id, the only one that may change.
 func fingerprint(h *outbox.HistoryModel) [sha256.Size]byte {
 	c := *h
 	c.RerunID = nil
@@ -196,7 +198,7 @@ func judgeRuns(e Expect, f *facts, violated report) {
 		}
 	}
 	if e.Kind == Transactional {
-		return // whose transaction may be tried again within an attempt
+		return // its transaction may be tried again within an attempt
 	}
 	for attempt, n := range attempts {
 		if n > 1 {

@@ -1,10 +1,10 @@
-// Package oracle tells whether the library kept its promises, from the tables alone, after whatever
-// was done to it.
+// Package oracle checks whether the library kept its promises. It reads only the tables, after a
+// test has subjected the library to faults.
 //
 // Handlers leave two kinds of trace. An [Effect] is written inside the handler's transaction, a
-// [Run] outside of it; neither has a unique key that would hide a second one. Whoever creates tasks
-// keeps a list of [Expect]. [Oracle.Check] reads these, the tasks and the history, and reports
-// every violation of the [Invariant]s with the task's whole story.
+// [Run] outside of it. Neither has a unique key, which would hide a second one. The program that
+// creates tasks keeps a list of [Expect]. [Oracle.Check] reads all of these, the tasks and the
+// history, and reports every violation of an [Invariant] with the task's whole story.
 //
 //	o, err := oracle.New(db, nil)
 //	err = o.Migrate(ctx)
@@ -34,20 +34,20 @@ import (
 	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
-// Invariant is what must hold.
+// Invariant is a rule that must hold.
 type Invariant string
 
 const (
 	Loss    Invariant = "L" // every committed Create ends in exactly one history row
 	Phantom Invariant = "P" // nothing of a rolled-back Create is stored or runs
-	Once    Invariant = "E" // of a transactional handler one effect if and only if its history says success
-	Number  Invariant = "N" // an ordinary handler runs at most MaxAttempts times, and no attempt runs twice
-	Fence   Invariant = "F" // only the current claim changes a task, and a finished task is immutable
-	Time    Invariant = "T" // never early, by the database's clock
-	Health  Invariant = "H" // some time after the faults all is drained
+	Once    Invariant = "E" // one effect of a transactional handler if and only if history says success
+	Number  Invariant = "N" // an ordinary handler runs at most MaxAttempts times; no attempt runs twice
+	Fence   Invariant = "F" // only the current claim changes a task; a finished task is immutable
+	Time    Invariant = "T" // no task starts early, by the database's clock
+	Health  Invariant = "H" // some time after the faults, everything is drained
 )
 
-// Kind is what promises a handler has.
+// Kind says which promises hold for a handler.
 type Kind string
 
 const (
@@ -56,32 +56,32 @@ const (
 	Transactional Kind = "transactional" // its handler writes an Effect
 )
 
-// Fate is what became of the transaction that created a task.
+// Fate is the fate of the transaction that created a task.
 type Fate string
 
 const (
 	Committed  Fate = "committed"
 	RolledBack Fate = "rolled back"
-	Unknown    Fate = "unknown" // its COMMIT got no reply: all or nothing of the task must be there
+	Unknown    Fate = "unknown" // its COMMIT got no reply: all of the task must exist, or nothing
 )
 
-// Expect is one task that somebody created, or tried to.
+// Expect describes a task that a test has created or has tried to create.
 type Expect struct {
 	Task        string
 	Kind        Kind
 	Fate        Fate
 	MaxAttempts int       // zero means any number
-	Snoozes     int       // runs that may end in Snooze, which do not count
+	Snoozes     int       // runs that may end in Snooze, and so do not count
 	NotBefore   time.Time // zero when a Reschedule may have moved the start to an earlier time
 	Note        string    // for the story
 }
 
-// Created is what to expect of a task that Create has returned.
+// Created returns the Expect of a task that Create has returned.
 func Created(task *outbox.TaskModel, kind Kind, fate Fate) Expect {
 	return Expect{Task: task.ID, Kind: kind, Fate: fate, MaxAttempts: task.MaxAttempts, NotBefore: task.RunAt}
 }
 
-// Effect is what a transactional handler wrote inside its transaction.
+// Effect is a row that a transactional handler wrote inside its transaction.
 type Effect struct {
 	Seq     int64     `gorm:"column:seq;primaryKey;autoIncrement"`
 	Task    string    `gorm:"column:task;size:36;index"`
@@ -91,7 +91,7 @@ type Effect struct {
 	At      time.Time `gorm:"column:at"` // by the database's clock
 }
 
-// Run is a call of a handler, written outside of its transaction.
+// Run is a call of a handler, written outside of the handler's transaction.
 type Run struct {
 	Seq     int64     `gorm:"column:seq;primaryKey;autoIncrement"`
 	Task    string    `gorm:"column:task;size:36;index"`
@@ -102,14 +102,14 @@ type Run struct {
 	At      time.Time `gorm:"column:at"`
 }
 
-// TableName keeps the table out of the application's way.
+// TableName gives the table a name that the application does not use.
 func (Effect) TableName(namer schema.Namer) string { return namer.TableName("OutboxOracleEffect") }
 
-// TableName keeps the table out of the application's way.
+// TableName gives the table a name that the application does not use.
 func (Run) TableName(namer schema.Namer) string { return namer.TableName("OutboxOracleRun") }
 
-// Oracle reads one database. It remembers the history that it has seen, by which it finds changes.
-// Its methods are safe for concurrent use.
+// Oracle checks one database. It remembers the history rows that it has seen, to find changes. Its
+// methods are safe for concurrent use.
 type Oracle struct {
 	db, runs *gorm.DB
 	now      string // the database's clock in SQL
@@ -119,9 +119,9 @@ type Oracle struct {
 	seen map[string]mark // history rows by task
 }
 
-// New makes an oracle. Runs are written to a database of their own if runs is not nil: a
-// transactional handler's run needs that where one transaction at a time can write. It must be of
-// the same kind, on the same machine's clock.
+// New returns an oracle. If runs is not nil, runs are written to this second database: the run of a
+// transactional handler needs that if only one transaction at a time can write. The second database
+// must be of the same kind, on a machine with the same clock.
 func New(db, runs *gorm.DB) (*Oracle, error) {
 	d, err := dialect.New(db.Dialector.Name(), dialect.Names{Index: func(string, string) string { return "" }}, nil)
 	if err != nil {
@@ -145,8 +145,8 @@ func (o *Oracle) Migrate(ctx context.Context) error {
 	return nil
 }
 
-// Ran records that the handler of ctx was called: to be called first, and only once, in the
-// handler. A handler whose run cannot be recorded must return the error.
+// Ran records a call of the handler of ctx. The handler must call it first, and only once. A
+// handler whose run cannot be recorded must return the error.
 func (o *Oracle) Ran(ctx context.Context) error {
 	task, ok := outbox.TaskFrom(ctx)
 	if !ok {
@@ -154,7 +154,7 @@ func (o *Oracle) Ran(ctx context.Context) error {
 	}
 	values := o.trace(task)
 	values["due"] = task.RunAt
-	// A run whose context has ended has been called all the same.
+	// A call whose context has already ended is a call, too.
 	return o.runs.WithContext(context.WithoutCancel(ctx)).Model(&Run{}).Create(values).Error
 }
 
@@ -173,8 +173,8 @@ func (o *Oracle) trace(task *outbox.TaskModel) map[string]any {
 	}
 }
 
-// Forget drops what is known of tasks, in the tables of effects and runs too, so that a long test
-// needs no more and more memory. A run that is written later looks like a phantom.
+// Forget deletes everything known about tasks, including their effects and runs, so that a long
+// test does not need more and more memory. A run that is written later looks like a phantom.
 func (o *Oracle) Forget(ctx context.Context, tasks []string) error {
 	o.mu.Lock()
 	for _, id := range tasks {

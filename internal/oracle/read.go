@@ -10,7 +10,7 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// facts are all that the tables hold about one task.
+// facts are everything that the tables hold about one task.
 type facts struct {
 	task    *outbox.TaskModel
 	past    *outbox.HistoryModel
@@ -18,8 +18,8 @@ type facts struct {
 	runs    []Run
 }
 
-// snapshot is all that the tables hold about some tasks at one moment. Runs, which may be in
-// another database, are read after that moment.
+// snapshot is everything that the tables hold about some tasks at one moment. Runs may be in
+// another database, so they are read after that moment.
 type snapshot struct {
 	now       time.Time
 	facts     map[string]*facts
@@ -35,7 +35,7 @@ func (s *snapshot) of(id string) *facts {
 	return f
 }
 
-// read looks at tasks; at those named, or at all.
+// read reads the tasks with the given ids, or all tasks.
 func (o *Oracle) read(ctx context.Context, ids []string, all bool) (*snapshot, error) {
 	s := &snapshot{facts: map[string]*facts{}}
 	options := &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
@@ -78,7 +78,7 @@ func (o *Oracle) read(ctx context.Context, ids []string, all bool) (*snapshot, e
 	if err != nil {
 		return nil, err
 	}
-	// In a transaction, so that no plugin sends the reads to a replica.
+	// In a transaction, so that no plugin reads from a replica.
 	err = o.runs.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
 		return some(tx, ids, all, "id", "task", func(_, byTask *gorm.DB) error {
 			var runs []Run
@@ -95,7 +95,7 @@ func (o *Oracle) read(ctx context.Context, ids []string, all bool) (*snapshot, e
 	return s, err
 }
 
-// clock reads the database's clock, as its rows have it.
+// clock reads the time of the database's clock, in the format of its rows.
 func (o *Oracle) clock(tx *gorm.DB, now *time.Time) error {
 	var text string
 	if err := tx.Raw("SELECT " + o.now).Row().Scan(&text); err != nil {
@@ -110,7 +110,7 @@ func (o *Oracle) clock(tx *gorm.DB, now *time.Time) error {
 	return &time.ParseError{Layout: time.RFC3339Nano, Value: text}
 }
 
-// some calls f with conditions for the tasks asked for, a part of them at a time.
+// some calls f with conditions for the requested tasks, one part of them at a time.
 func some(tx *gorm.DB, ids []string, all bool, id, task string, f func(byID, byTask *gorm.DB) error) error {
 	session := &gorm.Session{}
 	if all {
@@ -121,7 +121,7 @@ func some(tx *gorm.DB, ids []string, all bool, id, task string, f func(byID, byT
 	})
 }
 
-// chunks keeps lists below what databases take as parameters.
+// chunks keeps lists shorter than the limits of databases for parameters.
 func chunks(ids []string, f func([]string) error) error {
 	for len(ids) > 0 {
 		n := min(len(ids), 500)

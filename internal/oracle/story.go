@@ -9,7 +9,7 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// story tells all that is known of a task, in the order of time.
+// story is everything known about a task, in the order of time.
 func story(e *Expect, f *facts) string {
 	type event struct {
 		at   time.Time

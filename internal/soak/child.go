@@ -26,15 +26,15 @@ import (
 
 const (
 	childEnv = "OUTBOX_SOAK_CHILD" // its database's DSN
-	runsEnv  = "OUTBOX_SOAK_RUNS"  // the DSN of the database of runs, if that is another
+	runsEnv  = "OUTBOX_SOAK_RUNS"  // the DSN of the database of runs, if it is a separate one
 	rateEnv  = "OUTBOX_SOAK_RATE"  // transactions a second that create tasks
-	seedEnv  = "OUTBOX_SOAK_SEED"  // of what it creates
+	seedEnv  = "OUTBOX_SOAK_SEED"  // the seed of the tasks that it creates
 )
 
 const (
 	heartbeat      = time.Second
 	heartbeatLimit = 4 * time.Second
-	latestStart    = 15 * time.Second // of what is created for later
+	latestStart    = 15 * time.Second // of tasks that are created for later
 )
 
 // child is one of the four processes: it creates tasks and runs them.
@@ -47,13 +47,13 @@ type child struct {
 	mu  sync.Mutex
 	out *bufio.Writer
 
-	// of the producer alone
+	// These belong to the producer only.
 	rand  *rand.Rand
-	later []string // tasks of its own that may still wait
+	later []string // its own tasks that may still wait
 }
 
-// line is what a child tells of a task that it creates: first that it is about to commit, then what
-// came of that. A pipe keeps what was written by a process that has been killed.
+// line is a child's report about a task that it creates: first that the commit is about to happen,
+// then its outcome. A pipe keeps the output of a process that has been killed.
 type line struct {
 	oracle.Expect
 	Func string
@@ -63,7 +63,7 @@ func childMain(dsn string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	c := &child{out: bufio.NewWriter(os.Stdout)}
-	for c.open(dsn) != nil { // as long as the server is down
+	for c.open(dsn) != nil { // while the server is down
 		if wait(ctx, 200*time.Millisecond) != nil {
 			return 0
 		}
@@ -73,7 +73,7 @@ func childMain(dsn string) int {
 		in := bufio.NewScanner(os.Stdin)
 		in.Scan() // "rest"
 		c.producing.Store(false)
-		if !in.Scan() { // the parent is gone
+		if !in.Scan() { // the parent has ended
 			os.Exit(1)
 		}
 	}()
@@ -85,7 +85,7 @@ func childMain(dsn string) int {
 	go c.produce(ctx, rate)
 	for {
 		err := c.plugin.Run(ctx)
-		if ctx.Err() == nil { // no server to begin with
+		if ctx.Err() == nil { // the server was down at the start
 			slog.Warn("run", "err", err)
 			_ = wait(ctx, 200*time.Millisecond)
 			continue
@@ -186,7 +186,7 @@ func (c *child) ordinary(ctx context.Context, path string) error {
 		if task, _ := outbox.TaskFrom(ctx); task.Uncounted == 0 {
 			return outbox.Snooze(rand.N(time.Second))
 		}
-	case "plain.deaf": // ignores the end of its time
+	case "plain.deaf": // ignores the end of its context
 		return wait(context.Background(), rand.N(4*time.Second))
 	case "plain.long", "again.long":
 		return wait(ctx, rand.N(2*heartbeatLimit))
@@ -204,7 +204,7 @@ func (c *child) transactional(ctx context.Context, tx *gorm.DB, path string) err
 		return wait(ctx, rand.N(time.Second))
 	case "tx.nested":
 		_ = tx.Transaction(func(tx *gorm.DB) error {
-			return errors.Join(c.o.Did(ctx, tx), errWanted) // undone
+			return errors.Join(c.o.Did(ctx, tx), errWanted) // rolled back
 		})
 		return nil
 	case "tx.chain":
@@ -214,7 +214,7 @@ func (c *child) transactional(ctx context.Context, tx *gorm.DB, path string) err
 		}
 		return err
 	}
-	// Two rows in random order: locks that are waited for, and deadlocks.
+	// Two rows in random order: this causes lock waits and deadlocks.
 	for range 2 {
 		if err := tx.Exec("UPDATE soak_accounts SET n = n + 1 WHERE id = ?", rand.IntN(accounts)).Error; err != nil {
 			return err
@@ -231,7 +231,7 @@ func (c *child) tell(e oracle.Expect, path string) {
 		_, err = c.out.Write(append(b, '\n'))
 	}
 	if err = errors.Join(err, c.out.Flush()); err != nil {
-		os.Exit(1) // the parent is gone
+		os.Exit(1) // the parent has ended
 	}
 }
 

@@ -19,16 +19,19 @@ import (
 
 type testingTB = testing.TB
 
-// database is where the four processes meet.
+// database is the database that the four processes share.
 type database struct {
 	name, dsn string
-	runs      string // a second one for the runs, where a handler's transaction would keep them from being written
-	rate      float64
-	server    interface { // nil if there is none to restart
+	// A second database for the runs, if a handler's transaction would keep runs from being
+	// written.
+	runs   string
+	rate   float64
+	server interface { // nil if no server can be restarted
 		Crash()
 		Start()
 	}
-	sessions, end string // statements: the ids of the other sessions, and what ends one of these
+	// Two statements: sessions selects the ids of the other sessions, end ends one of them.
+	sessions, end string
 }
 
 type cluster struct{ *testdb.Cluster }
@@ -38,7 +41,7 @@ func (c cluster) Crash() { c.Stop("immediate") }
 func openDatabase(h *host, kind string) (database, error) {
 	switch kind {
 	case "postgres":
-		// What was committed must outlive a crash of the server; fsync matters only for one of the
+		// A commit must survive a crash of the server. fsync matters only for a crash of the
 		// machine.
 		c := testdb.StartPostgres(h, "synchronous_commit = on", "deadlock_timeout = 100ms", "max_connections = 400")
 		return database{name: kind, dsn: c.DSN(), rate: 160, server: cluster{c},
@@ -84,14 +87,16 @@ func openDSN(dsn string) (*gorm.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	conns := 2*slots(dsn) + 8 // each handler may write its run beside its transaction; and the dispatcher and the creators
+	// Each handler may write its run beside its transaction. The dispatcher and the creators need
+	// some connections, too.
+	conns := 2*slots(dsn) + 8
 	pool.SetMaxOpenConns(conns)
 	pool.SetMaxIdleConns(conns)
 	return db, nil
 }
 
-// slots of a process: where several can write at a time, so many that two groups of outcomes may be
-// written at a time.
+// slots of a process. If several processes can write at a time, a process has enough slots to write
+// two groups of outcomes at a time.
 func slots(dsn string) int {
 	if strings.HasPrefix(dsn, "file:") {
 		return 8

@@ -18,17 +18,17 @@ import (
 	"github.com/gorm-outbox/outbox"
 )
 
-// process is one of the four, through all its deaths.
+// process is one of the four processes, also after it was killed and started again.
 type process struct {
-	mu    sync.Mutex // held while a fault is at work on it
+	mu    sync.Mutex // held while a fault acts on it
 	s     *soak
 	index int
 	cmd   *exec.Cmd
 	stdin io.WriteCloser
-	told  chan struct{} // closed when all that it said was read
+	told  chan struct{} // closed when all of its output has been read
 }
 
-// start starts the process of an index, anew.
+// start starts the process with an index, as a new one.
 func (s *soak) start(i int) (*process, error) {
 	p := &process{s: s, index: i}
 	return p, p.start()
@@ -49,11 +49,11 @@ func (p *process) start() error {
 	cmd.Env = append(os.Environ(), childEnv+"="+s.database.dsn, runsEnv+"="+s.database.runs,
 		rateEnv+"="+strconv.FormatFloat(s.rate/processes, 'g', -1, 64), seedEnv+"="+strconv.FormatUint(seed, 10))
 	cmd.Stderr = log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // an interrupt typed at the terminal is the parent's
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // only the parent gets an interrupt
 	if p.stdin, err = cmd.StdinPipe(); err != nil {
 		return err
 	}
-	// Not StdoutPipe, which Wait would close before the last lines are read.
+	// Not StdoutPipe, because Wait would close it before the last lines are read.
 	out, in, err := os.Pipe()
 	if err != nil {
 		return err
@@ -79,15 +79,15 @@ func (p *process) kill() {
 	<-p.told
 }
 
-// rest ends the load that the process makes.
+// rest stops the load of the process.
 func (p *process) rest() { _, _ = fmt.Fprintln(p.stdin, "rest") }
 
-// terminate asks the process to end, and sees to it that it does so cleanly.
+// terminate asks the process to end, and returns an error unless it ends cleanly within limit.
 func (p *process) terminate(limit time.Duration) error {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	late := time.AfterFunc(limit, func() { _ = p.cmd.Process.Signal(syscall.SIGQUIT) }) // its log shows where it hangs
+	late := time.AfterFunc(limit, func() { _ = p.cmd.Process.Signal(syscall.SIGQUIT) }) // logs where it hangs
 	err := p.cmd.Wait()
 	<-p.told
 	if !late.Stop() {
@@ -99,8 +99,8 @@ func (p *process) terminate(limit time.Duration) error {
 	return nil
 }
 
-// faults are what goes wrong, each in a goroutine of its own until ctx is done; they leave all
-// processes and the server up.
+// faults are the faults, each for a goroutine of its own until ctx is done. They leave all
+// processes and the server running.
 func (s *soak) faults() []func(context.Context, *rand.Rand) {
 	every := func(low, high time.Duration, fault func(context.Context, *rand.Rand)) func(context.Context, *rand.Rand) {
 		return func(ctx context.Context, r *rand.Rand) {
@@ -138,7 +138,7 @@ func (s *soak) killOne(ctx context.Context, r *rand.Rand) {
 }
 
 func (s *soak) pauseOne(ctx context.Context, r *rand.Rand) {
-	// From a blink to long after it has been declared dead.
+	// From a very short pause to one that is much longer than the heartbeat limit.
 	p, length := s.children[r.IntN(processes)], between(r, 10*time.Millisecond, between(r, 50*time.Millisecond, 3*heartbeatLimit))
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -159,7 +159,7 @@ func (s *soak) restartServer(ctx context.Context, r *rand.Rand) {
 	s.database.server.Start()
 	s.count(&s.restarts)
 	up := time.Now()
-	// Recovered is who has run what was created since.
+	// The processes have recovered when a task that was created since then has run.
 	go s.recovery(ctx, "from a restart", at, func() (bool, error) {
 		var n int64
 		err := s.db.Model(&outbox.HistoryModel{}).Where("created_at > ? AND started_at IS NOT NULL", up).Limit(1).Count(&n).Error
@@ -186,20 +186,20 @@ func (s *soak) count(n *int) {
 	s.mu.Unlock()
 }
 
-// claim is a running task, as one process holds it.
+// claim is a running task with the version of a process's claim.
 type claim struct {
 	ID      string
 	Version int64
 }
 
-// claims of the process with a pid.
+// claims returns the claims of the process with a pid.
 func (s *soak) claims(pid int) (out []claim) {
 	s.db.Model(&outbox.TaskModel{}).Where("state = ? AND process_id IN (?)", outbox.StateRunning,
 		s.db.Model(&outbox.ProcessModel{}).Select("id").Where("pid = ?", pid)).Scan(&out)
 	return out
 }
 
-// gone reports whether none of the claims is held any more.
+// gone reports whether none of the claims is held any longer.
 func (s *soak) gone(claims []claim) (bool, error) {
 	for _, c := range claims {
 		var n int64
@@ -211,7 +211,7 @@ func (s *soak) gone(claims []claim) (bool, error) {
 	return true, nil
 }
 
-// recovery measures how long it takes until a fault's harm is undone.
+// recovery measures the time until the effects of a fault are over.
 func (s *soak) recovery(ctx context.Context, fault string, at time.Time, undone func() (bool, error)) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
 	defer cancel()
@@ -221,7 +221,7 @@ func (s *soak) recovery(ctx context.Context, fault string, at time.Time, undone 
 			break
 		}
 		if s.calm.Load() {
-			return // the end asks for more than this
+			return // the checks at the end are stricter than this one
 		}
 		if wait(ctx, 100*time.Millisecond) != nil {
 			s.mu.Lock()

@@ -16,17 +16,19 @@ import (
 )
 
 const (
-	firstLook = 10 * time.Second // after its creation a task is looked at,
-	lastLook  = 60 * time.Second // and again, when it must not have changed since. Longer than any pause.
+	firstLook = 10 * time.Second // a task is checked this long after its creation
+	// The task is checked again. It must not have changed since. Longer than any pause.
+	lastLook = 60 * time.Second
 )
 
-// ledger is what the children said that they created, until it has been looked at twice.
+// ledger has the tasks that the children have reported as created, until each was checked twice.
 type ledger struct {
-	mu      sync.Mutex
-	open    map[string]*entry
-	leaving []string // looked at for the last time; their rows are to be deleted, or perhaps are already
-	created int      // tasks in all
-	checked int      // that have been looked at for the last time
+	mu   sync.Mutex
+	open map[string]*entry
+	// Tasks after their last check. Their rows are to be deleted, or may be deleted already.
+	leaving []string
+	created int // total number of tasks
+	checked int // number of tasks after their last check
 	broken  map[string]bool
 }
 
@@ -43,13 +45,13 @@ func (e *entry) expect() oracle.Expect {
 	return x
 }
 
-// follow reads what one child says, until its end.
+// follow reads the reports of one child until its output ends.
 func (l *ledger) follow(r io.Reader) {
 	in := bufio.NewScanner(r)
 	for in.Scan() {
 		var said line
 		if json.Unmarshal(in.Bytes(), &said) != nil {
-			continue // it was killed in the middle of a line
+			continue // the child was killed in the middle of a line
 		}
 		l.mu.Lock()
 		e := l.open[said.Task]
@@ -68,7 +70,7 @@ func (l *ledger) follow(r io.Reader) {
 	}
 }
 
-// due are the tasks to look at now; with all, those that there are.
+// due returns the tasks to check now, or all tasks.
 func (l *ledger) due(all bool) (out []oracle.Expect) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -81,7 +83,7 @@ func (l *ledger) due(all bool) (out []oracle.Expect) {
 	return out
 }
 
-// again picks the tasks of violations.
+// again returns the tasks of violations.
 func (l *ledger) again(violations []oracle.Violation) (out []oracle.Expect) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,12 +97,12 @@ func (l *ledger) again(violations []oracle.Violation) (out []oracle.Expect) {
 	return out
 }
 
-// check looks at the tasks that are due for it, and forgets those that have ended and were looked
-// at twice.
+// check checks the tasks that are due for it, and forgets those that have ended and were checked
+// twice.
 func (s *soak) check(ctx context.Context) error {
 	l := &s.ledger
-	// What is left of these, because the server crashed meanwhile, would look like runs of tasks
-	// that nobody created.
+	// If the server crashed during an earlier deletion, the remaining rows would look like runs of
+	// unknown tasks.
 	if err := s.forget(ctx); err != nil {
 		return err
 	}
@@ -109,7 +111,7 @@ func (s *soak) check(ctx context.Context) error {
 	for i, e := range due {
 		ids[i] = e.Task
 	}
-	// What has ended before the oracle looks has ended when it looks.
+	// A task that has ended before the oracle reads has also ended when it reads.
 	waiting := map[string]bool{}
 	for part := ids; len(part) > 0; {
 		n := min(len(part), 500)
@@ -127,7 +129,7 @@ func (s *soak) check(ctx context.Context) error {
 		return err
 	}
 	if len(violations) > 0 {
-		// What a child said since the tasks were picked may explain it.
+		// A report of a child after the tasks were picked may explain it.
 		if violations, err = s.o.Check(ctx, oracle.Question{Created: l.again(violations)}); err != nil {
 			return err
 		}
@@ -147,8 +149,8 @@ func (s *soak) check(ctx context.Context) error {
 	return s.forget(ctx)
 }
 
-// forget deletes the rows of tasks that have left the ledger. Where that fails, the reply alone may
-// have been lost.
+// forget deletes the rows of tasks that have left the ledger. If it fails, perhaps only the reply
+// was lost.
 func (s *soak) forget(ctx context.Context) error {
 	l := &s.ledger
 	for len(l.leaving) > 0 {
@@ -164,7 +166,7 @@ func (s *soak) forget(ctx context.Context) error {
 	return nil
 }
 
-// report prints violations, each once.
+// report prints each violation once.
 func (s *soak) report(violations []oracle.Violation) {
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()

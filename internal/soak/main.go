@@ -1,8 +1,8 @@
 //go:build unix
 
 // Command soak keeps four processes under load while it kills, pauses and disconnects them and
-// restarts their database, and has the oracle look at every task. It is a program and not a test
-// because it is meant to run for hours, and prints as it goes. See docs/reliability.md.
+// restarts their database. The oracle checks every task. Soak is a program and not a test because
+// it is meant to run for hours, and because it prints while it runs. See docs/reliability.md.
 package main
 
 import (
@@ -31,7 +31,7 @@ const (
 	settle    = 2 * time.Minute
 )
 
-// soak is the parent of the four processes. It is never killed, so it knows what happened.
+// soak is the parent of the four processes. It is never killed, so it knows all that has happened.
 type soak struct {
 	host     *host
 	database database
@@ -80,7 +80,7 @@ func main() {
 	fmt.Println("passed")
 }
 
-// open makes the database and its tables.
+// open creates the database and its tables.
 func (s *soak) open(ctx context.Context, kind string) (err error) {
 	if s.database, err = openDatabase(s.host, kind); err != nil {
 		return err
@@ -164,7 +164,7 @@ func (s *soak) status(age time.Duration, err error) {
 	}
 }
 
-// end stops the faults and the load, and asks for health.
+// end stops the faults and the load, and checks that the system becomes healthy.
 func (s *soak) end(ctx context.Context, begun time.Time) error {
 	fmt.Println("the faults have stopped")
 	s.calm.Store(true)
@@ -214,7 +214,7 @@ func (s *soak) end(ctx context.Context, begun time.Time) error {
 	return nil
 }
 
-// sabotage does what must never happen.
+// sabotage makes a change that must never happen.
 func (s *soak) sabotage() {
 	var id string
 	s.db.Model(&outbox.HistoryModel{}).Select("id").Where("status = ?", outbox.StatusSuccess).Order("finished_at DESC").Limit(1).Scan(&id)
@@ -222,7 +222,7 @@ func (s *soak) sabotage() {
 	s.db.Where("id = ?", id).Delete(&outbox.HistoryModel{})
 }
 
-// host stands in for the test that testutil's servers ask for.
+// host replaces the test that testutil's servers need.
 type host struct {
 	testingTB
 	dir     string
@@ -250,7 +250,7 @@ func (h *host) TempDir() string {
 	return h.dir
 }
 
-// keep leaves the directory behind.
+// keep keeps the directory after close.
 func (h *host) keep() string {
 	h.kept = true
 	return h.dir

@@ -15,10 +15,12 @@ import (
 	"github.com/gorm-outbox/outbox/internal/oracle"
 )
 
-// maxBacklog of due tasks: a machine that is too slow for the rate must not fall behind for ever.
+// maxBacklog is the maximum number of due tasks: a machine that is too slow for the rate must not
+// fall behind for ever.
 const maxBacklog = 1000
 
-// mix of what is created, in parts of a thousand. What takes long has few, since it takes slots.
+// mix says how many of a thousand tasks are of each function. Functions that take long are rare,
+// because they occupy slots.
 var mix = []struct {
 	path  string
 	parts int
@@ -38,7 +40,7 @@ func pick(r *rand.Rand) string {
 	return "plain"
 }
 
-// produce creates tasks, and changes them, until it is told to stop.
+// produce creates and changes tasks until it is told to stop.
 func (c *child) produce(ctx context.Context, rate float64) {
 	tick := time.NewTicker(time.Duration(float64(time.Second) / rate))
 	defer tick.Stop()
@@ -59,7 +61,7 @@ func (c *child) produce(ctx context.Context, rate float64) {
 		if backlog > maxBacklog {
 			continue
 		}
-		// An error is a fault at work; the tasks that were told of are looked at all the same.
+		// An error is the effect of a fault. The tasks that were reported are checked anyway.
 		switch n := c.rand.IntN(100); {
 		case n < 90:
 			_ = c.create(ctx, 1)
@@ -73,7 +75,7 @@ func (c *child) produce(ctx context.Context, rate float64) {
 	}
 }
 
-// create makes tasks in one transaction, of which some roll back.
+// create creates tasks in one transaction. Some of these transactions roll back.
 func (c *child) create(ctx context.Context, n int) error {
 	var batch []outbox.NewTask
 	for range n {
@@ -89,7 +91,7 @@ func (c *child) create(ctx context.Context, n int) error {
 			opts = append(opts, outbox.Timeout(300*time.Millisecond))
 		}
 		if c.rand.IntN(10) == 0 {
-			opts = append(opts, outbox.Key(fmt.Sprint("key ", c.rand.IntN(200)))) // refused while another has it
+			opts = append(opts, outbox.Key(fmt.Sprint("key ", c.rand.IntN(200)))) // refused while the key is held
 		}
 		if c.rand.IntN(5) == 0 {
 			opts = append(opts, outbox.Queue("other"))
@@ -99,7 +101,7 @@ func (c *child) create(ctx context.Context, n int) error {
 	return c.inTx(ctx, func(tx *gorm.DB) ([]*outbox.TaskModel, error) { return outbox.CreateBatch(tx, batch...) })
 }
 
-// inTx tells of tasks before they are committed, and afterwards what came of them.
+// inTx reports tasks before the commit, and the outcome after it.
 func (c *child) inTx(ctx context.Context, create func(*gorm.DB) ([]*outbox.TaskModel, error)) error {
 	tx := c.db.WithContext(ctx).Begin()
 	if tx.Error != nil {
@@ -138,7 +140,7 @@ func (c *child) inTx(ctx context.Context, create func(*gorm.DB) ([]*outbox.TaskM
 	return nil
 }
 
-// change cancels or reschedules a task that waits, or did.
+// change cancels or reschedules a task that waits or has waited.
 func (c *child) change(ctx context.Context) error {
 	if len(c.later) == 0 {
 		return nil
@@ -150,7 +152,7 @@ func (c *child) change(ctx context.Context) error {
 	if c.rand.IntN(2) == 0 {
 		return outbox.Cancel(db, id)
 	}
-	// It may start earlier now: what was asked for before does not hold.
+	// The task may now start earlier, so its earlier NotBefore does not hold.
 	c.tell(oracle.Expect{Task: id}, "")
 	return outbox.Reschedule(db, id, time.Now().Add(time.Duration(c.rand.Int64N(int64(time.Second)))))
 }

@@ -1,4 +1,5 @@
-// Package text makes texts of others fit for errors and for columns. It knows nothing of tasks.
+// Package text prepares texts from outside the library for errors and for columns. It knows nothing
+// of tasks.
 package text
 
 import (
@@ -7,7 +8,7 @@ import (
 	"unicode/utf8"
 )
 
-// Quote shows a text of somebody else in an error, shortened.
+// Quote quotes a text from outside the library for an error, and shortens it.
 func Quote(s string) string {
 	if len(s) > 80 {
 		return fmt.Sprintf("%.80q…", s)
@@ -15,7 +16,7 @@ func Quote(s string) string {
 	return fmt.Sprintf("%q", s)
 }
 
-// Sanitize makes a text that every database stores: valid UTF-8 without NUL, of at most limit
+// Sanitize returns a text that every database can store: valid UTF-8 without NUL, and at most limit
 // bytes.
 func Sanitize(s string, limit int) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")

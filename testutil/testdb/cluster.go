@@ -22,20 +22,20 @@ import (
 )
 
 // supervisor is the program that owns the server. It must outlive the test binary, which may be
-// killed, so it is another process; and a shell's, since every machine has one.
+// killed, so it is another process. It is a shell script, because every machine has a shell.
 //
 //go:embed cluster.sh
 var supervisor string
 
-// errNotInstalled is the one reason to skip a test.
+// errNotInstalled is the only reason to skip a test.
 var errNotInstalled = errors.New("not installed")
 
 var errNoPostgres = fmt.Errorf("PostgreSQL is %w: set "+postgresEnv+
 	" to the DSN of a server, or put its programs initdb, pg_ctl and postgres on PATH (Debian: apt-get install postgresql)", errNotInstalled)
 
 // throwaway is the configuration of a cluster. Durability costs time and protects only against a
-// crash of the machine. The time zone is odd in order to find code that takes the session's for the
-// process's or for UTC.
+// crash of the machine. The time zone is unusual, to find code that mistakes the session's time
+// zone for the process's or for UTC.
 var throwaway = []string{
 	"listen_addresses = '127.0.0.1'",
 	"max_connections = 200",
@@ -46,8 +46,8 @@ var throwaway = []string{
 	"log_timezone = 'UTC'",
 }
 
-// Cluster is a PostgreSQL server that one test has for itself, to stop and start. Its methods are
-// safe for concurrent use but, as they fail the test, belong to the test's own goroutine.
+// Cluster is a PostgreSQL server for one test, which may stop and start it. Its methods are safe
+// for concurrent use. But they may fail the test, so call them only in the test's own goroutine.
 type Cluster struct {
 	t   testing.TB // nil for the cluster that tests share
 	dir string
@@ -56,16 +56,16 @@ type Cluster struct {
 	mu      sync.Mutex
 	port    int
 	process *exec.Cmd
-	control *os.File // closing it, or dying, ends the server
+	control *os.File // the server ends when it is closed or this process dies
 	answers *os.File
 	lines   *bufio.Reader
 }
 
 // StartPostgres starts a cluster from installed programs and removes it when the test ends.
-// Settings are lines of postgresql.conf, such as "fsync = on"; they come after the helper's own,
-// which turn durability off. Without installed programs the test is skipped, or fails when the
-// environment variable CI is not empty; OUTBOX_TEST_POSTGRES, which names a server that others use,
-// plays no part.
+// Settings are lines of postgresql.conf, such as "fsync = on". They come after the helper's own
+// settings, which turn durability off. Without installed programs the test is skipped, or fails
+// when the environment variable CI is not empty. OUTBOX_TEST_POSTGRES names a server that other
+// tests use, so it has no effect here.
 func StartPostgres(t testing.TB, settings ...string) *Cluster {
 	t.Helper()
 	c, err := startCluster(settings)
@@ -81,11 +81,11 @@ func StartPostgres(t testing.TB, settings ...string) *Cluster {
 	return c
 }
 
-// DSN is a URL with the server's address on 127.0.0.1, the same after every start. Its user is a
-// superuser.
+// DSN is a URL with the server's address on 127.0.0.1. It is the same after every start. Its user
+// is a superuser.
 func (c *Cluster) DSN() string { return c.dsn }
 
-// Stop stops the server and returns when it is down. The mode is pg_ctl's: "smart" waits for
+// Stop stops the server and returns when it is down. The mode is one of pg_ctl's: "smart" waits for
 // clients to leave, "fast" disconnects them, "immediate" is a crash from which the next start
 // recovers.
 func (c *Cluster) Stop(mode string) {
@@ -108,7 +108,7 @@ func startCluster(settings []string) (*Cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The server's address is open to every user of the machine, and a superuser may run programs.
+	// Every user of the machine can reach the server's address, and a superuser may run programs.
 	password := rand.Text()
 	c, err := supervise(bin, password, append(slices.Clone(throwaway), settings...))
 	if err != nil {
@@ -126,7 +126,7 @@ func startCluster(settings []string) (*Cluster, error) {
 	return nil, errors.Join(err, c.close())
 }
 
-// supervise starts the supervisor and waits until it has made a cluster.
+// supervise starts the supervisor and waits until it has created a cluster.
 func supervise(bin, password string, settings []string) (_ *Cluster, err error) {
 	input, control, err := os.Pipe()
 	if err != nil {
@@ -137,8 +137,8 @@ func supervise(bin, password string, settings []string) (_ *Cluster, err error) 
 		return nil, errors.Join(fmt.Errorf("start PostgreSQL's supervisor: %w", err), input.Close(), control.Close())
 	}
 	cmd := exec.Command("/bin/sh", append([]string{"-c", supervisor, "outbox-postgres", bin, os.TempDir()}, settings...)...)
-	cmd.Dir = "/" // another user may not be allowed into ours
-	// None of the test's own output: `go test` waits until every process that holds it is gone.
+	cmd.Dir = "/" // another user may not have access to the current directory
+	// Not the test's own output: `go test` waits until every process that holds it has ended.
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, output, output
 	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "PG") })
 	cmd.Env = append(cmd.Env, "LC_ALL=C")
@@ -153,7 +153,7 @@ func supervise(bin, password string, settings []string) (_ *Cluster, err error) 
 
 	c := &Cluster{process: cmd, control: control, answers: answers, lines: bufio.NewReader(answers)}
 	if c.dir, err = c.line(); err == nil && !filepath.IsAbs(c.dir) {
-		err = errors.New(c.dir) // what mktemp complained about
+		err = errors.New(c.dir) // the error message of mktemp
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("make PostgreSQL's directory: %w", err), c.close())
@@ -164,7 +164,7 @@ func supervise(bin, password string, settings []string) (_ *Cluster, err error) 
 	return c, nil
 }
 
-// command has the supervisor do something and waits until it is done.
+// command sends the supervisor a command and waits until it is done.
 func (c *Cluster) command(name, arg string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -182,7 +182,7 @@ func (c *Cluster) command(name, arg string) error {
 }
 
 func (c *Cluster) line() (string, error) {
-	// More than the minute that the supervisor allows pg_ctl.
+	// Longer than the minute that the supervisor allows pg_ctl.
 	if err := c.answers.SetReadDeadline(time.Now().Add(90 * time.Second)); err != nil {
 		return "", err
 	}
@@ -215,8 +215,8 @@ func (c *Cluster) close() error {
 	return errors.Join(err, c.answers.Close())
 }
 
-// postgresPrograms finds the directory of the server's programs: the one on PATH, else Debian's
-// newest, which Debian leaves off PATH.
+// postgresPrograms finds the directory of the server's programs: the one on PATH, or else the
+// newest of Debian's, which Debian does not put on PATH.
 func postgresPrograms() (string, error) {
 	if path, err := exec.LookPath("pg_ctl"); err == nil {
 		if path, err = filepath.EvalSymlinks(path); err == nil && hasPrograms(filepath.Dir(path)) {
@@ -226,7 +226,7 @@ func postgresPrograms() (string, error) {
 	return newestPrograms("/usr/lib/postgresql/*/bin")
 }
 
-// newestPrograms picks from directories whose parents are named after the version.
+// newestPrograms returns the newest of the directories. Their parents are named after the version.
 func newestPrograms(pattern string) (string, error) {
 	dirs, err := filepath.Glob(pattern)
 	if err != nil {
@@ -237,7 +237,7 @@ func newestPrograms(pattern string) (string, error) {
 		return "", errNoPostgres
 	}
 	version := func(dir string) float64 {
-		v, _ := strconv.ParseFloat(filepath.Base(filepath.Dir(dir)), 64) // 0 for what is not a version
+		v, _ := strconv.ParseFloat(filepath.Base(filepath.Dir(dir)), 64) // 0 if it is not a version
 		return v
 	}
 	return slices.MaxFunc(dirs, func(a, b string) int { return cmp.Compare(version(a), version(b)) }), nil
@@ -250,9 +250,9 @@ func hasPrograms(dir string) bool {
 	})
 }
 
-// freePort finds a port below those that the kernel gives to outgoing connections: while a server
-// is stopped, a client that keeps trying to reach it must not take its port, or even connect to
-// itself.
+// freePort finds a port below the ports that the kernel uses for outgoing connections. While a
+// server is stopped, a client may keep trying to reach it. The client must not take the server's
+// port, or even connect to itself.
 func freePort() (int, error) {
 	var err error
 	for range 100 {

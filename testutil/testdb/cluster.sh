@@ -1,15 +1,18 @@
-# Owns one PostgreSQL server on behalf of a test binary, which holds the other end of standard input. Its commands come
-# in there, "init PASSWORD", "start PORT" or "stop MODE", each answered by "ok" or "failed". At the end of the input, by
-# whatever way the test binary went, the server is stopped and its directory removed.
+# Owns one PostgreSQL server for a test binary, which holds the other end of standard input.
+# Commands come from standard input: "init PASSWORD", "start PORT" or "stop MODE". Each is answered
+# by "ok" or "failed". At the end of the input, in whatever way the test binary has ended, the
+# server is stopped and its directory is removed.
 #
-# Arguments: the directory of the server's programs, the one for temporary files, then lines of postgresql.conf.
+# Arguments: the directory of the server's programs, the directory for temporary files, then lines
+# of postgresql.conf.
 bin=$1 tmp=$2
 shift 2
 umask 077
-# An answer that nobody reads any more must not kill this shell before it has cleaned up.
+# An answer that is no longer read must not kill this shell before it has cleaned up.
 trap '' PIPE
 
-# The path of a socket in it may have about a hundred bytes. The temporary directory may be closed to this user.
+# The path of a socket in this directory may have about a hundred bytes. This user may have no
+# access to the temporary directory.
 { [ ${#tmp} -lt 70 ] && dir=$(mktemp -d "$tmp/outbox-pg-XXXXXX" 2>/dev/null); } ||
 	dir=$(mktemp -d /tmp/outbox-pg-XXXXXX) || exit 1
 data=$dir/data

@@ -12,9 +12,9 @@ import (
 	"syscall"
 )
 
-// detach puts the supervisor into a session of its own, where an interrupt typed at the terminal
-// does not reach it before it has cleaned up. PostgreSQL refuses to run as root, so root's
-// supervisor runs as somebody else.
+// detach puts the supervisor into a session of its own, so that an interrupt at the terminal does
+// not end it before it has cleaned up. PostgreSQL refuses to run as root, so root's supervisor runs
+// as another user.
 func detach(cmd *exec.Cmd) error {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if os.Geteuid() != 0 {

@@ -1,12 +1,13 @@
-// Package testdb gives tests databases that come and go with the test.
+// Package testdb gives tests databases that exist as long as the test.
 //
-// Each call hands out a database that nothing else uses, so tests may run in parallel, and none of
-// them installs the plugin: call db.Use with the options under test.
+// Each call returns a database that is used by the caller only, so tests may run in parallel. The
+// functions do not install the plugin: call db.Use with the options under test.
 //
-// It links the drivers of GORM's own dialects. database/sql takes a driver's name once, so beside
-// another package that registers "sqlite3" (gorm.io/driver/sqlite links
-// github.com/mattn/go-sqlite3) a program panics when it starts. Nothing here can prevent that: such
-// an application opens its own databases; package testutil links no driver and works with any.
+// The package links the drivers of GORM's own dialects; gorm.io/driver/sqlite links
+// github.com/mattn/go-sqlite3. database/sql accepts a driver's name only once. So a program that
+// also links another package that registers "sqlite3" panics when it starts. This package cannot
+// prevent that. Such an application opens its own databases; package testutil links no driver and
+// works with any.
 package testdb
 
 import (
@@ -30,8 +31,8 @@ func SQLite(t testing.TB) *gorm.DB {
 
 // SQLiteDSN names a new SQLite database for the driver gorm.io/driver/sqlite: a file in the test's
 // temporary directory with a write-ahead log, immediate transactions and a busy timeout of five
-// seconds. Other processes may open it too. The file goes when the test ends; close what you opened
-// before that.
+// seconds. Other processes may open it, too. The file is removed when the test ends; close your
+// connections before.
 func SQLiteDSN(t testing.TB) string {
 	t.Helper()
 	path := filepath.ToSlash(filepath.Join(t.TempDir(), "outbox.db"))
@@ -42,7 +43,7 @@ func SQLiteDSN(t testing.TB) string {
 		"_journal_mode": {"WAL"},
 		"_busy_timeout": {"5000"},
 		"_txlock":       {"immediate"},
-		// Enough for whatever happens to processes; only a power cut could lose a commit.
+		// Enough for any crash of a process; only a power failure could lose a commit.
 		"_synchronous": {"NORMAL"},
 	}.Encode()}
 	return dsn.String()

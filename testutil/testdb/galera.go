@@ -11,7 +11,7 @@ import (
 var errNoGalera = fmt.Errorf("the library of Galera is %w: libgalera_smm.so belongs to a MariaDB server that can be part of a cluster"+
 	" (Debian: apt-get install galera-4)", errNotInstalled)
 
-// galeraProvider is where packages put the library by which servers replicate.
+// galeraProvider finds the library that replicates between servers, where packages install it.
 func galeraProvider() (string, error) {
 	for _, path := range []string{"/usr/lib/galera/libgalera_smm.so", "/usr/lib64/galera-4/libgalera_smm.so", "/usr/lib/libgalera_smm.so"} {
 		if _, err := os.Stat(path); err == nil {
@@ -22,19 +22,19 @@ func galeraProvider() (string, error) {
 }
 
 // StartGalera starts a Galera cluster of MariaDB servers from installed programs and removes it
-// when the test ends. Each node takes writes, and all have the same databases. Settings are as for
-// [StartMariaDB], the same for every node. Without installed programs the test is skipped, or fails
-// when the environment variable CI is not empty.
+// when the test ends. Each node accepts writes, and all nodes have the same databases. Settings are
+// as for [StartMariaDB], the same for every node. Without installed programs the test is skipped,
+// or fails when the environment variable CI is not empty.
 func StartGalera(t testing.TB, nodes int, settings ...string) []*MySQLServer {
 	t.Helper()
 	provider, err := galeraProvider()
 	if err != nil {
 		unavailable(t, err)
 	}
-	cluster := "gcomm://" // of the first node, which founds it
+	cluster := "gcomm://" // for the first node, which founds the cluster
 	var list []*MySQLServer
 	for range nodes {
-		var ports [3]int // of the group, and of transfers of changes and of all data to a node
+		var ports [3]int // for the group, for transfers of changes, and for transfers of all data
 		for i := range ports {
 			if ports[i], err = freePort(); err != nil {
 				t.Fatalf("testdb: %v", err)
@@ -57,7 +57,7 @@ func StartGalera(t testing.TB, nodes int, settings ...string) []*MySQLServer {
 				t.Errorf("testdb: %v", err)
 			}
 		})
-		// A node answers before it takes writes.
+		// A node answers before it accepts writes.
 		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
 		limit := time.Now().Add(60 * time.Second)

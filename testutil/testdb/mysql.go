@@ -27,19 +27,19 @@ func MariaDB(t testing.TB) *gorm.DB {
 }
 
 // MySQLDSN names a new, empty database for github.com/go-sql-driver/mysql, with parseTime=true and
-// loc=UTC. It is dropped when the test ends.
+// loc=UTC. The database is dropped when the test ends.
 //
-// The server is the one in OUTBOX_TEST_MYSQL (a DSN whose user may create databases), else a
-// throwaway one that is started once per test binary from the program that [StartMySQL] finds,
-// listens on 127.0.0.1 and ends with the test binary. Without either the test is skipped, or fails
-// when the environment variable CI is not empty.
+// The server is the one in OUTBOX_TEST_MYSQL, a DSN whose user may create databases. If the
+// variable is empty, the server is a throwaway one. It is started once per test binary from the
+// program that [StartMySQL] finds, listens on 127.0.0.1 and ends with the test binary. Without a
+// server the test is skipped, or fails when the environment variable CI is not empty.
 func MySQLDSN(t testing.TB) string {
 	t.Helper()
 	return realMySQL.newDatabase(t)
 }
 
-// MariaDBDSN is [MySQLDSN] for a MariaDB server: the one in OUTBOX_TEST_MARIADB, else a throwaway
-// one from the programs that [StartMariaDB] finds.
+// MariaDBDSN is [MySQLDSN] for a MariaDB server: the one in OUTBOX_TEST_MARIADB, or else a
+// throwaway one from the programs that [StartMariaDB] finds.
 func MariaDBDSN(t testing.TB) string {
 	t.Helper()
 	return mariaDB.newDatabase(t)

@@ -1,9 +1,11 @@
-# Owns one server of MySQL or MariaDB on behalf of a test binary, which holds the other end of standard input. A line "start
-# PORT PASSWORD" is answered by the process id of the server that starts. At the end of the input, by whatever way the test
-# binary went, the server is stopped and its directory removed.
+# Owns one server of MySQL or MariaDB for a test binary, which holds the other end of standard
+# input. A line "start PORT PASSWORD" starts the server and is answered by its process id. At the
+# end of the input, in whatever way the test binary has ended, the server is stopped and its
+# directory removed.
 #
-# Arguments: "mariadb" or "mysql"; the program mariadb-install-db, or a data directory of MySQL's to copy, which may be empty;
-# the server's program; the directory for temporary files; and the server's further arguments.
+# Arguments: "mariadb" or "mysql"; the program mariadb-install-db, or a data directory of MySQL's to
+# copy, which may be empty; the server's program; the directory for temporary files; and the
+# server's further arguments.
 kind=$1 install=$2 server=$3 tmp=$4
 shift 4
 umask 077
@@ -16,7 +18,7 @@ clean() {
 	trap '' HUP INT TERM
 	if [ -n "$pid" ]; then
 		kill -CONT "$pid"
-		kill -KILL "$pid" # nothing in it is worth an orderly end
+		kill -KILL "$pid" # its data need no orderly shutdown
 		wait "$pid"
 	fi 2>/dev/null
 	rm -rf "$dir"
@@ -24,7 +26,7 @@ clean() {
 trap clean EXIT
 trap 'exit 1' HUP INT TERM
 
-# A server that starts removes temporary tables from there, also another's that is at work.
+# A server that starts removes all temporary tables from TMPDIR, also those of another server.
 mkdir "$dir/tmp" || exit 1
 export TMPDIR="$dir/tmp"
 
@@ -53,11 +55,12 @@ initialize </dev/null 3>&- && echo ok >&3 || echo failed >&3
 
 while read -r _ port password; do
 	[ -z "$pid" ] || wait "$pid"
-	# A node that has joined a cluster has the first node's user.
+	# A node that has joined a cluster has the user of the first node.
 	echo "CREATE USER IF NOT EXISTS outbox@'127.0.0.1' IDENTIFIED BY '$password';
 ALTER USER outbox@'127.0.0.1' IDENTIFIED BY '$password';
 GRANT ALL ON *.* TO outbox@'127.0.0.1' WITH GRANT OPTION;" >"$dir/init.sql"
-	# The time zone is odd in order to find code that takes the session's for the process's or for UTC.
+	# The time zone is unusual, to find code that mistakes the session's time zone for the process's
+	# or for UTC.
 	# shellcheck disable=SC2086 # it is several words
 	"$server" --no-defaults --datadir="$dir/data" --socket="$dir/socket" --pid-file="$dir/pid" --port="$port" \
 		--bind-address=127.0.0.1 --skip-name-resolve --init-file="$dir/init.sql" --default-time-zone=+05:30 \

@@ -17,15 +17,16 @@ import (
 	"time"
 )
 
-// mysqlSupervisor owns the server, as cluster.sh does PostgreSQL's.
+// mysqlSupervisor owns the server, as cluster.sh owns PostgreSQL's.
 //
 //go:embed mysql.sh
 var mysqlSupervisor string
 
-// mysqlKind is what differs between servers that speak MySQL's protocol.
+// mysqlKind has the differences between servers that speak MySQL's protocol.
 type mysqlKind struct {
 	name, env string
-	// programs finds what mysql.sh needs: what makes a data directory, and the server's program.
+	// programs finds what mysql.sh needs: the program that creates a data directory or a directory
+	// to copy, and the server's program.
 	programs func() (install, server string, err error)
 	// shared is the server that the tests of this binary share.
 	shared func() (*MySQLServer, error)
@@ -50,7 +51,7 @@ func mariaDBPrograms() (install, server string, err error) {
 		return "", "", errNoMariaDB
 	}
 	if server, err = exec.LookPath("mariadbd"); err != nil {
-		if server, err = exec.LookPath("/usr/sbin/mariadbd"); err != nil { // Debian's is off the PATH of users
+		if server, err = exec.LookPath("/usr/sbin/mariadbd"); err != nil { // Debian's is off users' PATH
 			return "", "", errNoMariaDB
 		}
 	}
@@ -58,7 +59,7 @@ func mariaDBPrograms() (install, server string, err error) {
 }
 
 // mysqlCache is where scripts/machine.sh puts a server: its program, and a data directory to copy,
-// since the server takes seconds to make one.
+// because the server takes seconds to create one.
 const mysqlCache = "/var/cache/outbox-test/mysql"
 
 var errNoMySQL = fmt.Errorf("MySQL is %w: set OUTBOX_TEST_MYSQL to the DSN of a server, or put the program mysqld on PATH"+
@@ -66,7 +67,7 @@ var errNoMySQL = fmt.Errorf("MySQL is %w: set OUTBOX_TEST_MYSQL to the DSN of a 
 
 func mysqlPrograms() (template, server string, err error) {
 	if server, err = exec.LookPath("mysqld"); err == nil {
-		// MariaDB's program may have this name too.
+		// MariaDB's program may also have this name.
 		if version, err := exec.Command(server, "--no-defaults", "--version").Output(); err == nil && !bytes.Contains(version, []byte("MariaDB")) {
 			return "", server, nil
 		}
@@ -77,12 +78,12 @@ func mysqlPrograms() (template, server string, err error) {
 	return mysqlCache + "/template", server, nil
 }
 
-// MySQLServer is a throwaway server of MySQL or MariaDB of its own: for tests that stop the server.
+// MySQLServer is a throwaway server of MySQL or MariaDB for one test, which may stop it.
 type MySQLServer struct {
 	t        testing.TB
 	kind     *mysqlKind
 	process  *exec.Cmd
-	control  *os.File // the input of the supervisor: its end, with this process, ends the server
+	control  *os.File // the supervisor's input; when it ends, with this process, the server ends
 	answers  *os.File
 	lines    *bufio.Reader
 	dir      string
@@ -92,17 +93,18 @@ type MySQLServer struct {
 }
 
 // StartMySQL starts a MySQL server and removes it when the test ends. Its program is the mysqld on
-// PATH, unless that is MariaDB's, or the one that make test has installed. Settings are arguments
-// of mysqld, such as "--innodb-flush-log-at-trx-commit=2"; they come after the helper's own, which
-// turn durability off. Without a program the test is skipped, or fails when the environment
-// variable CI is not empty; OUTBOX_TEST_MYSQL, which names a server that others use, plays no part.
+// PATH, unless that is MariaDB's, or else the one that make test has installed. Settings are
+// arguments of mysqld, such as "--innodb-flush-log-at-trx-commit=2". They come after the helper's
+// own settings, which turn durability off. Without a program the test is skipped, or fails when the
+// environment variable CI is not empty. OUTBOX_TEST_MYSQL names a server that other tests use, so
+// it has no effect here.
 func StartMySQL(t testing.TB, settings ...string) *MySQLServer {
 	t.Helper()
 	return realMySQL.startFor(t, settings)
 }
 
-// StartMariaDB is [StartMySQL] for MariaDB, with the mariadbd and mariadb-install-db on PATH;
-// OUTBOX_TEST_MARIADB plays no part.
+// StartMariaDB is [StartMySQL] for MariaDB, with the programs mariadbd and mariadb-install-db on
+// PATH. OUTBOX_TEST_MARIADB has no effect.
 func StartMariaDB(t testing.TB, settings ...string) *MySQLServer {
 	t.Helper()
 	return mariaDB.startFor(t, settings)
@@ -126,15 +128,15 @@ func (k *mysqlKind) startFor(t testing.TB, settings []string) *MySQLServer {
 	return s
 }
 
-// DSN names an empty database on the server, the same after every start, with parseTime=true and
-// loc=UTC. Its user may do all.
+// DSN names an empty database on the server, with parseTime=true and loc=UTC. It is the same after
+// every start. Its user has all privileges.
 func (s *MySQLServer) DSN() string { return s.dsn("app?charset=utf8mb4&parseTime=true&loc=UTC") }
 
 func (s *MySQLServer) dsn(rest string) string {
 	return fmt.Sprintf("outbox:%s@tcp(127.0.0.1:%d)/%s", s.password, s.port, rest)
 }
 
-// Crash kills the server, from which the next start recovers.
+// Crash kills the server. The next start recovers from that.
 func (s *MySQLServer) Crash() {
 	s.t.Helper()
 	p, err := os.FindProcess(s.pid)
@@ -221,8 +223,8 @@ func (s *MySQLServer) line() (string, error) {
 	return strings.TrimSuffix(text, "\n"), err
 }
 
-// start has the supervisor start the server, after the end of an earlier one, and waits until it
-// answers.
+// start makes the supervisor start the server, after an earlier server has ended, and waits until
+// it answers.
 func (s *MySQLServer) start() error {
 	if _, err := fmt.Fprintln(s.control, "start", s.port, s.password); err != nil {
 		return s.failed(err)
@@ -236,7 +238,7 @@ func (s *MySQLServer) start() error {
 	}
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	// A node that joins a cluster gets all data before it answers.
+	// A node that joins a cluster receives all data before it answers.
 	for limit := time.Now().Add(3 * time.Minute); ; <-tick.C {
 		if err := execMySQL(s.dsn(""), "SELECT 1"); err == nil || time.Now().After(limit) {
 			if err != nil {

@@ -14,22 +14,22 @@ import (
 	"time"
 )
 
-// bouncerSupervisor owns the pooler, as cluster.sh does PostgreSQL's server.
+// bouncerSupervisor owns the pooler, as cluster.sh owns PostgreSQL's server.
 //
 //go:embed pgbouncer.sh
 var bouncerSupervisor string
 
 var errNoPgBouncer = fmt.Errorf("PgBouncer is %w: put pgbouncer on PATH (Debian: apt-get install pgbouncer)", errNotInstalled)
 
-// PgBouncer starts a pooler from the installed program in front of this server, and returns the DSN
-// that leads through it. It ends with the test. Settings are lines of pgbouncer.ini, such as
+// PgBouncer starts a pooler in front of this server, from the installed program, and returns a DSN
+// for the pooler. The pooler ends with the test. Settings are lines of pgbouncer.ini, such as
 // "pool_mode = transaction". Without the program the test is skipped, or fails when the environment
 // variable CI is not empty.
 func (c *Cluster) PgBouncer(settings ...string) string {
 	c.t.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil {
-		if program, err = exec.LookPath("/usr/sbin/pgbouncer"); err != nil { // Debian's is off the PATH of users
+		if program, err = exec.LookPath("/usr/sbin/pgbouncer"); err != nil { // Debian's is off users' PATH
 			unavailable(c.t, errNoPgBouncer)
 		}
 	}

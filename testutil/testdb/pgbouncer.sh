@@ -1,7 +1,9 @@
-# Owns one PgBouncer on behalf of a test binary, which holds the other end of standard input. The first line that comes in there is
-# the password of the server's user; then it answers with its directory. At the end of the input PgBouncer ends.
+# Owns one PgBouncer for a test binary, which holds the other end of standard input. The first line
+# of the input is the password of the server's user. The answer is the directory. At the end of the
+# input PgBouncer ends.
 #
-# Arguments: the program, the directory for temporary files, the port to listen on, the server's, then lines of pgbouncer.ini.
+# Arguments: the program, the directory for temporary files, the port to listen on, the server's
+# port, then lines of pgbouncer.ini.
 program=$1 tmp=$2 port=$3 server=$4
 shift 4
 umask 077

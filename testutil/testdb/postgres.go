@@ -15,22 +15,22 @@ import (
 	"gorm.io/gorm/logger"
 )
 
-// postgresEnv names the variable that holds the DSN of a server to use instead of a throwaway
+// postgresEnv is the name of the variable with the DSN of a server to use instead of a throwaway
 // cluster.
 const postgresEnv = "OUTBOX_TEST_POSTGRES"
 
-// sharedCluster is started by the first test that needs it and ends with the test binary, whatever
-// ends that.
+// sharedCluster is started by the first test that needs it. It ends with the test binary, in
+// whatever way the test binary ends.
 var sharedCluster = sync.OnceValues(func() (*Cluster, error) { return startCluster(nil) })
 
 // PostgresDSN names a new, empty schema for pgx: the DSN sets search_path on every connection, also
-// in other processes. The schema is dropped when the test ends; close what you opened before that,
-// since a lock that is still held then fails the test after ten seconds.
+// in other processes. The schema is dropped when the test ends. Close your connections before: a
+// lock that is still held then fails the test after ten seconds.
 //
-// The server is the one in OUTBOX_TEST_POSTGRES (a DSN whose user may create schemas), else a
-// throwaway cluster that is started once per test binary from installed programs, listens on
-// 127.0.0.1 and ends with the test binary. Without either the test is skipped, or fails when the
-// environment variable CI is not empty.
+// The server is the one in OUTBOX_TEST_POSTGRES, a DSN whose user may create schemas. If the
+// variable is empty, the server is a throwaway cluster. It is started once per test binary from
+// installed programs, listens on 127.0.0.1 and ends with the test binary. Without a server the test
+// is skipped, or fails when the environment variable CI is not empty.
 func PostgresDSN(t testing.TB) string {
 	t.Helper()
 	dsn := os.Getenv(postgresEnv)
@@ -57,8 +57,8 @@ func PostgresDSN(t testing.TB) string {
 	return fresh
 }
 
-// dropSchema tries again after a deadlock: the session of a client that is gone, such as a killed
-// process, may still be at its last statement.
+// dropSchema tries again after a deadlock: the session of a client that has ended, such as a killed
+// process, may still be executing its last statement.
 func dropSchema(dsn, schema string) error {
 	var err error
 	for range 5 {
@@ -71,8 +71,8 @@ func dropSchema(dsn, schema string) error {
 	return err
 }
 
-// execPostgres runs one statement on a connection of its own. A pool kept for this would outlive
-// the test and look like a leak to tests that count goroutines.
+// execPostgres runs one statement on a connection of its own. A pool for this would outlive the
+// test, and tests that count goroutines would report it as a leak.
 func execPostgres(dsn, statement string) error {
 	dsn, err := withParam(dsn, "lock_timeout", "10000")
 	if err != nil {
@@ -105,8 +105,8 @@ func withParam(dsn, name, value string) (string, error) {
 	return u.String(), nil
 }
 
-// unavailable ends a test for which no server could be had. Only a machine without PostgreSQL is a
-// reason to skip: a server that is there but does not start is a defect.
+// unavailable ends a test if no server is available. It skips the test only on a machine without
+// PostgreSQL: a server that is installed but does not start is a defect.
 func unavailable(t testing.TB, err error) {
 	t.Helper()
 	if errors.Is(err, errNotInstalled) && os.Getenv("CI") == "" {
