@@ -119,7 +119,7 @@ func (l losingReplies) Complete(ctx context.Context, c dialect.Conn, rows []dial
 }
 
 // Of many, the finish and the claim that follows it succeed or fail each by itself.
-func TestExchangeOfMany(t *testing.T) {
+func TestCompleteAndClaimOfMany(t *testing.T) {
 	const tasks, slots = 3000, 600
 	db := testdb.Postgres(t)
 	var log logBuffer

@@ -288,7 +288,7 @@ func TestOrphansAreThoseOfNoProcess(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		defer cancel()
-		got, err := p.TakeOver(ctx)
+		got, err := p.Rescue(ctx)
 		slices.Sort(got)
 		if slices.Sort(want); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%v: took %v, want %v", err, got, want)
@@ -312,7 +312,7 @@ func (r reborn) Orphans(ctx context.Context, c dialect.Conn, limit int, each fun
 	return err
 }
 
-func TestTakeOverLooksAgain(t *testing.T) {
+func TestRescueLooksAgain(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p := dbtest.Install(t, db, outbox.Options{}, nil)
 		dead := "dead"
@@ -323,12 +323,12 @@ func TestTakeOverLooksAgain(t *testing.T) {
 		}
 		var plain dialect.Dialect
 		p.Intercept(func(d dialect.Dialect) dialect.Dialect { plain = d; return reborn{d, dead} })
-		if got, err := p.TakeOver(t.Context()); err != nil || len(got) != 0 {
+		if got, err := p.Rescue(t.Context()); err != nil || len(got) != 0 {
 			t.Errorf("took %v, %v, from a live process", got, err)
 		}
 		p.Intercept(func(dialect.Dialect) dialect.Dialect { return plain })
 		dropProcesses(t, db)
-		if got, err := p.TakeOver(t.Context()); err != nil || len(got) != 1 {
+		if got, err := p.Rescue(t.Context()); err != nil || len(got) != 1 {
 			t.Errorf("took %v, %v, from a dead process", got, err)
 		}
 	})
@@ -348,7 +348,7 @@ func (b between) Orphans(ctx context.Context, c dialect.Conn, limit int, each fu
 
 // The owner of a task, which was thought dead, finishes it while the take-over is half done; so
 // does a second take-over, which has seen the same dead process.
-func TestTakeOverHalfDone(t *testing.T) {
+func TestRescueHalfDone(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p := dbtest.Install(t, db, outbox.Options{}, nil)
 		dead, version := "dead", int64(2)
@@ -384,17 +384,17 @@ func TestTakeOverHalfDone(t *testing.T) {
 						}
 						return n > 0
 					})
-					ids, err := p.TakeOver(t.Context())
+					ids, err := p.Rescue(t.Context())
 					other <- answer{ids, err}
 					return
 				}
 				go func() {
-					ids, err := p.TakeOver(t.Context())
+					ids, err := p.Rescue(t.Context())
 					other <- answer{ids, err}
 				}()
 			}}
 		})
-		if ids, err := p.TakeOver(t.Context()); err != nil || len(ids) != 1 {
+		if ids, err := p.Rescue(t.Context()); err != nil || len(ids) != 1 {
 			t.Errorf("the take-over got %v, %v", ids, err)
 		}
 		a := dbtest.Receive(t, owner)
@@ -485,7 +485,7 @@ func TestOutcomeInDoubt(t *testing.T) {
 				if a := dbtest.Receive(t, answers); a.err != nil || a.yes != tt.landed {
 					t.Errorf("committed: %v, %v", a.yes, a.err)
 				}
-				if landed, err := p.Landed(t.Context(), asked); err != nil || landed[tt.name] != tt.landed {
+				if landed, err := p.AlreadyApplied(t.Context(), asked); err != nil || landed[tt.name] != tt.landed {
 					t.Errorf("landed: %v, %v", landed, err)
 				}
 			})

@@ -13,7 +13,7 @@ import (
 )
 
 // It may be this process itself that has the lock: while it takes over the tasks of another.
-func TestHeartbeatAfterASlowTakeOver(t *testing.T) {
+func TestHeartbeatAfterASlowRescue(t *testing.T) {
 	db := testdb.SQLite(t)
 	running, release, taking := make(chan context.Context, 1), make(chan struct{}), make(chan struct{})
 	opts := dbtest.ShortHeartbeats()

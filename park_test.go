@@ -180,7 +180,7 @@ func TestRunDueParksToo(t *testing.T) {
 	})
 }
 
-func TestUnknownFunctionsDoNotBlockTheLane(t *testing.T) {
+func TestUnknownFunctionsDoNotBlockThePartition(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var ran <-chan string
 		opts := producer()

@@ -143,7 +143,7 @@ func TestProcessWithoutRowClaimsNothing(t *testing.T) {
 	})
 }
 
-func TestHeartbeatSavesFromBurial(t *testing.T) {
+func TestHeartbeatSavesFromExpiry(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		p := dbtest.Install(t, db, dbtest.ShortHeartbeats(), nil)
 		m := outbox.ProcessModel{ID: "other", Functions: outbox.JSON("[]"), StartedAt: time.Now().UTC(), BeatAt: time.Now().UTC(), Beats: 7}
@@ -156,7 +156,7 @@ func TestHeartbeatSavesFromBurial(t *testing.T) {
 			buried bool
 		}{{"it has beaten since", 6, false}, {"it has stood still", 7, true}, {"it is gone", 7, false}} {
 			t.Run(tt.name, func(t *testing.T) {
-				if buried, err := p.Bury(t.Context(), m.ID, tt.beats); err != nil || buried != tt.buried {
+				if buried, err := p.Expire(t.Context(), m.ID, tt.beats); err != nil || buried != tt.buried {
 					t.Errorf("buried %v, %v", buried, err)
 				}
 			})
@@ -164,7 +164,7 @@ func TestHeartbeatSavesFromBurial(t *testing.T) {
 	})
 }
 
-func TestRunDueTakesOverOnlyWhatIsLongDead(t *testing.T) {
+func TestRunDueRescuesOnlyFromTheLongDead(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		now := time.Now().UTC().Truncate(time.Millisecond)
 		opts := dbtest.ShortHeartbeats()

@@ -20,8 +20,8 @@ func (p *Plugin) Intercept(wrap func(dialect.Dialect) dialect.Dialect) {
 	p.store.Dialect = wrap(p.store.Dialect)
 }
 
-// TakeOver gives back every task whose process is gone, and returns their ids.
-func (p *Plugin) TakeOver(ctx context.Context) (ids []string, err error) {
+// Rescue gives back every task whose process is gone, and returns their ids.
+func (p *Plugin) Rescue(ctx context.Context) (ids []string, err error) {
 	rescued, _, err := p.store.Rescue(ctx, 1000, func(t *store.Task) (*dialect.Outcome, *dialect.Requeued) {
 		return nil, &dialect.Requeued{ID: t.ID, Version: t.Version, Process: t.Owner(), Uncounted: 1}
 	})
@@ -43,8 +43,8 @@ func (p *Plugin) Committed(ctx context.Context, o dialect.Outcome) (bool, error)
 	return p.store.Committed(ctx, o)
 }
 
-// Landed looks which outcomes of a group took effect whose statement got no reply.
-func (p *Plugin) Landed(ctx context.Context, outcomes ...dialect.Outcome) (map[string]bool, error) {
+// AlreadyApplied looks which outcomes of a group took effect whose statement got no reply.
+func (p *Plugin) AlreadyApplied(ctx context.Context, outcomes ...dialect.Outcome) (map[string]bool, error) {
 	return p.store.AlreadyApplied(ctx, outcomes)
 }
 

@@ -213,7 +213,7 @@ func eachDSN(t *testing.T, kinds []string, test func(t *testing.T, dsn, kind str
 	}
 }
 
-func TestKilledProcessHasItsVerdictInTime(t *testing.T) {
+func TestKilledProcessIsRescuedInTime(t *testing.T) {
 	released := make(chan struct{})
 	close(released)
 	eachDSN(t, []string{"ordinary", "idempotent", "transactional"}, func(t *testing.T, dsn, kind string) {

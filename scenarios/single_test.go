@@ -16,7 +16,7 @@ import (
 
 // The only process on its database finds the tasks of its predecessor when it starts: the limit of
 // heartbeats, half a minute here, is not waited for.
-func TestSingleProcessTakesOverAtItsStart(t *testing.T) {
+func TestSingleProcessRescuesAtItsStart(t *testing.T) {
 	released := make(chan struct{})
 	close(released)
 	eachDSN(t, []string{"ordinary", "idempotent", "transactional"}, func(t *testing.T, dsn, kind string) {

@@ -30,12 +30,12 @@ promises=(
 	TenFirstMigratesAtOnce MigrateEndsWithItsContext MigrateThatIsCutShortLeavesNoLock SchemaByNamingStrategy
 	MissingIndexesAndTables ColumnsAndIndexesOfOthers RightsOfADispatcher
 	# processes that are gone
-	TakeOverHalfDone OrphansAreThoseOfNoProcess
+	RescueHalfDone OrphansAreThoseOfNoProcess
 	# settings of a session
 	SettingsOfMySQL CharacterSetOfTheDatabase StatementsAreKeptPrepared
 )
 # Processes side by side, that die or pause.
-scenarios=(TwoProcessesRunEachTaskOnce KilledProcess KilledProcessHasItsVerdictInTime StoppedProcessCannotWrite)
+scenarios=(TwoProcessesRunEachTaskOnce KilledProcess KilledProcessIsRescuedInTime StoppedProcessCannotWrite)
 pages=(Pages Bulk Changes CountsOfFailures ChartCountsOnce Plans)
 
 work=$(mktemp -d)

@@ -12,7 +12,7 @@ import (
 
 // A refill reads neither what an earlier claim has passed over nor leaves out what has the start
 // time of its mark.
-func TestRefillOfSQLiteBeginsAtTheMark(t *testing.T) {
+func TestRefillOfSQLiteBeginsAtTheCursor(t *testing.T) {
 	t.Parallel()
 	db, err := sql.Open("sqlite3", testdb.SQLiteDSN(t))
 	if err != nil {
