@@ -18,7 +18,7 @@ func encodeArgs(h *handler, v any, limit int) (JSON, error) {
 	}
 	raw, err := args.Encode(v, limit)
 	if err == nil && h != nil {
-		err = h.param.Check(v, raw)
+		err = h.param.CheckFits(v, raw)
 	} else if err == nil {
 		err = args.Validate(v) // the handler is elsewhere; what its arguments must be, their type knows here too
 	}

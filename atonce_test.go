@@ -46,7 +46,7 @@ func TestTwoClaimsOfOneRow(t *testing.T) {
 		claim := func(c dialect.Conn, process string) (n int, err error) {
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
-			err = d.Claim(ctx, c, dialect.ClaimParams{Process: process, Partitions: fenceLane, Funcs: []string{"f"}, Limit: 10},
+			err = d.Claim(ctx, c, dialect.ClaimParams{Process: process, Partitions: fencePartition, Funcs: []string{"f"}, Limit: 10},
 				func(dialect.Row) error { n++; return nil })
 			return n, err
 		}

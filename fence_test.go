@@ -22,7 +22,7 @@ import (
 
 var (
 	fenceNow  = time.Now().UTC().Truncate(time.Second)
-	fenceLane = []dialect.Partition{{Queue: "default", Priority: 2}}
+	fencePartition = []dialect.Partition{{Queue: "default", Priority: 2}}
 )
 
 // fenceRows are rows of every kind: a state, a function, a queue, a priority, due or not, of a live
@@ -80,7 +80,7 @@ func tasksByID(t *testing.T, db *gorm.DB) map[string]outbox.TaskModel {
 
 func isDue(m outbox.TaskModel) bool { return m.RunAt.Before(fenceNow) }
 
-func inLane(m outbox.TaskModel) bool { return m.Queue == "default" && m.Priority == 2 }
+func inPartition(m outbox.TaskModel) bool { return m.Queue == "default" && m.Priority == 2 }
 
 // atFive are fences for all rows: right for those of version 5 that a live process runs, wrong for
 // those of version 6 and those of other processes.
@@ -98,13 +98,13 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 	ctx := context.Background()
 	claim := func(process string, limit int, repeatable ...string) func(dialect.Dialect, *sql.Tx, map[string]outbox.TaskModel) error {
 		return func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			return d.Claim(ctx, tx, dialect.ClaimParams{Process: process, Partitions: fenceLane, Funcs: []string{"mine"}, Repeatable: repeatable, Limit: limit},
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: process, Partitions: fencePartition, Funcs: []string{"mine"}, Repeatable: repeatable, Limit: limit},
 				func(dialect.Row) error { return nil })
 		}
 	}
 	claimShare := func(share int) func(dialect.Dialect, *sql.Tx, map[string]outbox.TaskModel) error {
 		return func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			partitions := append([]dialect.Partition{{Queue: "default", Priority: 1}}, fenceLane...)
+			partitions := append([]dialect.Partition{{Queue: "default", Priority: 1}}, fencePartition...)
 			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: partitions, Funcs: []string{"mine"}, Limit: 1000, Share: share},
 				func(dialect.Row) error { return nil })
 		}
@@ -113,7 +113,7 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 		return m.State == outbox.StatePending && m.Func == "mine" && m.Queue == "default" && isDue(m)
 	}
 	claimable := func(m outbox.TaskModel) bool {
-		return m.State == outbox.StatePending && m.Func == "mine" && inLane(m) && isDue(m)
+		return m.State == outbox.StatePending && m.Func == "mine" && inPartition(m) && isDue(m)
 	}
 	claimed := func(repeatable bool) func(was, is outbox.TaskModel) bool {
 		return func(was, is outbox.TaskModel) bool {
@@ -162,11 +162,11 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 		{"claim up to a share", claimShare(2), inBothLanes, claimed(false), 4}, // of three in each of two
 		{"claim the first of each", claimShare(1), inBothLanes, claimed(false), 2},
 		{"claim with many functions", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: fenceLane, Funcs: append(many, "mine"), Limit: 1000},
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: fencePartition, Funcs: append(many, "mine"), Limit: 1000},
 				func(dialect.Row) error { return nil })
 		}, claimable, claimed(false), 0},
 		{"claim with many functions as repeatable", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: fenceLane, Funcs: append(many, "mine"),
+			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: fencePartition, Funcs: append(many, "mine"),
 				Repeatable: append(many, "mine"), Limit: 1000}, func(dialect.Row) error { return nil })
 		}, claimable, claimed(true), 0},
 		{"claim by a process without a row", claim("dead", 1000), func(outbox.TaskModel) bool { return false }, claimed(false), 0},
@@ -209,11 +209,11 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 				return is.State == outbox.StatePending && is.ProcessID == nil && is.StartedAt == nil && !is.RunAt.Before(fenceNow.Add(time.Second))
 			}, 0},
 		{"park", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
-			_, err := d.Park(ctx, tx, append(fenceLane, dialect.Partition{Queue: "mail", Priority: 1}), 1000)
+			_, err := d.Park(ctx, tx, append(fencePartition, dialect.Partition{Queue: "mail", Priority: 1}), 1000)
 			return err
 		}, func(m outbox.TaskModel) bool {
 			served := m.Func == "mine" || m.Func == "theirs" && m.Queue == "mail"
-			return m.State == outbox.StatePending && isDue(m) && (inLane(m) || m.Queue == "mail" && m.Priority == 1) && !served
+			return m.State == outbox.StatePending && isDue(m) && (inPartition(m) || m.Queue == "mail" && m.Priority == 1) && !served
 		}, func(_, is outbox.TaskModel) bool { return is.State == outbox.StateParked }, 0},
 		{"unpark", unpark(), parked, pendingAgain, 0},
 		{"unpark a queue", unpark("mail"), func(m outbox.TaskModel) bool { return parked(m) && m.Queue == "mail" }, pendingAgain, 0},

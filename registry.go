@@ -252,7 +252,7 @@ func (h *handler) encodeResult(v any, limit int) (*string, error) {
 		err = fmt.Errorf("it has %d bytes, over the limit of %d (Options.MaxResultBytes)", len(raw), limit)
 	}
 	if err == nil {
-		err = args.Check(raw)
+		err = args.CheckStorable(raw)
 	}
 	if err != nil {
 		return nil, err

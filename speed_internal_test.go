@@ -54,7 +54,7 @@ func BenchmarkCheck(b *testing.B) {
 		b.Run(name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				if err := h.param.Check(args, raw); err != nil {
+				if err := h.param.CheckFits(args, raw); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -11,10 +11,10 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// Check refuses JSON that a database or a decoder would change or reject: invalid JSON or UTF-8,
+// CheckStorable refuses JSON that a database or a decoder would change or reject: invalid JSON or UTF-8,
 // \u0000, half a surrogate pair, a duplicate key, nesting deeper than MaxDepth. It reads the text
 // itself, because a decoder would hide all of these.
-func Check(raw []byte) error { return checkFields(raw, nil) }
+func CheckStorable(raw []byte) error { return checkFields(raw, nil) }
 
 // checkFields does what Check does. If f is not nil, the object's keys must also be those of its
 // type's fields.

@@ -34,7 +34,7 @@ func Encode(args any, limit int) (json.RawMessage, error) {
 		}
 		return nil, fmt.Errorf("they are not a JSON object but %s", kindOf(raw))
 	}
-	return raw, Check(raw)
+	return raw, CheckStorable(raw)
 }
 
 // EncodeValue encodes a value without escaping HTML, which would only make a column harder to read.

@@ -69,7 +69,7 @@ func TestArgumentsOfAnotherTypeAreBound(t *testing.T) {
 	for _, args := range []any{Named{"text": 5}, Named{}, struct{ Text string }{}, (*plainPart)(nil)} {
 		raw, err := Encode(args, math.MaxInt)
 		if err == nil {
-			err = p.Check(args, raw)
+			err = p.CheckFits(args, raw)
 		}
 		if err == nil {
 			t.Errorf("%T, %s: accepted", args, raw)

@@ -114,17 +114,17 @@ ORDER BY run_at, id LIMIT ? FOR UPDATE SKIP LOCKED`)
 	outcomes := func(fields ...string) string {
 		return jsonTable(append([]string{"id varchar(36)", "version bigint", "process varchar(36)"}, fields...)...) + joined + " AND "
 	}
-	running := "t.state = 'running' AND t.version = o.version AND COALESCE(t.process_id, '') = COALESCE(o.process, '')"
+	const fence = "t.state = 'running' AND t.version = o.version AND COALESCE(t.process_id, '') = COALESCE(o.process, '')"
 	waiting := "t.state IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)"
 	// When a client stops waiting, the server goes on waiting and keeps the locks that it has. So
 	// the server should wait for less time than the library, as far as possible.
-	m.dropRunning = m.render("/*M! SET STATEMENT innodb_lock_wait_timeout = 1 FOR */ DELETE t FROM " + outcomes() + running)
+	m.dropRunning = m.render("/*M! SET STATEMENT innodb_lock_wait_timeout = 1 FOR */ DELETE t FROM " + outcomes() + fence)
 	m.dropWaiting = m.render("DELETE t FROM " + outcomes() + waiting)
 	// A creation that was refused because of the same key may still hold the key's lock. MySQL
 	// would wait for this lock as long as innodb_lock_wait_timeout says. So the statement also
 	// reads the key there, by its index, and waits neither for the key's lock nor for the task's.
-	byKey := running + " /*!80017 LEFT JOIN {tasks} k FORCE INDEX ({tasks.key}) ON k.{key} = t.{key} */" + mysqlLockTask(", k NOWAIT", "WAIT 1")
-	running += mysqlLockTask(" NOWAIT", "WAIT 1")
+	byKey := fence + " /*!80017 LEFT JOIN {tasks} k FORCE INDEX ({tasks.key}) ON k.{key} = t.{key} */" + mysqlLockTask(", k NOWAIT", "WAIT 1")
+	running := fence + mysqlLockTask(" NOWAIT", "WAIT 1")
 	waiting += mysqlLockTask("", "")
 	m.fenced, m.waiting = m.render("SELECT t.id FROM "+outcomes()+running), m.render("SELECT t.id FROM "+outcomes()+waiting)
 	copied := `

@@ -151,7 +151,8 @@ WITH o AS MATERIALIZED (
 	// Not ON CONFLICT (id), because a history that is partitioned has another key. The sub-select
 	// looks the ids up one by one, whatever the statistics say.
 	const isNew = "\n\tWHERE (SELECT x.id FROM {history} x WHERE x.id = d.id LIMIT 1) IS NULL"
-	running := strings.Replace(move, "{fence}", "t.state || '' = 'running' AND t.version = o.version AND coalesce(t.process_id, '') = coalesce(o.process, '')", 1)
+	const fence = "t.state || '' = 'running' AND t.version = o.version AND coalesce(t.process_id, '') = coalesce(o.process, '')"
+	running := strings.Replace(move, "{fence}", fence, 1)
 	p.moveRunning = p.render(strings.Replace(running, "{new}", isNew, 1) + "\nSELECT id FROM d")
 	p.moveWaiting = p.render(strings.Replace(strings.Replace(move, "{new}", isNew, 1), "{fence}",
 		"t.state || '' IN ('pending', 'parked') AND (o.version IS NULL OR t.version = o.version)", 1) + "\nSELECT id FROM d")

@@ -90,7 +90,7 @@ RETURNING `
 `, 1)
 	s.claimFirsts, s.claimFirstsPlainly = s.render(firsts+"json_array({columns})"), s.render(firsts+"{columns}")
 
-	running := "t.state = 'running' AND t.version = o.value ->> 'version' AND coalesce(t.process_id, '') = coalesce(o.value ->> 'process', '')"
+	fence := "t.state = 'running' AND t.version = o.value ->> 'version' AND coalesce(t.process_id, '') = coalesce(o.value ->> 'process', '')"
 	waiting := "t.state IN ('pending', 'parked') AND (o.value ->> 'version' IS NULL OR t.version = o.value ->> 'version')"
 	// CROSS JOIN keeps SQLite from making the table the outer loop.
 	copied := `
@@ -112,11 +112,11 @@ DELETE FROM {tasks} WHERE rowid IN (
 		"coalesce(o.value ->> 'reason', '')", "''", "o.value ->> 'status'", "'success'", "o.value ->> 'result'", "NULL",
 		"o.value ->> 'error'", "NULL", "o.value ->> 'id'", "o.key", "o.value ->> 'version'", "o.value",
 		"coalesce(o.value ->> 'process', '')", "?2").Replace
-	s.copyRunning, s.copyWaiting = s.render(copied+running+once), s.render(copied+waiting+once)
-	s.copyDone = s.render(done(copied + running + once))
-	s.dropRunning = s.render(strings.Replace(dropped, "{fence}", running, 1))
+	s.copyRunning, s.copyWaiting = s.render(copied+fence+once), s.render(copied+waiting+once)
+	s.copyDone = s.render(done(copied + fence + once))
+	s.dropRunning = s.render(strings.Replace(dropped, "{fence}", fence, 1))
 	s.dropWaiting = s.render(strings.Replace(dropped, "{fence}", waiting, 1))
-	s.dropDone = s.render(done(strings.Replace(dropped, "{fence}", running, 1)))
+	s.dropDone = s.render(done(strings.Replace(dropped, "{fence}", fence, 1)))
 	const told = "\nRETURNING id"
 	s.dropDoneTold, s.dropRunningTold, s.dropWaitingTold = s.dropDone+told, s.dropRunning+told, s.dropWaiting+told
 	s.requeue = s.render(`

@@ -95,7 +95,7 @@ func (c *claimer) plan(until string, limit int) (plan claimPlan) {
 		if len(t.partitions) == 0 {
 			return
 		}
-		p := dialect.ClaimParams{Process: c.lease.owner(), Partitions: t.partitions, Cursors: t.marks, Share: t.share, Funcs: funcs,
+		p := dialect.ClaimParams{Process: c.lease.owner(), Partitions: t.partitions, Cursors: t.cursors, Share: t.share, Funcs: funcs,
 			Repeatable: c.repeatable, Limit: limit, Until: until}
 		if until != "" {
 			p.Cursors = nil // no other claim comes later

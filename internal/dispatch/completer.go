@@ -176,9 +176,9 @@ func (c *completer) writeGroups(stop <-chan struct{}) {
 	}
 }
 
-// persisted releases the runs of a group that is written. Those that are not done have lost their
+// settle releases the runs of a group that is written. Those that are not done have lost their
 // claims.
-func (c *completer) persisted(group []*completion, done store.Let) {
+func (c *completer) settle(group []*completion, done store.Let) {
 	again := false
 	// This process may have claimed a task again after it had lost it: then only the last claim of
 	// the task was written.
@@ -190,7 +190,7 @@ func (c *completer) persisted(group []*completion, done store.Let) {
 	}
 	for _, p := range group {
 		t := p.run.task
-		p.run.persisted(p, !done.Has(t.ID) || t.Version < newest[t.ID])
+		p.run.settle(p, !done.Has(t.ID) || t.Version < newest[t.ID])
 		again = again || p.transition.requeue != nil
 	}
 	if again {
@@ -198,12 +198,11 @@ func (c *completer) persisted(group []*completion, done store.Let) {
 	}
 }
 
-// splitAt: groups of at least so many outcomes are completed and refilled in two transactions
-// instead of one statement. A claim locks rows that others have claimed since its snapshot, SKIP
-// LOCKED or not: it follows a row to its newest version and locks that before it looks at the state
-// again. In one statement with the completion of many rows it does so with most of what the other
-// writer has just claimed, whose next statement then waits for the end of this one. For fewer rows
-// the second commit costs more than that.
+// splitAt: groups of at least this size are completed and refilled in two transactions instead of
+// one statement. A claim locks a row before it looks at the row's newest state, SKIP LOCKED or not.
+// The longer the completion in the same statement takes, the older the claim's snapshot is, and the
+// more rows the other writer has claimed since. The claim locks those too, to its end, so that the
+// other writer's next statement has to wait. For smaller groups the second commit costs more.
 const splitAt = 200
 
 // completeAndClaim writes a group and claims for its slots and for those that are free. It leaves
@@ -217,14 +216,14 @@ func (c *completer) completeAndClaim(group []*completion) (written bool, err err
 	ctx, cancel := context.WithTimeout(c.ctx, c.lockPatience())
 	defer cancel()
 	outcomes, requeued := split(group)
-	if c.store.OneStatement(requeued) && len(outcomes) >= splitAt {
+	if c.store.CanCompleteAndClaim(requeued) && len(outcomes) >= splitAt {
 		done, err := c.store.CompleteOutcomes(ctx, outcomes)
 		if err != nil {
 			c.refilled(free)
 			return false, err
 		}
 		c.slots.transfer(own)
-		c.persisted(group, done)
+		c.settle(group, done)
 		c.refill(own + free)
 		return true, nil
 	}
@@ -244,7 +243,7 @@ func (c *completer) completeAndClaim(group []*completion) (written bool, err err
 	}
 	list := plan.claimed(lists, most)
 	c.slots.transfer(own)
-	c.persisted(group, done)
+	c.settle(group, done)
 	c.claimer.start(list)
 	c.refilled(own + free)
 	c.goOn()

@@ -162,7 +162,7 @@ func TestLoopGroupWithTwoClaimsOfOneTask(t *testing.T) {
 			r.told.Store(true)
 			group = append(group, &completion{run: r, transition: decide(r.task, result{}, p.Backoff)})
 		}
-		d.completer.persisted(group, store.Let{IDs: map[string]bool{"task": true}})
+		d.completer.settle(group, store.Let{IDs: map[string]bool{"task": true}})
 		if !errors.Is(told[2], ErrClaimLost) || told[4] != nil {
 			t.Errorf("the claims were told %v", told)
 		}

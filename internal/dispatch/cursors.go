@@ -48,46 +48,46 @@ const minQueues = 16
 // found replaces the partitions by those that a poll has found. Their cursors begin anew: a late
 // commit, a retry or a reschedule may have put a task below them. Queues keep their turns, and new
 // queues come last.
-func (b *cursors) found(partitions []dialect.Partition) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.reads++
-	b.due = partitions
-	if b.unused {
+func (c *cursors) found(partitions []dialect.Partition) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reads++
+	c.due = partitions
+	if c.unused {
 		return
 	}
-	before := b.ring
-	b.ring, b.queues = nil, make(map[string]*dueQueue, len(partitions))
+	before := c.ring
+	c.ring, c.queues = nil, make(map[string]*dueQueue, len(partitions))
 	for _, l := range partitions {
-		b.add(l)
+		c.add(l)
 	}
-	added := b.ring
-	b.ring = make([]*dueQueue, 0, len(added))
+	added := c.ring
+	c.ring = make([]*dueQueue, 0, len(added))
 	kept := make(map[string]bool, len(before))
 	for _, q := range before {
-		if again := b.queues[q.name]; again != nil {
-			b.ring, kept[q.name] = append(b.ring, again), true
+		if again := c.queues[q.name]; again != nil {
+			c.ring, kept[q.name] = append(c.ring, again), true
 		}
 	}
 	for _, q := range added {
 		if !kept[q.name] {
-			b.ring = append(b.ring, q)
+			c.ring = append(c.ring, q)
 		}
 	}
 }
 
-// add puts a partition into its queue, without a cursor. b.mu must be held.
-func (b *cursors) add(l dialect.Partition) {
-	q := b.queues[l.Queue]
+// add puts a partition into its queue, without a cursor. c.mu must be held.
+func (c *cursors) add(l dialect.Partition) {
+	q := c.queues[l.Queue]
 	if q == nil {
 		q = &dueQueue{name: l.Queue}
-		b.ring, b.queues[l.Queue] = append(b.ring, q), q
+		c.ring, c.queues[l.Queue] = append(c.ring, q), q
 	}
 	i, there := q.find(l.Priority)
 	if !there {
 		q.partitions = slices.Insert(q.partitions, i, duePartition{})
 	}
-	q.partitions[i] = duePartition{priority: l.Priority, read: b.reads}
+	q.partitions[i] = duePartition{priority: l.Priority, read: c.reads}
 }
 
 func (q *dueQueue) find(priority int) (int, bool) {
@@ -98,39 +98,39 @@ func (q *dueQueue) find(priority int) (int, bool) {
 
 // expect adds partitions in which a task has become due since the last poll. It may be below the
 // cursors of earlier claims, so these begin anew.
-func (b *cursors) expect(partitions []dialect.Partition) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.reads++
-	if b.unused {
+func (c *cursors) expect(partitions []dialect.Partition) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.reads++
+	if c.unused {
 		return
 	}
-	if b.queues == nil {
-		b.queues = map[string]*dueQueue{}
+	if c.queues == nil {
+		c.queues = map[string]*dueQueue{}
 	}
 	for _, l := range partitions {
-		b.add(l)
+		c.add(l)
 	}
 }
 
 // size is how many partitions the last poll found due.
-func (b *cursors) size() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.due)
+func (c *cursors) size() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.due)
 }
 
 // mayHaveMore reports whether there may be tasks that no claim has found yet.
-func (b *cursors) mayHaveMore() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.ring) > 0
+func (c *cursors) mayHaveMore() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.ring) > 0
 }
 
 // turn is what one claim asks for.
 type turn struct {
 	partitions []dialect.Partition
-	marks      map[dialect.Partition]dialect.Cursor
+	cursors    map[dialect.Partition]dialect.Cursor
 	share      int // limit of rows of each partition
 	read       int
 }
@@ -138,11 +138,11 @@ type turn struct {
 // take gives a claim of up to limit rows the next queues, and moves the turns on. Of a single queue
 // the claim asks all priorities, in their order. Of several queues it asks only the first priority
 // of each: no task of a later priority starts before a claim has found the earlier priority empty.
-func (b *cursors) take(limit int) (t turn) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	t = turn{share: limit, read: b.reads}
-	asked := b.ring[:min(len(b.ring), max(limit, minQueues))]
+func (c *cursors) take(limit int) (t turn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t = turn{share: limit, read: c.reads}
+	asked := c.ring[:min(len(c.ring), max(limit, minQueues))]
 	for _, q := range asked {
 		partitions := q.partitions
 		if len(asked) > 1 {
@@ -152,33 +152,33 @@ func (b *cursors) take(limit int) (t turn) {
 			l := dialect.Partition{Queue: q.name, Priority: p.priority}
 			t.partitions = append(t.partitions, l)
 			if p.cursor != (dialect.Cursor{}) {
-				if t.marks == nil {
-					t.marks = map[dialect.Partition]dialect.Cursor{}
+				if t.cursors == nil {
+					t.cursors = map[dialect.Partition]dialect.Cursor{}
 				}
-				t.marks[l] = p.cursor
+				t.cursors[l] = p.cursor
 			}
 		}
 	}
-	if n := len(b.ring); n > 1 && limit > 0 {
+	if n := len(c.ring); n > 1 && limit > 0 {
 		served := min(limit, n)
 		t.share = (limit + served - 1) / served
-		if b.firsts && t.share <= smallShare {
+		if c.firsts && t.share <= smallShare {
 			t.share = 1
 		}
 		next := 1 // where all are served, the next claim begins with another queue
 		if served < n {
 			next = served
 		}
-		b.ring = slices.Concat(b.ring[next:], b.ring[:next])
+		c.ring = slices.Concat(c.ring[next:], c.ring[:next])
 	}
 	return t
 }
 
 // claimed moves the cursors behind the rows of a claim of up to limit rows, and removes the
 // partitions that the claim has emptied. The next poll brings them back if tasks are due in them.
-func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (c *cursors) claimed(t turn, limit int, list []store.Claimed) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	rows, last := make(map[dialect.Partition]int, len(t.partitions)), map[dialect.Partition]dialect.Cursor{}
 	for _, c := range list {
 		l, mark := dialect.Partition{Queue: c.Task.Queue, Priority: c.Task.Priority}, dialect.Cursor{RunAt: c.Task.RunAt, ID: c.Task.ID}
@@ -193,7 +193,7 @@ func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 	}
 	gone := false
 	for i, l := range t.partitions[:reached] {
-		q := b.queues[l.Queue]
+		q := c.queues[l.Queue]
 		if q == nil {
 			continue
 		}
@@ -208,23 +208,23 @@ func (b *cursors) claimed(t turn, limit int, list []store.Claimed) {
 		if empty {
 			if q.partitions = slices.Delete(q.partitions, at, at+1); len(q.partitions) == 0 {
 				gone = true
-				delete(b.queues, q.name)
+				delete(c.queues, q.name)
 			}
 		}
 	}
 	if gone {
-		b.ring = slices.DeleteFunc(b.ring, func(q *dueQueue) bool { return len(q.partitions) == 0 })
+		c.ring = slices.DeleteFunc(c.ring, func(q *dueQueue) bool { return len(q.partitions) == 0 })
 	}
 }
 
 // atHeads are the next partitions, at most limit, at whose heads park looks. All due partitions
 // have their turn.
-func (b *cursors) atHeads(limit int) (partitions []dialect.Partition) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for range min(limit, len(b.due)) {
-		b.looked = (b.looked + 1) % len(b.due)
-		partitions = append(partitions, b.due[b.looked])
+func (c *cursors) atHeads(limit int) (partitions []dialect.Partition) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range min(limit, len(c.due)) {
+		c.looked = (c.looked + 1) % len(c.due)
+		partitions = append(partitions, c.due[c.looked])
 	}
 	return partitions
 }

@@ -31,17 +31,17 @@ func rows(l dialect.Partition, n int) (list []store.Claimed) {
 }
 
 // A claim that was under way while a poll found something else must not say that nothing is left.
-func TestBacklogBelievesTheLastPoll(t *testing.T) {
+func TestCursorsBelieveTheLastPoll(t *testing.T) {
 	b := due(somePartition)
 	old := b.take(10)
 	b.found([]dialect.Partition{somePartition}) // as after a wake-up
 	b.claimed(old, 10, rows(somePartition, 1))
-	if turn := b.take(10); len(turn.marks) > 0 || len(turn.partitions) != 1 {
-		t.Errorf("%v, cursors %v after a claim from before the poll", turn.partitions, turn.marks)
+	if turn := b.take(10); len(turn.cursors) > 0 || len(turn.partitions) != 1 {
+		t.Errorf("%v, cursors %v after a claim from before the poll", turn.partitions, turn.cursors)
 	}
 	b.claimed(b.take(10), 10, rows(somePartition, 10))
-	if turn := b.take(10); turn.marks[somePartition].ID != "9" {
-		t.Errorf("cursors %v after a full claim from after it", turn.marks)
+	if turn := b.take(10); turn.cursors[somePartition].ID != "9" {
+		t.Errorf("cursors %v after a full claim from after it", turn.cursors)
 	}
 	b.claimed(b.take(10), 10, rows(somePartition, 9))
 	if b.mayHaveMore() {
@@ -51,18 +51,18 @@ func TestBacklogBelievesTheLastPoll(t *testing.T) {
 
 // What was committed a moment ago may lie below the cursor, and a claim that was under way has not
 // seen it.
-func TestBacklogExpectsTasksBelowTheCursor(t *testing.T) {
+func TestCursorsExpectTasksBelowTheCursor(t *testing.T) {
 	b := due(somePartition)
 	b.claimed(b.take(10), 10, rows(somePartition, 10))
 	old, other := b.take(10), partition("mail", 1)
 	b.expect([]dialect.Partition{somePartition, other})
 	b.claimed(old, 10, nil)
-	if turn := b.take(10); len(turn.marks) > 0 || !slices.Equal(turn.partitions, []dialect.Partition{somePartition, other}) {
-		t.Errorf("partitions %v, cursors %v", turn.partitions, turn.marks)
+	if turn := b.take(10); len(turn.cursors) > 0 || !slices.Equal(turn.partitions, []dialect.Partition{somePartition, other}) {
+		t.Errorf("partitions %v, cursors %v", turn.partitions, turn.cursors)
 	}
 }
 
-func TestBacklogTurns(t *testing.T) {
+func TestCursorsTakeTurns(t *testing.T) {
 	a1, a2, b1, b2, c1 := partition("a", 1), partition("a", 2), partition("b", 1), partition("b", 2), partition("c", 1)
 
 	t.Run("a single queue is asked by priority", func(t *testing.T) {

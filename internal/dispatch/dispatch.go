@@ -253,7 +253,7 @@ func Run(ctx context.Context, cfg Config) error {
 	if d.poolClosed.Err() != nil {
 		grace = 0
 	}
-	err = d.shutDown(grace)
+	err = d.drainRuns(grace)
 	stop()
 	if d.poolClosed.Err() != nil {
 		err = errors.Join(errPoolClosed, err)

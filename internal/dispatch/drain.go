@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// shutDown waits for the handlers, tells them to stop, and gives up on those that do not. It
+// drainRuns waits for the handlers, tells them to stop, and gives up on those that do not. It
 // returns when every outcome has been handed to the completer.
-func (d *dispatcher) shutDown(grace time.Duration) error {
+func (d *dispatcher) drainRuns(grace time.Duration) error {
 	d.draining.Store(true)
 	close(d.drain)
 	if d.slots.waitIdle(grace, d.wakeups, func(*run) bool { return false }) {

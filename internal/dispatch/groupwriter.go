@@ -186,7 +186,7 @@ func (w *groupWriter) writeOnce() error {
 			return err
 		}
 	}
-	w.c.persisted(written, store.Let{IDs: done})
+	w.c.settle(written, store.Let{IDs: done})
 	w.c.wakeups.add(slotFreed)
 	w.group = left
 	return nil

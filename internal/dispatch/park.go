@@ -2,6 +2,8 @@ package dispatch
 
 import (
 	"context"
+
+	"github.com/gorm-outbox/outbox/internal/store"
 )
 
 // maxParked bounds the partitions that one statement looks at.
@@ -28,5 +30,22 @@ func (d *dispatcher) park(ctx context.Context) {
 			d.unserved[f] = true
 			d.log.Warn("outbox: tasks parked, no live process that serves their queue has registered their function", "func", f)
 		}
+	}
+}
+
+// unpark brings back parked tasks that this process can run.
+func (d *dispatcher) unpark(ctx context.Context) error {
+	total := int64(0)
+	for {
+		n, err := d.store.Unpark(ctx, d.claimer.funcs, d.cfg.Queues)
+		total += n
+		if err == nil && n == store.MaxRows {
+			continue
+		}
+		if total > 0 {
+			d.log.Info("outbox: parked tasks return", "count", total)
+			d.wake()
+		}
+		return err
 	}
 }

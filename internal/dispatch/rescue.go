@@ -42,20 +42,3 @@ func (d *dispatcher) rescue(ctx context.Context) error {
 		}
 	}
 }
-
-// unpark brings back parked tasks that this process can run.
-func (d *dispatcher) unpark(ctx context.Context) error {
-	total := int64(0)
-	for {
-		n, err := d.store.Unpark(ctx, d.claimer.funcs, d.cfg.Queues)
-		total += n
-		if err == nil && n == store.MaxRows {
-			continue
-		}
-		if total > 0 {
-			d.log.Info("outbox: parked tasks return", "count", total)
-			d.wake()
-		}
-		return err
-	}
-}

@@ -150,7 +150,7 @@ func (r *run) execute() {
 	if !r.mayCall() {
 		return // its time limit was over before it began
 	}
-	r.guard(func() (any, error) { return r.handler.Call(r.ctx, nil, args) },
+	r.callHandler(func() (any, error) { return r.handler.Call(r.ctx, nil, args) },
 		func(value any, res result) { r.finish(r.judge(value, res)) })
 }
 
@@ -240,15 +240,16 @@ func (r *run) invoke(call func() (any, error)) (value any, res result) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		r.guard(call, func(v any, of result) { value, res = v, of })
+		r.callHandler(call, func(v any, of result) { value, res = v, of })
 	}()
 	<-done
 	return value, res
 }
 
-// guard calls the handler and gives whatever it does, as a result, to then. After runtime.Goexit
-// only deferred calls are run, so then is one; what follows the call of guard may not run.
-func (r *run) guard(call func() (any, error), then func(value any, res result)) {
+// callHandler calls the handler and gives whatever it does, as a result, to then. After
+// runtime.Goexit only deferred calls are run, so then is one; what follows a call of callHandler
+// may not run.
+func (r *run) callHandler(call func() (any, error), then func(value any, res result)) {
 	var value any
 	var res result
 	returned := false
@@ -381,8 +382,8 @@ func (r *run) complete(res result, from runStage) {
 	r.d.completer.add(&r.completion)
 }
 
-// persisted is called when the outcome is written, or was refused because the claim is lost.
-func (r *run) persisted(c *completion, lost bool) {
+// settle is called when the outcome is written, or was refused because the claim is lost.
+func (r *run) settle(c *completion, lost bool) {
 	res, t := c.result, c.transition
 	f := End{Reason: res.reason, Err: res.err, Duration: res.duration, Next: t.next}
 	switch {

@@ -23,7 +23,7 @@ func RunDue(ctx context.Context, cfg Config) (int, error) {
 		cancel()
 		err = errors.Join(err, back)
 	}
-	if left := d.shutDown(grace); err == nil {
+	if left := d.drainRuns(grace); err == nil {
 		err = left
 	}
 	stop()

@@ -30,7 +30,7 @@ func BenchmarkRun(b *testing.B) {
 			if n += len(group); len(group) == 0 {
 				<-d.completer.signal
 			}
-			d.completer.persisted(group, store.Let{IDs: done})
+			d.completer.settle(group, store.Let{IDs: done})
 			d.completer.written()
 		}
 		for d.slots.free() < d.slots.total {

@@ -13,15 +13,6 @@ import (
 	"github.com/gorm-outbox/outbox/internal/guard"
 )
 
-// MaxTries of a transaction, or of a statement outside of one, that the database asks to run again.
-const MaxTries = 10
-
-// PauseBeforeTry keeps contenders from colliding again: as many as there are may do so if they
-// return together. failed is how many tries did.
-func PauseBeforeTry(ctx context.Context, failed int) error {
-	return wait(ctx, DefaultBackoff(1)>>max(0, 7-failed))
-}
-
 // txEnd is how one try of a transactional run ended.
 type txEnd int
 
@@ -54,7 +45,7 @@ func (r *run) runInTransaction(args reflect.Value) {
 	}
 	switch try.end {
 	case txCommitted:
-		r.persistedBySelf(&completion{result: try.result, transition: try.transition, ran: true}, false)
+		r.settleTx(&completion{result: try.result, transition: try.transition, ran: true}, false)
 	case txRolledBack:
 		r.finish(try.result)
 	case txNotBegun:
@@ -63,14 +54,14 @@ func (r *run) runInTransaction(args reflect.Value) {
 		r.finish(r.blocked(stepFinish, try))
 	case txClaimLost:
 		if _, _, ok := r.state.on(onEnd); ok {
-			r.persistedBySelf(&completion{result: result{duration: r.since()}, ran: true}, true)
+			r.settleTx(&completion{result: result{duration: r.since()}, ran: true}, true)
 		}
 	}
 }
 
-// persistedBySelf is persisted for an outcome that the completer does not write.
-func (r *run) persistedBySelf(c *completion, lost bool) {
-	r.persisted(c, lost)
+// settleTx is settle for an outcome that the completer does not write.
+func (r *run) settleTx(c *completion, lost bool) {
+	r.settle(c, lost)
 	r.d.wakeups.add(slotFreed)
 }
 

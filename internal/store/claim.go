@@ -3,13 +3,13 @@ package store
 import (
 	"context"
 	"database/sql"
-	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/internal/guard"
 )
 
-// Poll tells which partitions have due tasks, and when those have some that have none.
+// Poll returns the state of each partition: whether a task is due, and how long until the next one
+// that is not due yet.
 func (s *Store) Poll(ctx context.Context) (_ []dialect.PartitionState, err error) {
 	defer guard.Driver(&err)
 	return s.Dialect.Poll(ctx, s.work(nil))
@@ -61,23 +61,4 @@ func (s *Store) Owned(ctx context.Context, process string) ([]Claimed, error) {
 			return nil
 		})
 	return out, err
-}
-
-// Park takes due tasks that no live process can run out of the claim's index, and returns their
-// functions.
-func (s *Store) Park(ctx context.Context, partitions []dialect.Partition) (funcs []string, err error) {
-	defer guard.Driver(&err)
-	return s.Dialect.Park(ctx, s.Pool, partitions, MaxRows)
-}
-
-// Unpark brings back parked tasks of some functions and queues, at most MaxRows.
-func (s *Store) Unpark(ctx context.Context, funcs, queues []string) (n int64, err error) {
-	defer guard.Driver(&err)
-	return s.Dialect.Unpark(ctx, s.Pool, funcs, queues, MaxRows)
-}
-
-// Prune deletes up to limit rows of history that are older than an age: errors, or all others.
-func (s *Store) Prune(ctx context.Context, errors bool, age time.Duration, limit int) (n int64, err error) {
-	defer guard.Driver(&err)
-	return s.Dialect.Prune(ctx, s.Pool, errors, age, limit)
 }

@@ -141,9 +141,10 @@ func (s *Store) CompleteUnlocked(ctx context.Context, outcomes []dialect.Outcome
 	return done, locked, nil
 }
 
-// OneStatement reports that these outcomes can be written, and the next tasks be claimed, by one
-// statement.
-func (s *Store) OneStatement(requeued []dialect.Requeued) bool { return s.completer(requeued) != nil }
+// CanCompleteAndClaim reports that one statement can write these outcomes and claim the next tasks.
+func (s *Store) CanCompleteAndClaim(requeued []dialect.Requeued) bool {
+	return s.completer(requeued) != nil
+}
 
 func (s *Store) completer(requeued []dialect.Requeued) dialect.Completer {
 	if d, ok := s.Dialect.(dialect.Completer); ok && len(requeued) == 0 {
@@ -152,7 +153,7 @@ func (s *Store) completer(requeued []dialect.Requeued) dialect.Completer {
 	return nil
 }
 
-// CompleteOutcomes ends tasks as Complete does, where OneStatement holds.
+// CompleteOutcomes ends tasks as Complete does, where CanCompleteAndClaim holds.
 func (s *Store) CompleteOutcomes(ctx context.Context, outcomes []dialect.Outcome) (done Let, err error) {
 	defer guard.Driver(&err)
 	moved, all, err := s.completer(nil).Complete(ctx, s.Pool, outcomes)

@@ -129,9 +129,11 @@ func (s *Store) ExpireOlder(ctx context.Context, before time.Time) (int64, error
 // Judge says what becomes of an orphan: one of the two.
 type Judge func(*Task) (*dialect.Outcome, *dialect.Requeued)
 
-// Rescue takes up to limit tasks away from processes that are gone. What becomes of each was
-// recorded by its claim. Rows that a zombie's transaction has locked are left for later. A row that
-// the database refuses comes back with the error; it does not keep the others.
+// Rescue takes up to limit tasks away from processes that are gone; the SELECT is Dialect.Orphans.
+// judge decides what becomes of each. Whether a task may be run again without counting is in its
+// row (repeatable), where the claim has stored it. Rows that a zombie's transaction has locked are
+// left for later. A row that the database refuses comes back with the error; it does not keep the
+// others.
 func (s *Store) Rescue(ctx context.Context, limit int, judge Judge) (rescued []Claimed, all bool, err error) {
 	err = s.inTx(ctx, func(tx *sql.Tx) error {
 		rescued = nil
