@@ -21,7 +21,7 @@ import (
 // those that its WHERE names.
 
 var (
-	fenceNow  = time.Now().UTC().Truncate(time.Second)
+	fenceNow       = time.Now().UTC().Truncate(time.Second)
 	fencePartition = []dialect.Partition{{Queue: "default", Priority: 2}}
 )
 

@@ -91,7 +91,7 @@ func TestCheckTakes(t *testing.T) {
 		`{"":1}`,
 		`{"a":` + strings.Repeat("[", MaxDepth-1) + strings.Repeat("]", MaxDepth-1) + `}`,
 	} {
-		if err := Check([]byte(raw)); err != nil {
+		if err := CheckStorable([]byte(raw)); err != nil {
 			t.Errorf("%s: %v", raw, err)
 		}
 	}
@@ -151,7 +151,7 @@ func findDefects(t *testing.T, raw []byte) defects {
 	}
 }
 
-func FuzzCheck(f *testing.F) {
+func FuzzCheckStorable(f *testing.F) {
 	for _, seed := range []string{
 		`{}`, `[]`, `null`, `"x"`, `1e999`, `{"a":1,"a":2}`, `{"a":1,"\u0061":2}`, `{"a":"\u0000"}`, `"\ud800"`, `"\ud83d\ude00"`,
 		`"\ud800\u0041"`, `"\ud800\\u"`, `{"a":{"b":[1,{"c":null}]}}`, "{\"a\":\"\xff\"}", "\"\xed\xa0\x80\"", `"\uFFFD"`, "\"\uFFFD\"",
@@ -160,7 +160,7 @@ func FuzzCheck(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		err := Check(raw)
+		err := CheckStorable(raw)
 		if !json.Valid(raw) || !utf8.Valid(raw) {
 			if err == nil {
 				t.Fatalf("took %q", raw)
