@@ -16,7 +16,7 @@ import (
 // itself, because a decoder would hide all of these.
 func CheckStorable(raw []byte) error { return checkFields(raw, nil) }
 
-// checkFields does what Check does. If f is not nil, the object's keys must also be those of its
+// checkFields does what CheckStorable does. If f is not nil, the object's keys must also be those of its
 // type's fields.
 func checkFields(raw []byte, f *fields) error {
 	if !json.Valid(raw) {

@@ -151,7 +151,7 @@ func findDefects(t *testing.T, raw []byte) defects {
 	}
 }
 
-func FuzzCheckStorable(f *testing.F) {
+func FuzzCheck(f *testing.F) {
 	for _, seed := range []string{
 		`{}`, `[]`, `null`, `"x"`, `1e999`, `{"a":1,"a":2}`, `{"a":1,"\u0061":2}`, `{"a":"\u0000"}`, `"\ud800"`, `"\ud83d\ude00"`,
 		`"\ud800\u0041"`, `"\ud800\\u"`, `{"a":{"b":[1,{"c":null}]}}`, "{\"a\":\"\xff\"}", "\"\xed\xa0\x80\"", `"\uFFFD"`, "\"\uFFFD\"",
