@@ -470,3 +470,32 @@ func TestBatchesInOppositeOrders(t *testing.T) {
 		}
 	})
 }
+
+// Another task may have got the key since a transaction first read.
+func TestCancelKeyOfATaskThatIsNewerThanTheTransaction(t *testing.T) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		if db.Name() == "sqlite" {
+			t.Skip("while a transaction that will write is open, no other one writes")
+		}
+		shop(t, db, outbox.Options{})
+		first := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("k"), outbox.StartAfter(time.Hour))
+		tx := db.Begin()
+		defer tx.Rollback()
+		if n := dbtest.Count(t, tx, &outbox.TaskModel{}); n != 1 {
+			t.Fatalf("%d tasks", n)
+		}
+		if err := outbox.Cancel(db, first.ID); err != nil {
+			t.Fatal(err)
+		}
+		second := dbtest.Create(t, db, cancelOrder, nil, outbox.Key("k"), outbox.StartAfter(time.Hour))
+		if held, err := outbox.CancelKey(tx, "k"); err != nil || held.ID != second.ID || !held.Cancelled() {
+			t.Errorf("%+v, %v", held, err)
+		}
+		if err := tx.Commit().Error; err != nil {
+			t.Fatal(err)
+		}
+		if _, past, err := outbox.Lookup(db, second.ID); err != nil || past == nil || past.Status != outbox.StatusCancelled {
+			t.Errorf("%+v, %v", past, err)
+		}
+	})
+}

@@ -358,3 +358,45 @@ func TestDriverThatPanicsEndsNothing(t *testing.T) {
 		})
 	}
 }
+
+// panicsAtCommit panics instead of the next COMMIT or ROLLBACK once it is armed.
+type panicsAtCommit struct {
+	dialect.Dialect
+	armed *atomic.Bool
+	hit   *atomic.Int32
+}
+
+func (d panicsAtCommit) End(ctx context.Context, end func() error) error {
+	if d.armed.CompareAndSwap(true, false) {
+		d.hit.Add(1)
+		panic("the driver's COMMIT")
+	}
+	return d.Dialect.End(ctx, end)
+}
+
+// A transactional run has ended when its COMMIT is sent, so that nothing else gives its outcome.
+func TestDriverThatPanicsInACommitKeepsNoSlot(t *testing.T) {
+	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+		armed, hit := new(atomic.Bool), new(atomic.Int32)
+		opts := quick()
+		opts.Concurrency = 1
+		p := dbtest.Install(t, db, opts, func(p *outbox.Plugin) {
+			p.Handle("tx", func(context.Context, *gorm.DB) error {
+				armed.Store(hit.Load() < 2)
+				return nil
+			})
+		})
+		p.Intercept(func(d dialect.Dialect) dialect.Dialect { return panicsAtCommit{d, armed, hit} })
+		dbtest.Start(t, p)
+		first := dbtest.Create(t, db, "tx", nil, outbox.MaxAttempts(5))
+		second := dbtest.Create(t, db, "tx", nil, outbox.MaxAttempts(5))
+		for _, id := range []string{first.ID, second.ID} {
+			if past := dbtest.Ended(t, db, id); past.Status != outbox.StatusSuccess {
+				t.Errorf("%s: %s, %v", past.Status, past.Reason, past.Errors)
+			}
+		}
+		if hit.Load() == 0 {
+			t.Error("it never panicked")
+		}
+	})
+}

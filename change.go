@@ -41,12 +41,13 @@ type HeldKey struct {
 // Cancelled reports whether CancelKey has cancelled the task: it does not cancel one that runs.
 func (k HeldKey) Cancelled() bool { return k.State == StatePending || k.State == StateParked }
 
-// CancelKey cancels the task that waits with the key, if one does. It says what it has found: a
-// task that waited, and is cancelled now; one that runs, and goes on; or none. Neither of the last
-// two is an error. Option: IfVersion, which gives ErrConflict for another version.
+// CancelKey cancels the task that waits with the key, if one does. It says what it has found, as
+// tx's transaction sees it: a task that waited, and is cancelled now; one that runs, and goes on; or
+// none. Neither of the last two is an error. Option: IfVersion, which gives ErrConflict for another
+// version.
 func CancelKey(tx *gorm.DB, key string, opts ...ChangeOption) (HeldKey, error) {
 	var held HeldKey
-	err := change(tx, opts, func(h handle, s settings) error {
+	err := change(tx, opts, func(h handle, s settings) (err error) {
 		held = HeldKey{}
 		if checkText(key, maxKey) != nil {
 			return nil // Key refuses it, so no task has it
@@ -54,24 +55,34 @@ func CancelKey(tx *gorm.DB, key string, opts ...ChangeOption) (HeldKey, error) {
 		if err := h.begin(); err != nil {
 			return err
 		}
-		id, state, err := h.store.HolderOf(h.ctx, h.traced(), key)
-		if err != nil || id == "" {
-			return err
-		}
-		held = HeldKey{id, State(state)}
-		if !held.Cancelled() {
-			return nil
-		}
-		switch err = h.cancel(id, s.version); {
-		case errors.Is(err, ErrRunning): // since a moment ago
-			held.State, err = StateRunning, nil
-		case errors.Is(err, ErrNotFound):
-			held, err = HeldKey{}, nil
+		if held, err = h.cancelKey(key, s.version, false); errors.Is(err, ErrNotFound) {
+			// The task has ended since the transaction began. Another one may have the key now.
+			if held, err = h.cancelKey(key, s.version, true); errors.Is(err, ErrNotFound) {
+				return nil
+			}
 		}
 		return err
 	})
 	if err != nil {
 		return HeldKey{}, fmt.Errorf("outbox: cancel key %s: %w", text.Quote(key), err)
+	}
+	return held, nil
+}
+
+// cancelKey is one try. It gives ErrNotFound when the task that it has found has ended meanwhile.
+func (h handle) cancelKey(key string, version *int64, latest bool) (HeldKey, error) {
+	id, state, err := h.store.HolderOf(h.ctx, h.traced(), key, latest)
+	if err != nil || id == "" {
+		return HeldKey{}, err
+	}
+	held := HeldKey{id, State(state)}
+	if !held.Cancelled() {
+		return held, nil
+	}
+	if err := h.cancel(id, version); errors.Is(err, ErrRunning) { // since a moment ago
+		return HeldKey{id, StateRunning}, nil
+	} else if err != nil {
+		return HeldKey{}, err
 	}
 	return held, nil
 }

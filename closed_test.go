@@ -63,6 +63,35 @@ func TestPoolClosedBeforeRunEnds(t *testing.T) {
 	}
 }
 
+// What a handler does that is left behind when the pool is closed is recorded by nobody, and Run
+// says so.
+func TestPoolClosedWhileAHandlerIsStuck(t *testing.T) {
+	db := testdb.SQLite(t)
+	running, leave := make(chan struct{}), make(chan struct{})
+	defer close(leave)
+	p := dbtest.Install(t, db, outbox.Options{CancelGrace: 50 * time.Millisecond, ShutdownGrace: time.Hour}, func(p *outbox.Plugin) {
+		p.Handle(cancelOrder, func(context.Context) error {
+			close(running)
+			<-leave
+			return nil
+		})
+	})
+	dbtest.Create(t, db, cancelOrder, nil)
+	done := make(chan error, 1)
+	go func() { done <- p.Run(t.Context()) }()
+	dbtest.Receive(t, running)
+	pool, err := db.DB()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pool.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := dbtest.Receive(t, done); err == nil || !strings.Contains(err.Error(), "1 handlers") || !strings.Contains(err.Error(), "the outcomes of 1 runs could not be recorded") {
+		t.Errorf("Run gave %v", err)
+	}
+}
+
 func TestRunWithAnEndedContext(t *testing.T) {
 	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
 		var said logBuffer

@@ -20,7 +20,8 @@ import (
 // One Run at a time per plugin; any number of processes may run on one database. The tables must be
 // there (ErrSchema). A database that cannot be reached, at the start or later, is waited for. A
 // pool that is closed is not: Run then ends with an error, and what ran is taken for interrupted.
-// So close it after Run has returned. When ctx has ended before Run begins, it returns nil.
+// So close it after Run has returned. When ctx ends before Run has registered its process, Run
+// returns nil.
 func (p *Plugin) Run(ctx context.Context) error {
 	if !p.running.CompareAndSwap(false, true) {
 		return errors.New("outbox: run: this plugin is running already")

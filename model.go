@@ -287,6 +287,9 @@ func taskModel(t *store.Task) *TaskModel {
 		Attempt: t.Attempt, Uncounted: t.Uncounted, Crashes: t.Crashes, MaxAttempts: t.MaxAttempts, TimeoutMS: t.TimeoutMS,
 		Repeatable: t.Repeatable, Version: t.Version, ProcessID: t.ProcessID, RerunOf: t.RerunOf, CreatedAt: t.CreatedAt, StartedAt: t.StartedAt,
 	}
+	if t.Args == "" {
+		m.Args = nil // of a row that cannot be read
+	}
 	m.Errors.read(t.Errors)
 	m.Meta.read(t.Meta)
 	return m

@@ -20,7 +20,7 @@ func (d *dispatcher) drainRuns(grace time.Duration) error {
 	left, lost := 0, 0
 	d.slots.each(func(r *run) {
 		left++
-		if !r.leftBehind() {
+		if !r.leftBehind() || r.givenUp.Load() {
 			lost++
 		}
 	})

@@ -137,6 +137,7 @@ func (w *groupWriter) refused(err error) stepEnd {
 func (w *groupWriter) giveUp() {
 	for _, p := range w.group {
 		w.c.log.Error("outbox: outcome not recorded", p.run.attrs("err", w.last)...)
+		p.run.givenUp.Store(true)
 		w.c.notPersisted(p)
 	}
 	w.c.wakeups.add(slotFreed)

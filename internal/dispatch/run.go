@@ -29,6 +29,7 @@ type run struct {
 	began   time.Time
 	state   runState
 	told    atomic.Bool // the hooks were told of its start
+	givenUp atomic.Bool // its outcome was not recorded, because the process stops
 
 	base       runContext // what ctx begins as
 	completion completion // its outcome, from finish on

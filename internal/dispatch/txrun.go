@@ -154,9 +154,9 @@ func (r *run) tryTransaction(args reflect.Value) txTry {
 	if _, _, ok := r.state.on(onEnd); !ok {
 		return rolledBack(res) // given up: the transaction must not commit after another outcome was given
 	}
-	if err := s.Dialect.End(ctx, tx.Commit); err != nil {
+	if err := r.commit(ctx, tx); err != nil {
 		committed, away := false, false
-		if class := dialect.Classify(err); class == dialect.Lost || errors.Is(err, sql.ErrTxDone) {
+		if class := dialect.Classify(err); class == dialect.Lost || errors.Is(err, sql.ErrTxDone) || errors.Is(err, guard.ErrDriver) {
 			committed, away = r.inDoubt(*t.outcome)
 		}
 		if !committed {
@@ -168,6 +168,17 @@ func (r *run) tryTransaction(args reflect.Value) txTry {
 	}
 	r.d.outages.recovered(stepFinish)
 	return txTry{end: txCommitted, result: res, transition: t}
+}
+
+// commit survives a driver that panics. Its run has ended, so no other guard would.
+func (r *run) commit(ctx context.Context, tx *sql.Tx) (err error) {
+	defer func() {
+		if errors.Is(err, guard.ErrDriver) {
+			_ = r.d.store.Dialect.End(ctx, tx.Rollback) // if the COMMIT was not sent
+		}
+	}()
+	defer guard.Driver(&err)
+	return r.d.store.Dialect.End(ctx, tx.Commit)
 }
 
 func rolledBack(res result) txTry { return txTry{end: txRolledBack, result: res} }

@@ -36,11 +36,14 @@ func Call(call func()) (failed error) {
 	return failed
 }
 
-// Driver turns a panic, of a driver or of what wraps one, into an error of the statement. It is
+// ErrDriver is the error of a statement in which the driver panicked.
+var ErrDriver = errors.New("the database driver panicked")
+
+// Driver turns a panic, of a driver or of what wraps one, into an ErrDriver of the statement. It is
 // deferred.
 func Driver(err *error) {
 	if v := recover(); v != nil {
-		*err = fmt.Errorf("the database driver panicked: %s", PanicText(v))
+		*err = fmt.Errorf("%w: %s", ErrDriver, PanicText(v))
 	}
 }
 

@@ -43,10 +43,10 @@ func (s *Store) Insert(ctx context.Context, c dialect.Conn, rows []dialect.NewRo
 		if err != nil {
 			return nil, s.Explain(err)
 		}
-		if len(inserted) == len(rows) {
+		missing = slices.DeleteFunc(slices.Clone(rows), func(r dialect.NewRow) bool { _, is := inserted[r.ID]; return is })
+		if len(missing) == 0 {
 			return inserted, nil
 		}
-		missing = slices.DeleteFunc(slices.Clone(rows), func(r dialect.NewRow) bool { _, is := inserted[r.ID]; return is })
 		if err := s.holder(ctx, c, missing); err != nil {
 			return nil, err
 		}
@@ -72,8 +72,9 @@ func (s *Store) holder(ctx context.Context, c dialect.Conn, missing []dialect.Ne
 }
 
 // HolderOf is the unfinished task that has a key, and its state; both are empty when none has.
-func (s *Store) HolderOf(ctx context.Context, c dialect.Conn, key string) (id, state string, err error) {
-	err = s.query(ctx, c, "SELECT id, state FROM {tasks} WHERE {key} = ?", []any{key}, func(r *sql.Rows) error {
+// latest is as in Task.
+func (s *Store) HolderOf(ctx context.Context, c dialect.Conn, key string, latest bool) (id, state string, err error) {
+	err = s.query(ctx, c, "SELECT id, state FROM {tasks} WHERE {key} = ?"+s.latest(latest), []any{key}, func(r *sql.Rows) error {
 		return r.Scan(&id, &state)
 	})
 	return id, state, s.Explain(err)
