@@ -68,7 +68,8 @@ func length(text *string) int {
 const minGroup = 25
 
 // maxSpins is how often take lets other goroutines run without a new outcome, for some 30 µs:
-// other processors may be at work on one.
+// other processors may be at work on one. Without it the default ten slots work off a backlog at
+// .58 of the rate (table defaults of make bench: 3,900 instead of 6,800 tasks/s).
 const maxSpins = 100
 
 func (c *completer) add(p *completion) {

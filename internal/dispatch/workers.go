@@ -66,7 +66,10 @@ func (d *dispatcher) take(woken bool) (r *run) {
 // work is a worker: it ends when the dispatcher drains, or when a handler ends it with
 // runtime.Goexit.
 func (d *dispatcher) work() {
-	var reserve [5 << 10]byte // in use, so that the collector does not halve the stack, which the next handler would have to grow again
+	// The reserve is in use, so that the collector does not halve the stack, which the next handler
+	// would have to grow again. Without it a backlog was worked off at 1.04 instead of 1.2 times the
+	// rate of a bare loop (table workoff of make bench, two runs each).
+	var reserve [5 << 10]byte
 	defer keep(&reserve)
 	for {
 		for r := d.take(true); r != nil; r = d.take(false) {
