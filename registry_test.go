@@ -266,7 +266,7 @@ func TestSuggest(t *testing.T) {
 		{"a typing error", "services.OrderSvc.checkAndCancl", "did you mean services.OrderSvc.checkAndCancel?"},
 		{"another case", "services.ordersvc.CheckAndCancel", "did you mean services.OrderSvc.checkAndCancel?"},
 		{"another package", "mails.send", "did you mean services.MailSvc.send?"},
-		{"nothing like it", "xyz", "3 paths are registered, none of them like it"},
+		{"nothing like it", "xyz", "3 functions are registered, none of them like it"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := p.registry.unknown(c.path)

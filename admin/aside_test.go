@@ -17,7 +17,7 @@ import (
 // TestWhatFailsAsideIsLogged: a page that can do without a figure is shown, and says what it lacks;
 // the log says why.
 func TestWhatFailsAsideIsLogged(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		var said strings.Builder
 		pages, err := admin.New(d.p, admin.Options{Authorize: everything, QueryTimeout: time.Minute, Logger: slogTo(&said)})
@@ -40,7 +40,7 @@ var pageTime = regexp.MustCompile(`this page is of <time datetime="([^"]+)">`)
 // TestPagesHaveTheDatabasesTime: all that a page says of time is by one clock, and that is the
 // database's.
 func TestPagesHaveTheDatabasesTime(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		bad := d.failed()
 		text := status(t, d.get("tasks?state=failed"), 200)

@@ -22,7 +22,7 @@ import (
 )
 
 func TestBulkReschedule(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		to := time.Date(2099, 1, 2, 3, 4, 0, 0, time.UTC)
 		t.Run("picked", func(t *testing.T) {
@@ -76,7 +76,7 @@ func (s *stall) Trace(ctx context.Context, _ time.Time, fc func() (string, int64
 // TestBulkIsCutShort: what takes longer than its limit stops between two transactions, says so, and
 // goes on when repeated.
 func TestBulkIsCutShort(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		slow := &stall{Interface: logger.Discard}
 		db.Logger = slow
 		var said strings.Builder
@@ -115,7 +115,7 @@ var (
 )
 
 func TestBulk(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		t.Run("picked", func(t *testing.T) {
 			a, b, c := d.failed(), d.failed(), d.failed()
@@ -202,7 +202,7 @@ func TestBulk(t *testing.T) {
 // TestBulkStopsHalfWay breaks off a change of many tasks when its second hundred has been read:
 // what was done is reported, and doing it again does the rest.
 func TestBulkStopsHalfWay(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		ctx, stop := context.WithCancel(t.Context())
 		reads := 0
 		db.Logger = stopper{db.Logger, func(text string) {

@@ -31,7 +31,7 @@ func form(version int64, pairs ...string) url.Values {
 }
 
 func TestChanges(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		lastAudit := func(t *testing.T, action, task, reason string, before, after string) outbox.AuditModel {
 			t.Helper()
@@ -175,7 +175,7 @@ func TestChanges(t *testing.T) {
 }
 
 func TestDoubleSubmit(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{QueryTimeout: time.Minute})
 		bad := d.failed()
 		codes := make([]int, 8)

@@ -15,7 +15,7 @@ import (
 // The failed and the handled are counted together, up to a limit: beyond it the rarer of them must
 // not be lost.
 func TestCountsOfFailures(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		fill(t, db, "20100")
 		for _, c := range []struct{ name, failed, rerun, wantFailed, wantHandled string }{

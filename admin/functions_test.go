@@ -30,7 +30,7 @@ func (d *desk) functions() map[string]functionJSON {
 // TestFunctionsBesideABacklog: many tasks of one function hide neither what runs nor what is parked
 // of another.
 func TestFunctionsBesideABacklog(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		fill(t, db, "48000")
 		must(t, db.Model(&outbox.TaskModel{}).Where("priority = 1").Updates(map[string]any{"state": "parked", "func": "m.many"}).Error)
@@ -57,7 +57,7 @@ func TestFunctionsBesideABacklog(t *testing.T) {
 
 // TestFailedOfAFunction is what the linked list shows: what nobody has re-run.
 func TestFailedOfAFunction(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		d.failed()
 		bad := d.failed()

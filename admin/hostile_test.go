@@ -134,7 +134,7 @@ var hostile = []string{
 }
 
 func TestHostileTexts(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		name := ""
 		d := open(t, db, admin.Options{Title: hostile[1], Authorize: func(*http.Request, admin.Action) (admin.Actor, error) {
 			return admin.Actor{Name: name + "alice"}, nil
@@ -266,7 +266,7 @@ func sound(t *testing.T, page, body string) {
 }
 
 func TestLargeIntegersAreExact(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		n := int64(9007199254740993)
 		task, err := outbox.Create(db, "mail.send", mail{To: "a", N: &n}, outbox.StartAfter(time.Hour))

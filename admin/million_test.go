@@ -25,7 +25,7 @@ func TestMillion(t *testing.T) {
 	if rows == "" {
 		t.Skip("make bench-admin runs it")
 	}
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{QueryTimeout: time.Minute})
 		fill(t, db, rows)
 		some := d.create(outbox.Key("the-one"), outbox.StartAfter(time.Hour))

@@ -15,7 +15,7 @@ import (
 // TestNoticesAreTrue: what a URL says was done is shown to whom the audit knows to have just done
 // it.
 func TestNoticesAreTrue(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		user := "alice"
 		d := open(t, db, admin.Options{Authorize: func(*http.Request, admin.Action) (admin.Actor, error) { return admin.Actor{Name: user}, nil }})
 		for range 2 {

@@ -48,7 +48,7 @@ func TestTheWayBackKeepsTheFilter(t *testing.T) {
 
 // TestWhereTasksRun: lists and tasks name the host, and a process leads to what it runs.
 func TestWhereTasksRun(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		here, there, lost := d.create(), d.create(), d.create()
 		for task, process := range map[*outbox.TaskModel]string{here: "p-1", there: "p-2", lost: "p-3"} {

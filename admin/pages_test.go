@@ -44,7 +44,7 @@ func TestNew(t *testing.T) {
 }
 
 func TestPages(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{Title: "Shop tasks"})
 		t.Run("empty", func(t *testing.T) {
 			for _, page := range allPages {
@@ -183,7 +183,7 @@ func open2(t *testing.T, d *desk) *desk {
 }
 
 func TestPaging(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		same := time.Now().Add(time.Hour)
 		for i := range 23 {
@@ -257,7 +257,7 @@ func follow(link *regexp.Regexp, text string, older bool) string {
 }
 
 func TestDatabaseIsAway(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		must(t, db.Migrator().DropTable("outbox_tasks"))
 		for _, page := range []string{"", "tasks", "functions", "api/v1/tasks"} {
@@ -270,7 +270,7 @@ func TestDatabaseIsAway(t *testing.T) {
 
 // TestExportOfLargeArguments: a list leaves large arguments out, an export does not.
 func TestExportOfLargeArguments(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		large := strings.Repeat("x", 10_000) + "@example.com"
 		task, err := outbox.Create(db, "mail.send", mail{To: large}, outbox.StartAfter(time.Hour))
@@ -285,7 +285,7 @@ func TestExportOfLargeArguments(t *testing.T) {
 // TestStaleFigures: who has the overview open sees the last figures, and of when they are, also
 // right after a change.
 func TestStaleFigures(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		bad := d.failed()
 		hasNot(t, status(t, d.get(""), 200), "does not answer")
@@ -296,7 +296,7 @@ func TestStaleFigures(t *testing.T) {
 }
 
 func TestSlowDatabaseIsSaid(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{QueryTimeout: time.Nanosecond})
 		w := d.get("tasks")
 		has(t, status(t, w, http.StatusServiceUnavailable), "took longer than 1ns", "Narrow")

@@ -26,7 +26,7 @@ func TestPermissions(t *testing.T) {
 		}
 		return admin.Actor{Name: "bob"}, nil
 	}
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		clear(allowed)
 		d := open(t, db, admin.Options{Authorize: authorize})
 		bad, waits := d.failed(), d.create(outbox.StartAfter(time.Hour))
@@ -97,7 +97,7 @@ func TestPermissions(t *testing.T) {
 }
 
 func TestRedact(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		redact := func(path string, raw []byte) []byte {
 			if path != "mail.send" {
 				t.Errorf("redact %s", path)
@@ -132,7 +132,7 @@ func TestRedact(t *testing.T) {
 // TestLogsHoldNoArguments breaks what writes and reads: the log says that it failed, and nothing of
 // what tasks hold.
 func TestLogsHoldNoArguments(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		bad, waits := d.failed(), d.create(outbox.StartAfter(time.Hour))
 		var said strings.Builder

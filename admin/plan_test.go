@@ -48,7 +48,7 @@ var walks = regexp.MustCompile(`(?m)Seq Scan on outbox_(?:tasks|history).*|SCAN 
 // TestPlans asks the database how it answers each page: there is an index for all that a page reads
 // of the two big tables, and counts end.
 func TestPlans(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		heard := &listener{Interface: db.Logger}
 		db.Logger = heard
 		d := open(t, db, admin.Options{})

@@ -18,7 +18,7 @@ import (
 // TestApplicationsCallbacks: what an application does to its own queries does not change what the
 // pages show.
 func TestApplicationsCallbacks(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		bad := d.failed()
 		var ran atomic.Int32
@@ -45,7 +45,7 @@ func TestApplicationsCallbacks(t *testing.T) {
 
 // TestManyAskOnce: of many who open the overview at once, one asks the database.
 func TestManyAskOnce(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		heard := &listener{Interface: logger.Discard}
 		db.Logger = heard
 		d := open(t, db, admin.Options{})
@@ -67,7 +67,7 @@ func TestManyAskOnce(t *testing.T) {
 
 // TestChartCountsOnce: a bar that is over has been counted, and is not counted with each refresh.
 func TestChartCountsOnce(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		heard := &listener{Interface: logger.Discard}
 		db.Logger = heard
 		d := open(t, db, admin.Options{})
@@ -88,7 +88,7 @@ func TestChartCountsOnce(t *testing.T) {
 }
 
 func TestETag(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		task := d.create(outbox.StartAfter(time.Hour))
 		for _, path := range []string{"api/v1/tasks", "api/v1/tasks/" + task.ID, "api/v1/audit", "api/v1/overview"} {

@@ -68,7 +68,7 @@ func TestAnswersAreUTF8(t *testing.T) {
 
 // TestConflictsSayWhatItIs in the words of the API's GET, and of a task that runs as well.
 func TestConflictsSayWhatItIs(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		bad, again, gone := d.failed(), d.failed(), d.create(outbox.StartAfter(time.Hour))
 		_, err := outbox.Rerun(db, again.ID, outbox.StartAfter(time.Hour))

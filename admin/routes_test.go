@@ -81,7 +81,7 @@ func everyRoute(waits, bad string) []route {
 // TestEveryRoute asks for every route with every method and every set of permissions of at most
 // three: all that is needed lets in, and nothing less.
 func TestEveryRoute(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		may := map[admin.Action]bool{}
 		signedIn := true
 		d := open(t, db, admin.Options{Authorize: func(_ *http.Request, a admin.Action) (admin.Actor, error) {
@@ -189,7 +189,7 @@ func TestNothingIsIgnored(t *testing.T) {
 // TestWhatWasTypedStays: arguments that do not fit come back with the reason why, and so does what
 // was said.
 func TestWhatWasTypedStays(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		bad := d.failed()
 		text := status(t, d.post("tasks/"+bad.ID+"/rerun", form(bad.Version, "args", `{"to": 7, "</textarea>": 1}`, "reason", "typed <long>")), 422)

@@ -18,7 +18,7 @@ import (
 // TestBulkTouchesOnlyWhatWasShown: one of two tasks goes and another comes to match, so the number
 // is the same.
 func TestBulkTouchesOnlyWhatWasShown(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		for name, change := range map[string]func(action, filter string, swap func()) string{
 			"a form": func(action, filter string, swap func()) string {
@@ -74,7 +74,7 @@ func TestBulkTouchesOnlyWhatWasShown(t *testing.T) {
 // TestBulkOfMoreThanIsShown: of more than 10,000 the first form takes those that its list has seen,
 // and says that there is more.
 func TestBulkOfMoreThanIsShown(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		fill(t, db, "11300")
 		must(t, db.Exec("DELETE FROM outbox_tasks WHERE id <> 't-1'").Error)
@@ -98,7 +98,7 @@ func TestBulkOfMoreThanIsShown(t *testing.T) {
 // TestFilterFormIsWhole: a change of all that match takes no part of a list, and tells what it
 // needs.
 func TestFilterFormIsWhole(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		task := d.create(outbox.StartAfter(time.Hour))
 		for _, part := range []string{`"limit":"10"`, `"cursor":"x"`} {

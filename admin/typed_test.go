@@ -17,7 +17,7 @@ import (
 
 // TestReasonsAreCountedInCharacters, as the browser's field counts them.
 func TestReasonsAreCountedInCharacters(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		bad := d.failed()
 		text := status(t, d.post("tasks/"+bad.ID+"/rerun", form(bad.Version, "reason", strings.Repeat("ü", 1001))), 400)
@@ -64,7 +64,7 @@ func TestFormsComeBack(t *testing.T) {
 
 // TestKeysAreFoundAsTheyAre, with spaces at their ends.
 func TestKeysAreFoundAsTheyAre(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		d := open(t, db, admin.Options{})
 		task := d.create(outbox.StartAfter(time.Hour), outbox.Key(" k "))
 		text := status(t, d.get("tasks?key="+url.QueryEscape(" k ")), 200)

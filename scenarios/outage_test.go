@@ -252,7 +252,7 @@ func TestSessionsTerminatedUnderLoad(t *testing.T) {
 		}
 		dbtest.Eventually(t, "all have ended", func() bool { return number("SELECT count(*) FROM outbox_tasks") == 0 })
 		effects := map[string]int{}
-		rows, err := own.QueryContext(t.Context(), "SELECT task, count(*) FROM effects GROUP BY task")
+		rows, err := own.QueryContext(t.Context(), "SELECT task, count(*) FROM marks GROUP BY task")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,7 +16,7 @@ import (
 
 // TestDocumentationOfTheClock is how an application tests what happens in half an hour.
 func TestDocumentationOfTheClock(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		// The application's wiring, with the test's clock.
 		clock := testutil.NewClock(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC))
 		plugin := outbox.New(outbox.Options{Clock: clock.Now})
@@ -112,7 +112,7 @@ func TestClock(t *testing.T) {
 
 // A start time given in the clock's own terms is met exactly, whatever the clock was started with.
 func TestClockMeetsStartTimes(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		clock := testutil.NewClock(tokyoNoon(t).Add(987_654_321 * time.Nanosecond))
 		p := install(t, db, clock, map[string]any{"ok": ok})
 		dbtest.Create(t, db, "ok", nil, outbox.StartAt(clock.Now().Add(time.Hour)))

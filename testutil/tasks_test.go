@@ -55,7 +55,7 @@ func chain(_ context.Context, tx *gorm.DB, a chainArgs) error {
 }
 
 func TestRequireCreated(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, nil, map[string]any{"mail.send": ok, "order.check": ok, "order.ship": ok})
 		const big = uint64(9007199254740993)
 		first := dbtest.Create(t, db, "mail.send", outbox.Args{
@@ -134,7 +134,7 @@ func TestRequireCreated(t *testing.T) {
 }
 
 func TestRequireCreatedInTransaction(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		install(t, db, nil, map[string]any{"mail.send": ok})
 		back := errors.New("roll back")
 		err := db.Transaction(func(tx *gorm.DB) error {
@@ -165,7 +165,7 @@ func TestRequireCreatedInTransaction(t *testing.T) {
 }
 
 func TestDrain(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		clock := testutil.NewClock(time.Now())
 		p := install(t, db, clock, map[string]any{
 			"ok":    ok,
@@ -232,7 +232,7 @@ func TestDrain(t *testing.T) {
 func TestDrainRunsWhatTasksCreate(t *testing.T) {
 	for name, clock := range map[string]*testutil.Clock{"by a test's clock": testutil.NewClock(time.Now()), "by the database's": nil} {
 		t.Run(name, func(t *testing.T) {
-			dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+			dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 				p := install(t, db, clock, map[string]any{"chain": chain})
 				dbtest.Create(t, db, "chain", outbox.Args{"left": 4})
 				if n := testutil.Drain(t, p); n != 5 {
@@ -279,7 +279,7 @@ func TestDrainGivesUp(t *testing.T) {
 
 // Without a free connection the first thing that Drain reads waits for ever.
 func TestDrainEndsWithItsContext(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, testutil.NewClock(time.Now()), map[string]any{"ok": ok})
 		pool, err := db.DB()
 		if err != nil {
@@ -403,7 +403,7 @@ func contains(t *testing.T, text string, parts ...string) {
 // A test that is wrapped in a transaction has nothing that could run, and must not be told that
 // nothing was due.
 func TestDrainInATransaction(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, nil, map[string]any{"mail.send": ok})
 		tx := db.Begin()
 		defer tx.Rollback()
@@ -430,7 +430,7 @@ func TestDrainInATransaction(t *testing.T) {
 
 // An application's callbacks decide what it reads, not what a test is told.
 func TestCallbacksHideNothing(t *testing.T) {
-	dbtest.Each(t, func(t *testing.T, db *gorm.DB) {
+	dbtest.EachInTurn(t, func(t *testing.T, db *gorm.DB) {
 		p := install(t, db, nil, map[string]any{"mail.send": func(context.Context) error { return errors.New("no route") }})
 		for _, err := range []error{
 			db.Callback().Query().Replace("gorm:query", func(*gorm.DB) {}),
