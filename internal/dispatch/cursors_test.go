@@ -98,6 +98,14 @@ func TestCursorsTakeTurns(t *testing.T) {
 			t.Errorf("left are %v", turn.partitions)
 		}
 	})
+	t.Run("a claim that is full says nothing of several that it did not reach", func(t *testing.T) {
+		d1 := partition("d", 1)
+		b := due(a1, b1, c1, d1)
+		b.claimed(b.take(6), 2, rows(a1, 2))
+		if turn := b.take(6); !slices.Equal(turn.partitions, []dialect.Partition{b1, c1, d1, a1}) {
+			t.Errorf("left are %v", turn.partitions)
+		}
+	})
 	t.Run("a full claim has emptied the first priorities of its queue", func(t *testing.T) {
 		b := due(a1, a2)
 		b.claimed(b.take(4), 4, append(rows(a1, 1), rows(a2, 3)...))

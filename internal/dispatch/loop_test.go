@@ -73,7 +73,7 @@ func TestLoopStartsNothingAfterItsLease(t *testing.T) {
 		s.addNode().fault = func(what string) (f memFault) {
 			since := time.Since(begun)
 			switch beat := strings.Contains(what, "beat_at = {now}"); {
-			case beat && since > time.Second && since < 8*time.Second:
+			case beat && since >= time.Second && since < 8*time.Second: // the first one is at 0 s
 				f.err = errLost
 			case what == "CLAIM" && since < 8*time.Second:
 				f.after = 3 * simStatement / 4
