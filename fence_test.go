@@ -102,15 +102,20 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 				func(dialect.Row) error { return nil })
 		}
 	}
-	claimShare := func(share int) func(dialect.Dialect, *sql.Tx, map[string]outbox.TaskModel) error {
+	claimShare := func(share int, until time.Time, functions ...string) func(dialect.Dialect, *sql.Tx, map[string]outbox.TaskModel) error {
 		return func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
 			partitions := append([]dialect.Partition{{Queue: "default", Priority: 1}}, fencePartition...)
-			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: partitions, Funcs: []string{"mine"}, Limit: 1000, Share: share},
-				func(dialect.Row) error { return nil })
+			params := dialect.ClaimParams{Process: "alive", Partitions: partitions, Funcs: functions, Limit: 1000, Share: share}
+			if !until.IsZero() {
+				params.Until = d.Time(until)
+			}
+			return d.Claim(ctx, tx, params, func(dialect.Row) error { return nil })
 		}
 	}
-	inBothLanes := func(m outbox.TaskModel) bool {
-		return m.State == outbox.StatePending && m.Func == "mine" && m.Queue == "default" && isDue(m)
+	inBothPartitions := func(functions ...string) func(outbox.TaskModel) bool {
+		return func(m outbox.TaskModel) bool {
+			return m.State == outbox.StatePending && slices.Contains(functions, m.Func) && m.Queue == "default" && isDue(m)
+		}
 	}
 	claimable := func(m outbox.TaskModel) bool {
 		return m.State == outbox.StatePending && m.Func == "mine" && inPartition(m) && isDue(m)
@@ -159,8 +164,12 @@ func TestStatementsChangeWhatTheirFenceNames(t *testing.T) {
 		{"claim", claim("alive", 1000), claimable, claimed(false), 0},
 		{"claim as repeatable", claim("alive", 1000, "mine"), claimable, claimed(true), 0},
 		{"claim up to a limit", claim("alive", 2), claimable, claimed(false), 2},
-		{"claim up to a share", claimShare(2), inBothLanes, claimed(false), 4}, // of three in each of two
-		{"claim the first of each", claimShare(1), inBothLanes, claimed(false), 2},
+		{"claim up to a share", claimShare(2, time.Time{}, "mine"), inBothPartitions("mine"), claimed(false), 4}, // of three in each of two
+		{"claim up to an odd share", claimShare(3, time.Time{}, "mine", "theirs"), inBothPartitions("mine", "theirs"), claimed(false), 6},
+		{"claim the first of each", claimShare(1, time.Time{}, "mine"), inBothPartitions("mine"), claimed(false), 2},
+		{"claim the first of each, behind others", claimShare(1, time.Time{}, "theirs"), inBothPartitions("theirs"), claimed(false), 2},
+		{"claim the first of each, none of them due", claimShare(1, fenceNow.Add(-2*time.Hour), "mine"),
+			func(outbox.TaskModel) bool { return false }, claimed(false), 0},
 		{"claim with many functions", func(d dialect.Dialect, tx *sql.Tx, _ map[string]outbox.TaskModel) error {
 			return d.Claim(ctx, tx, dialect.ClaimParams{Process: "alive", Partitions: fencePartition, Funcs: append(many, "mine"), Limit: 1000},
 				func(dialect.Row) error { return nil })
