@@ -366,7 +366,7 @@ func untilReachable(ctx context.Context, cfg Config, o *outages, stay bool, f fu
 			return err
 		}
 		o.failed("start", err)
-		if wait(ctx, 100*time.Millisecond) != nil {
+		if dialect.Wait(ctx, 100*time.Millisecond) != nil {
 			return err
 		}
 	}
@@ -384,16 +384,4 @@ func (d *dispatcher) endRuns() {
 		r.cancel(errShutdown)
 		r.giveUpIfOver()
 	})
-}
-
-// wait sleeps, unless ctx ends.
-func wait(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }

@@ -65,7 +65,7 @@ func (w *groupWriter) run() {
 			w.c.isolated.Go(w.c.newGroupWriter(w.group, w.since, w.failed, true).run)
 			return
 		case stepRetry:
-			if wait(w.c.ctx, min(50*time.Millisecond<<min(w.try, 10), 5*time.Second)) != nil {
+			if dialect.Wait(w.c.ctx, min(50*time.Millisecond<<min(w.try, 10), 5*time.Second)) != nil {
 				w.giveUp()
 				return
 			}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/gorm-outbox/outbox/internal/dialect"
 	"github.com/gorm-outbox/outbox/internal/guard"
 )
 
@@ -36,7 +37,7 @@ func (d *dispatcher) listen(ctx context.Context, w Waker) {
 		if err != nil {
 			d.outages.failed(name, err)
 		}
-		if wait(ctx, 500*time.Millisecond+rand.N(time.Second)) != nil {
+		if dialect.Wait(ctx, 500*time.Millisecond+rand.N(time.Second)) != nil {
 			return
 		}
 	}

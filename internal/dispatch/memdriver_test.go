@@ -212,13 +212,13 @@ func (c *memConn) Commit() error {
 		return errLost
 	}
 	f := c.n.fault("COMMIT")
-	if err := wait(c.ctx, f.before); err != nil {
+	if err := dialect.Wait(c.ctx, f.before); err != nil {
 		f = memFault{err: err}
 	}
 	switch {
 	case f.err == nil:
 		tx.end(true)
-		f.err = wait(c.ctx, f.after)
+		f.err = dialect.Wait(c.ctx, f.after)
 	case f.executed && f.late > 0:
 		time.AfterFunc(f.late, func() { tx.end(true) })
 	default:
@@ -257,7 +257,7 @@ func (c *memConn) do(ctx context.Context, what string, f memStatement) (r memRes
 			time.AfterFunc(fault.late, func() { tx.end(false) }) // the server has not noticed yet
 		}
 	}()
-	if err := wait(ctx, fault.before); err != nil {
+	if err := dialect.Wait(ctx, fault.before); err != nil {
 		return r, err
 	}
 	if fault.err != nil && (!fault.executed || c.tx != nil) {
@@ -280,7 +280,7 @@ func (c *memConn) do(ctx context.Context, what string, f memStatement) (r memRes
 	if fault.err != nil {
 		return r, fault.err
 	}
-	return r, wait(ctx, fault.after)
+	return r, dialect.Wait(ctx, fault.after)
 }
 
 func (c *memConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {

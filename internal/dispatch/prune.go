@@ -4,6 +4,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 const (
@@ -14,7 +16,7 @@ const (
 // prune deletes what history has kept long enough, in small batches, until ctx is done.
 func (d *dispatcher) prune(ctx context.Context) {
 	// Processes that start together do not prune together.
-	for wait(ctx, pruneEvery/2+rand.N(pruneEvery)) == nil {
+	for dialect.Wait(ctx, pruneEvery/2+rand.N(pruneEvery)) == nil {
 		for _, kind := range []struct {
 			failed bool
 			age    time.Duration
@@ -39,7 +41,7 @@ func (d *dispatcher) pruneOlder(ctx context.Context, failed bool, age time.Durat
 		if err != nil || n < pruneBatch {
 			return err
 		}
-		if err := wait(ctx, 50*time.Millisecond); err != nil {
+		if err := dialect.Wait(ctx, 50*time.Millisecond); err != nil {
 			return err
 		}
 	}

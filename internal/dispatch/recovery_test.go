@@ -60,6 +60,7 @@ func TestTransactionThatBeganTooLateRunsNothing(t *testing.T) {
 				d = p.start(t)
 				d.lease.begin("p", time.Now())
 				r := d.newRun(store.Claimed{Task: &store.Task{ID: "task", Func: "mine", Attempt: 1, MaxAttempts: 1, Version: 7, ProcessID: &d.lease.id}})
+				r.state.on(onStart) // as execute does
 				if try := r.tryTransaction(reflect.Value{}); called == late || try.result.giveBack != late || try.end != txRolledBack {
 					t.Errorf("called: %v, %+v", called, try)
 				}

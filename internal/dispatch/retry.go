@@ -4,6 +4,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // MaxTries of a transaction, or of a statement outside of one, that the database asks to run again.
@@ -12,7 +14,7 @@ const MaxTries = 10
 // PauseBeforeTry keeps contenders from colliding again: as many as there are may do so if they
 // return together. failed is how many tries did.
 func PauseBeforeTry(ctx context.Context, failed int) error {
-	return wait(ctx, DefaultBackoff(1)>>max(0, 7-failed))
+	return dialect.Wait(ctx, DefaultBackoff(1)>>max(0, 7-failed))
 }
 
 // DefaultBackoff doubles from one second to an hour, each a quarter more or less at random.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // RunDue runs what is due now, once, and returns how many runs there were.
@@ -56,7 +58,7 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 	// A database's clock may have milliseconds only. A task that is requeued after this one does
 	// not come again in this call.
 	if !d.cfg.TestClock {
-		if err := wait(ctx, time.Millisecond); err != nil {
+		if err := dialect.Wait(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -78,7 +80,7 @@ func (d *dispatcher) runDue(ctx context.Context) error {
 			if !again || d.slots.free() == 0 {
 				break
 			}
-			if err := errors.Join(wait(ctx, pause), d.pollOnce(ctx)); err != nil {
+			if err := errors.Join(dialect.Wait(ctx, pause), d.pollOnce(ctx)); err != nil {
 				return err
 			}
 			continue

@@ -36,7 +36,7 @@ const never = runStages
 // runNext is the stage after an event.
 var runNext = [runStages][runEvents]runStage{
 	//              onStart      onCall      onEnd     onGiveUp  onPersist      onReturn     onReopen
-	runQueued:     {runStarting, runRunning, runEnded, runStuck, never, never, never},
+	runQueued:     {runStarting, never, runEnded, runStuck, never, never, never},
 	runStarting:   {never, runRunning, runEnded, runStuck, never, never, never},
 	runRunning:    {never, runRunning, runEnded, runStuck, never, never, never},
 	runEnded:      {never, never, never, never, runReleased, never, runRunning},

@@ -3,6 +3,8 @@ package dispatch
 import (
 	"context"
 	"time"
+
+	"github.com/gorm-outbox/outbox/internal/dialect"
 )
 
 // clockCheck is how often a wait for the next scan looks at the wall clock.
@@ -19,7 +21,7 @@ func untilNext(ctx context.Context, s Schedule, now func() time.Time) error {
 		limit = 24 * time.Hour
 	}
 	for {
-		if err := wait(ctx, min(limit-time.Since(begun), clockCheck)); err != nil {
+		if err := dialect.Wait(ctx, min(limit-time.Since(begun), clockCheck)); err != nil {
 			return err
 		}
 		if time.Since(begun) >= limit || !next.IsZero() && !now().Round(0).Before(next) {

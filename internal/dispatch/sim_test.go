@@ -446,7 +446,7 @@ func (n *simNode) work(ctx context.Context, task *store.Task, rng simRand) error
 	length := []time.Duration{0, 0, rng.N(time.Second), rng.N(5 * time.Second), rng.N(simStray)}[rng.IntN(5)]
 	obeys := rng.IntN(5) > 0
 	for end := time.Now().Add(length); time.Now().Before(end); {
-		if err := wait(ctx, min(time.Until(end), 250*time.Millisecond)); err != nil {
+		if err := dialect.Wait(ctx, min(time.Until(end), 250*time.Millisecond)); err != nil {
 			if obeys {
 				return err
 			}

@@ -47,7 +47,7 @@ func (d *dispatcher) lockSingle(ctx context.Context) error {
 		if time.Since(begun) >= patience {
 			return d.anotherSingle(ctx)
 		}
-		if err := wait(ctx, 50*time.Millisecond); err != nil {
+		if err := dialect.Wait(ctx, 50*time.Millisecond); err != nil {
 			return err
 		}
 	}

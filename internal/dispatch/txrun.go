@@ -274,7 +274,7 @@ func (r *run) inDoubt(o dialect.Outcome) (committed, away bool) {
 	ctx := context.WithoutCancel(r.ctx)
 	for {
 		committed, err := r.d.store.Committed(ctx, o)
-		if err == nil || wait(r.d.writeCtx, 500*time.Millisecond) != nil {
+		if err == nil || dialect.Wait(r.d.writeCtx, 500*time.Millisecond) != nil {
 			return committed, away || err != nil
 		}
 		away = true

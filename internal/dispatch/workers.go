@@ -67,8 +67,8 @@ func (d *dispatcher) take(woken bool) (r *run) {
 // runtime.Goexit.
 func (d *dispatcher) work() {
 	// The reserve is in use, so that the collector does not halve the stack, which the next handler
-	// would have to grow again. Without it a backlog was worked off at 1.04 instead of 1.2 times the
-	// rate of a bare loop (table workoff of make bench, two runs each).
+	// would have to grow again. Without it a backlog was worked off at 1.04 instead of 1.2 times
+	// the rate of a bare loop (table workoff of make bench, two runs each).
 	var reserve [5 << 10]byte
 	defer keep(&reserve)
 	for {

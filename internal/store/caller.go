@@ -5,21 +5,17 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/gorm-outbox/outbox/internal/dialect"
-	"github.com/gorm-outbox/outbox/internal/text"
 )
 
 // What callers do to tasks, on their own connections and in their own transactions.
 
-// DuplicateKeyError says which unfinished task holds a key.
+// DuplicateKeyError says which unfinished task holds a key. The API has an error of its own for it.
 type DuplicateKeyError struct{ Key, ID string }
 
-func (e *DuplicateKeyError) Error() string {
-	return "key " + text.Quote(e.Key) + " is held by the unfinished task " + e.ID
-}
+func (e *DuplicateKeyError) Error() string { return "duplicate key" }
 
 // Inserted is what the database has given a new row.
 type Inserted struct{ RunAt, CreatedAt time.Time }
@@ -43,7 +39,12 @@ func (s *Store) Insert(ctx context.Context, c dialect.Conn, rows []dialect.NewRo
 		if err != nil {
 			return nil, s.Explain(err)
 		}
-		missing = slices.DeleteFunc(slices.Clone(rows), func(r dialect.NewRow) bool { _, is := inserted[r.ID]; return is })
+		missing = nil
+		for _, r := range rows {
+			if _, is := inserted[r.ID]; !is {
+				missing = append(missing, r)
+			}
+		}
 		if len(missing) == 0 {
 			return inserted, nil
 		}

@@ -34,7 +34,7 @@ func (s *Store) Migrate(ctx context.Context) error {
 		if err == nil || class != dialect.Busy && class != dialect.Retry || try == 200 {
 			return err
 		}
-		if pause(ctx, 50*time.Millisecond) != nil {
+		if dialect.Wait(ctx, 50*time.Millisecond) != nil {
 			return err
 		}
 	}
@@ -149,16 +149,4 @@ func (s *Store) CheckSchema(ctx context.Context) error {
 	}
 	s.compared.Store(err == nil)
 	return err
-}
-
-// pause sleeps, unless ctx ends.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
 }
