@@ -167,13 +167,6 @@ func (m mutant) try() (caught, output string, err error) {
 	if err != nil {
 		return "", "", err
 	}
-	if *compile {
-		output, err := exec.Command("go", append([]string{"build", "-overlay", overlay}, packages(m)...)...).CombinedOutput()
-		if err != nil {
-			return "", string(output), fmt.Errorf("does not compile")
-		}
-		return "the compiler's approval", "", nil
-	}
 	// Where a named test is in a changed package it is enough, as a rule: the others compile and
 	// run longer.
 	ran := false
@@ -208,10 +201,7 @@ func timed(try func() (caught, output string, err error)) (o outcome) {
 	return o
 }
 
-var (
-	named   = flag.Bool("named", false, "run the named tests only")
-	compile = flag.Bool("compile", false, "only find out whether each one compiles")
-)
+var named = flag.Bool("named", false, "run the named tests only")
 
 func main() {
 	flag.Parse()
@@ -254,9 +244,7 @@ func main() {
 	for test := range tests {
 		all = append(all, test)
 	}
-	if !*compile {
-		report("(unchanged)", false, timed(func() (string, string, error) { return run("", strings.Join(all, "|"), "10m", packages(chosen...)...) }))
-	}
+	report("(unchanged)", false, timed(func() (string, string, error) { return run("", strings.Join(all, "|"), "10m", packages(chosen...)...) }))
 	// As many at a time as there are processors, for tests mostly wait.
 	outcomes, places := make([]chan outcome, len(chosen)), make(chan struct{}, runtime.NumCPU())
 	for i := range outcomes {
