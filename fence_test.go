@@ -425,7 +425,7 @@ func TestRescueHalfDone(t *testing.T) {
 // waiting counts the sessions that wait for a lock, by the database's name.
 var waiting = map[string]string{
 	"postgres": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
-	// Not innodb_trx, which whoever asks again and again finds as it was the first time.
+	// Not innodb_trx, of which a session that asks again sees the first answer.
 	"mysql": "SELECT count(*) FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID() AND command <> 'Sleep' AND (info LIKE '%FOR UPDATE' OR info LIKE '%FOR UPDATE /%')",
 }
 

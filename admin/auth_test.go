@@ -97,7 +97,7 @@ func TestGuessingHoldsUpNobody(t *testing.T) {
 	if n := open.Load(); n < 10 {
 		t.Errorf("only %d of 20 guesses are still open: the user has waited for the others", n)
 	}
-	giveUp() // whoever has gone is not tried
+	giveUp() // a user who has gone is not tried
 	guesses.Wait()
 }
 

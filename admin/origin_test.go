@@ -67,7 +67,7 @@ func TestWhereTasksRun(t *testing.T) {
 	})
 }
 
-// TestLongErrorsAreFolded: the first lines are read at once, the stack of a panic by whoever wants
+// TestLongErrorsAreFolded: the first lines are read at once, the stack of a panic when a reader wants
 // it.
 func TestLongErrorsAreFolded(t *testing.T) {
 	d := open(t, testdb.SQLite(t), admin.Options{})

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// Every contestant works off a few tasks: whoever loses one, or cannot be started at all, is found
+// Every contestant works off a few tasks: one that loses a task, or cannot be started, is found
 // here and not in a run of many minutes.
 func TestContestants(t *testing.T) {
 	b := testBench(t)

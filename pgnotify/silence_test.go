@@ -61,7 +61,7 @@ func TestSilentConnection(t *testing.T) {
 	}
 	wait()
 
-	// Whoever answers is kept.
+	// A server that answers is kept.
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	limit := time.After(30 * time.Second)
@@ -79,7 +79,7 @@ func TestSilentConnection(t *testing.T) {
 	}
 	wait()
 
-	// Whoever does not is given up.
+	// One that does not is given up.
 	cut.Store(true)
 	select {
 	case err := <-done:

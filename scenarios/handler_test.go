@@ -117,7 +117,7 @@ func TestSwallowedDeadlock(t *testing.T) {
 				if task, _ := outbox.TaskFrom(ctx); task.Attempt > 1 {
 					return nil
 				}
-				// Whoever has waited for longer than deadlock_timeout is the victim.
+				// The session that has waited for longer than deadlock_timeout is the victim.
 				err := tx.Exec("SET LOCAL deadlock_timeout = '50ms'").Error
 				err = errors.Join(err, tx.Exec("UPDATE locks SET n = n + 1 WHERE id = 1").Error)
 				close(holds)

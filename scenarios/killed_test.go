@@ -113,18 +113,7 @@ func spawnDispatcher(t *testing.T, dsn string, env ...string) *exec.Cmd {
 // crashDB opens a database that children can open too.
 func crashDB(t *testing.T, dsn string) (*gorm.DB, *outbox.Plugin) {
 	t.Helper()
-	db, err := dbtest.OpenDSN(dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool, err := db.DB()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = pool.Close() })
-	if err := db.AutoMigrate(&runRow{}); err != nil {
-		t.Fatal(err)
-	}
+	db := processDB(t, dsn, &runRow{})
 	return db, dbtest.Install(t, db, crashOptions(), func(p *outbox.Plugin) { crashHandlers(p, db, false) })
 }
 

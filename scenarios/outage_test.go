@@ -324,7 +324,7 @@ func TestDatabaseIsDownAtTheStart(t *testing.T) {
 }
 
 // A heartbeat that waits for the only write lock does not end the handlers, however short the limit
-// is: whoever holds the lock keeps the others from taking over.
+// is: the transaction that has the lock keeps other processes from a rescue.
 func TestHeartbeatThatWaitsForTheWriteLock(t *testing.T) {
 	dsn := testdb.SQLiteDSN(t)
 	db, other := processDB(t, dsn), processDB(t, dsn)

@@ -182,8 +182,8 @@ func (c *process) row(t *testing.T, db *gorm.DB) (m outbox.ProcessModel) {
 	return m
 }
 
-// processDB opens a database that children can open too.
-func processDB(t *testing.T, dsn string) *gorm.DB {
+// processDB opens a database that children can open too, with the tables of some models.
+func processDB(t *testing.T, dsn string, models ...any) *gorm.DB {
 	t.Helper()
 	db, err := dbtest.OpenDSN(dsn)
 	if err != nil {
@@ -194,7 +194,7 @@ func processDB(t *testing.T, dsn string) *gorm.DB {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = pool.Close() })
-	if err := db.AutoMigrate(&mark{}); err != nil {
+	if err := db.AutoMigrate(append(models, &mark{})...); err != nil {
 		t.Fatal(err)
 	}
 	return db

@@ -69,7 +69,7 @@ func TestStopDuringStart(t *testing.T) {
 	})
 }
 
-// Run's context ends while the process row is written: whoever cut that short would not know
+// Run's context ends while the process row is written: a statement that is cut short leaves unknown
 // whether the row is there.
 func TestStopWhileItRegisters(t *testing.T) {
 	each(t, func(t *testing.T, d database, dsn string) {

@@ -45,7 +45,7 @@ type shop struct {
 	root   string
 }
 
-// open serves the pages; whoever has no X-User is not signed in, and only alice may cancel.
+// open serves the pages; a request without X-User is not signed in, and only alice may cancel.
 func open(t *testing.T, serve serve, redact func(*gorm.DB) func(string, []byte) []byte) *shop {
 	t.Helper()
 	s := newShop(t)

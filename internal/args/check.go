@@ -11,13 +11,13 @@ import (
 	"github.com/gorm-outbox/outbox/internal/text"
 )
 
-// CheckStorable refuses JSON that a database or a decoder would change or reject: invalid JSON or UTF-8,
-// \u0000, half a surrogate pair, a duplicate key, nesting deeper than MaxDepth. It reads the text
-// itself, because a decoder would hide all of these.
+// CheckStorable refuses JSON that a database or a decoder would change or reject: invalid JSON or
+// UTF-8, \u0000, half a surrogate pair, a duplicate key, nesting deeper than MaxDepth. It reads the
+// text itself, because a decoder would hide all of these.
 func CheckStorable(raw []byte) error { return checkFields(raw, nil) }
 
-// checkFields does what CheckStorable does. If f is not nil, the object's keys must also be those of its
-// type's fields.
+// checkFields does what CheckStorable does. If f is not nil, the object's keys must also be those
+// of its type's fields.
 func checkFields(raw []byte, f *fields) error {
 	if !json.Valid(raw) {
 		var v any

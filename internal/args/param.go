@@ -42,8 +42,9 @@ func (p Param) CallsMethods() bool {
 	return p.typ != nil && !p.plain && p.typ != reflect.TypeFor[Named]()
 }
 
-// CheckFits reports whether arguments that were encoded as raw can be bound. A value of the parameter's
-// own type can be bound without a test if all parts of the type are decoded as they are encoded.
+// CheckFits reports whether arguments that were encoded as raw can be bound. A value of the
+// parameter's own type can be bound without a test if all parts of the type are decoded as they are
+// encoded.
 func (p Param) CheckFits(args any, raw []byte) error {
 	if p.plain && reflect.TypeOf(args) == p.typ {
 		return nil

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// mysql84 is what the statements may call or read. No test runs on MySQL 8.4, so whoever adds a
-// name looks it up in its manual first.
+// mysql84 is what the statements may call or read. No test runs on MySQL 8.4, so a new
+// name is looked up in its manual first.
 var mysql84 = strings.Fields(`
 	CAST COALESCE CONCAT COUNT DATABASE GET_LOCK IF JSON_TABLE LEAST LEFT MAX NULLIF RELEASE_LOCK
 	SHA2 TIMESTAMPDIFF UTC_TIMESTAMP VALUES
