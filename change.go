@@ -42,9 +42,9 @@ type HeldKey struct {
 func (k HeldKey) Cancelled() bool { return k.State == StatePending || k.State == StateParked }
 
 // CancelKey cancels the task that waits with the key, if one does. It says what it has found, as
-// tx's transaction sees it: a task that waited, and is cancelled now; one that runs, and goes on; or
-// none. Neither of the last two is an error. Option: IfVersion, which gives ErrConflict for another
-// version.
+// tx's transaction sees it: a task that waited, and is cancelled now; one that runs, and goes on;
+// or none. Neither of the last two is an error. Option: IfVersion, which gives ErrConflict for
+// another version.
 func CancelKey(tx *gorm.DB, key string, opts ...ChangeOption) (HeldKey, error) {
 	var held HeldKey
 	err := change(tx, opts, func(h handle, s settings) (err error) {

@@ -67,8 +67,8 @@ func TestWhereTasksRun(t *testing.T) {
 	})
 }
 
-// TestLongErrorsAreFolded: the first lines are read at once, the stack of a panic when a reader wants
-// it.
+// TestLongErrorsAreFolded: the first lines are read at once, the stack of a panic when a reader
+// wants it.
 func TestLongErrorsAreFolded(t *testing.T) {
 	d := open(t, testdb.SQLite(t), admin.Options{})
 	bad := d.failed()

@@ -113,7 +113,8 @@ func (d database) words(parts []string) (theirs []string) {
 	return theirs
 }
 
-// effect is written by handlers, inside their transaction where they have one; no key hides a second one.
+// effect is written by handlers, inside their transaction where they have one. No key hides a second
+// one.
 type effect struct {
 	Task    string
 	Attempt int
@@ -163,7 +164,8 @@ func quick(change ...func(*outbox.Options)) outbox.Options {
 	return o
 }
 
-// patient gives heartbeats the time that a busy machine may need: for tests in which nobody is to be declared dead.
+// patient gives heartbeats the time that a busy machine may need, in tests in which no process may
+// be declared dead.
 func patient(o *outbox.Options) { o.Heartbeat, o.HeartbeatLimit = 100*time.Millisecond, 30*time.Second }
 
 // effects of a task.
